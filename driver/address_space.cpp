@@ -1,0 +1,125 @@
+#include "address_space.hpp"
+
+#include <atomic>
+#include <cstring>
+
+#include "device.hpp"
+#include "error.hpp"
+#include "fences.hpp"
+
+namespace jalapeno::driver {
+
+namespace {
+constexpr uint64_t kTableBytes = hw::kTableEntries * 8;
+constexpr uint64_t kGuardPages = 1;
+}  // namespace
+
+void RangeAllocator::add(uint64_t begin, uint64_t count) {
+  available_ += count;
+  auto next = free_.lower_bound(begin);
+  if (next != free_.begin()) {
+    auto before = std::prev(next);
+    if (before->first + before->second == begin) begin = before->first, count += before->second, free_.erase(before);
+  }
+  if (next != free_.end() && begin + count == next->first) count += next->second, free_.erase(next);
+  free_[begin] = count;
+}
+
+uint64_t RangeAllocator::take(uint64_t count) {
+  for (auto it = free_.begin(); it != free_.end(); ++it) {
+    if (it->second < count) continue;
+    const uint64_t begin = it->first, rest = it->second - count;
+    free_.erase(it);
+    if (rest > 0) free_[begin + count] = rest;
+    available_ -= count;
+    return begin;
+  }
+  return kNone;
+}
+
+uint64_t RangeAllocator::largest() const {
+  uint64_t most = 0;
+  for (const auto& [begin, count] : free_) most = std::max(most, count);
+  return most;
+}
+
+AddressSpace::AddressSpace(Device& device) : device_(device), context_(device.take_context()) {
+  addresses_.add(1, (uint64_t{1} << hw::kVaBits) / hw::kPageBytes / 2 - 1);  // page 0 stays unmapped
+  root_ = new_table();
+  device_.enable_context(context_, root_);
+}
+
+AddressSpace::~AddressSpace() {
+  device_.give_context(context_);
+  for (uint64_t page : table_pages_) device_.give_hbm(page, 1);
+}
+
+uint64_t AddressSpace::new_table() {
+  if (next_table_ == tables_end_) {
+    const uint64_t page = device_.take_hbm(1);
+    table_pages_.push_back(page);
+    next_table_ = page * hw::kPageBytes, tables_end_ = next_table_ + hw::kPageBytes;
+    std::memset(device_.hbm().data() + next_table_, 0, hw::kPageBytes);
+  }
+  next_table_ += kTableBytes;
+  return next_table_ - kTableBytes;
+}
+
+void AddressSpace::map_page(uint64_t va, uint64_t entry) {
+  uint64_t table = root_;
+  for (int level = 0;; ++level) {
+    auto& slot = reinterpret_cast<uint64_t*>(device_.hbm().data() + table)[hw::table_index(va, level)];
+    std::atomic_ref word(slot);
+    if (level == 2) {
+      word.store(entry, std::memory_order_relaxed);
+      return;
+    }
+    uint64_t next = word.load(std::memory_order_relaxed);
+    if (!(next & hw::pte::kValid)) {
+      next = new_table() | hw::pte::kValid;
+      word.store(next, std::memory_order_relaxed);
+    }
+    table = next & hw::pte::kAddressMask;
+  }
+}
+
+HbmBlock AddressSpace::allocate(uint64_t bytes, uint64_t permissions) {
+  const uint64_t pages = (bytes + hw::kPageBytes - 1) / hw::kPageBytes;
+  if (bytes == 0 || pages > uint64_t{1} << 24) throw Error(Code::kInvalidValue, "device memory of " + std::to_string(bytes) + " bytes");
+  std::lock_guard lock(mutex_);
+  const uint64_t physical = device_.take_hbm(pages);
+  uint64_t va = addresses_.take(pages + kGuardPages);
+  HbmBlock block{hw::DeviceAddr{va * hw::kPageBytes}, pages * hw::kPageBytes, physical * hw::kPageBytes};
+  try {
+    for (uint64_t k = 0; k < pages; ++k)
+      map_page(hw::raw(block.address) + k * hw::kPageBytes, (block.physical + k * hw::kPageBytes) | permissions | hw::pte::kValid);
+    flush_write_combining();
+    device_.invalidate_context(context_);
+  } catch (...) {
+    device_.give_hbm(physical, pages);
+    addresses_.give(va, pages + kGuardPages);
+    throw;
+  }
+  return block;
+}
+
+void AddressSpace::free(const HbmBlock& block) {
+  std::lock_guard lock(mutex_);
+  const uint64_t pages = block.bytes / hw::kPageBytes;
+  for (uint64_t k = 0; k < pages; ++k) map_page(hw::raw(block.address) + k * hw::kPageBytes, 0);
+  flush_write_combining();
+  if (!device_.lost()) device_.invalidate_context(context_);
+  device_.give_hbm(block.physical / hw::kPageBytes, pages);
+  addresses_.give(hw::raw(block.address) / hw::kPageBytes, pages + kGuardPages);
+}
+
+std::span<std::byte> AddressSpace::aperture(const HbmBlock& block) const { return device_.hbm().subspan(block.physical, block.bytes); }
+
+void AddressSpace::invalidate() {
+  flush_write_combining();
+  device_.invalidate_context(context_);
+}
+
+uint64_t AddressSpace::free_bytes() const { return device_.free_hbm() * hw::kPageBytes; }
+
+}  // namespace jalapeno::driver

@@ -1,0 +1,29 @@
+// From a URI to a transport. A new way to reach a device is a class and a line here.
+#include "transport.hpp"
+
+#include <atomic>
+
+#include "error.hpp"
+#include "vfio_user.hpp"
+
+namespace jalapeno::driver {
+namespace {
+std::atomic<EmbeddedLauncher> embedded_launcher{nullptr};
+}
+
+void set_embedded_launcher(EmbeddedLauncher launcher) { embedded_launcher.store(launcher); }
+
+std::unique_ptr<Transport> open_transport(const std::string& uri) {
+  if (uri == "emu:" || uri.rfind("emu:?", 0) == 0) {
+    EmbeddedLauncher launch = embedded_launcher.load();
+    if (launch == nullptr) throw Error(Code::kNotSupported, uri + ": this build has no embedded emulator");
+    Embedded emulator = launch(uri.size() > 5 ? uri.substr(5) : "");
+    return std::make_unique<VfioUserTransport>(emulator.socket, uri, std::move(emulator.keep));
+  }
+  if (uri.rfind("emu:", 0) == 0) return VfioUserTransport::connect(uri.substr(4));
+  if (uri.rfind("vfio:", 0) == 0)
+    throw Error(Code::kNotSupported, uri + ": the kernel VFIO transport is not part of this version; it reaches emulated chips only (emu:)");
+  throw Error(Code::kInvalidValue, "device URI \"" + uri + "\": expected emu:, emu:/path/to.sock or vfio:DDDD:BB:DD.F");
+}
+
+}  // namespace jalapeno::driver

@@ -1,0 +1,280 @@
+// Registers and lifetime of a chip; packets are run in command_processor.cpp.
+#include "chip.hpp"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <bit>
+#include <cstring>
+#include <random>
+#include <stdexcept>
+
+namespace jalapeno::emu {
+namespace {
+
+uint64_t usable_hbm(const EmulatorOptions& options, const ChipConfig& config) {
+  uint64_t bytes = std::bit_floor(std::min(options.hbm_bytes, config.hbm_bytes));
+  if (bytes < uint64_t{64} << 20) throw std::runtime_error("HBM of " + std::to_string(options.hbm_bytes) + " bytes: expected at least 64M");
+  return bytes;
+}
+
+int sealed_memfd(const char* name, uint64_t bytes) {
+  int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  if (fd < 0 || ftruncate(fd, static_cast<off_t>(bytes)) != 0 || posix_fallocate(fd, 0, static_cast<off_t>(bytes)) != 0 ||
+      fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
+    throw std::runtime_error(std::string(name) + ": " + std::strerror(errno));
+  return fd;
+}
+
+}  // namespace
+
+Chip::Chip(const EmulatorOptions& options, uint32_t index)
+    : options_(options),
+      config_(load_config(options.config_file)),
+      plan_(options.faults),
+      index_(index),
+      memory_(usable_hbm(options, config_)),
+      doorbell_bytes_(std::bit_ceil(uint64_t{kQueueCount + 1} * sizeof(hw::DoorbellPage))),
+      doorbell_fd_(sealed_memfd("jalapeno-doorbells", doorbell_bytes_)),
+      doorbell_mapping_(std::make_shared<Mapping>(doorbell_fd_, 0, doorbell_bytes_, true)),
+      doorbells_(reinterpret_cast<hw::DoorbellPage*>(doorbell_mapping_->data())),
+      queues_(kQueueCount),
+      contexts_(kContextCount),
+      interrupts_(kVectors, -1),
+      pool_(config_, options_) {
+  std::random_device random;
+  for (uint64_t& half : uuid_) half = uint64_t{random()} << 32 | random();
+  for (uint32_t q = 0; q < kQueueCount; ++q) doorbells_[q].interrupt_arm = hw::kNotArmed;
+  processor_ = std::thread([this] { serve(); });
+}
+
+Chip::~Chip() {
+  stop_.store(true);
+  deadline_ns_.store(0);
+  wake_.release();
+  processor_.join();
+  for (int fd : interrupts_)
+    if (fd >= 0) close(fd);
+  close(doorbell_fd_);
+}
+
+void Chip::map_host(int fd, uint64_t offset, uint64_t iova, uint64_t bytes, bool read, bool write) {
+  memory_.map_host(fd, offset, iova, bytes, read, write);
+  host_epoch_.fetch_add(1);
+}
+
+void Chip::unmap_host(uint64_t iova, uint64_t bytes) {
+  memory_.unmap_host(iova, bytes);
+  host_epoch_.fetch_add(1);
+}
+
+void Chip::set_interrupt(uint32_t vector, int eventfd) {
+  std::lock_guard lock(interrupt_mutex_);
+  if (vector >= kVectors) {
+    if (eventfd >= 0) close(eventfd);
+    return;
+  }
+  if (interrupts_[vector] >= 0) close(interrupts_[vector]);
+  interrupts_[vector] = eventfd;
+}
+
+void Chip::reset() {
+  control_waiting_.fetch_add(1);
+  deadline_ns_.store(0);  // stops a running program at its next look at the clock
+  {
+    std::lock_guard lock(mutex_);
+    for (uint32_t q = 0; q < kQueueCount; ++q) {
+      queues_[q] = Queue{};
+      std::atomic_ref(doorbells_[q].tail).store(0, std::memory_order_relaxed);
+      std::atomic_ref(doorbells_[q].interrupt_arm).store(hw::kNotArmed, std::memory_order_relaxed);
+    }
+    for (Context& c : contexts_) c = Context{};
+    order_.clear();
+    memory_.unmap_all_host();
+    host_epoch_.fetch_add(1);
+    host_memory_ = Memory(memory_.host_map());
+    scratch_memory_ = Memory();
+    staged_ = Queue{};
+    health_.store(hw::kHealthReady);
+    epoch_.fetch_add(1);
+  }
+  for (uint32_t v = 0; v < kVectors; ++v) set_interrupt(v, -1);
+  control_waiting_.fetch_sub(1);
+}
+
+void Chip::scrub() {
+  std::lock_guard lock(mutex_);
+  fallocate(memory_.hbm_fd(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(memory_.hbm_bytes()));
+}
+
+uint64_t Chip::counter(uint32_t offset) const {
+  auto whole = [](const std::atomic<double>& v) { return static_cast<uint64_t>(v.load(std::memory_order_relaxed)); };
+  switch (offset) {
+    case hw::reg::kEnergyMicrojoules:
+      return static_cast<uint64_t>(counters_.picojoules.load(std::memory_order_relaxed) * 1e-6 + counters_.device_ns.load(std::memory_order_relaxed) * config_.idle_watts * 1e-3);
+    case hw::reg::kDeviceNanoseconds: return whole(counters_.device_ns);
+    case hw::reg::kBusyCoresNs: return whole(counters_.cores_ns);
+    case hw::reg::kBusyMatrixNs: return whole(counters_.matrix_ns);
+    case hw::reg::kBusyVectorNs: return whole(counters_.vector_ns);
+    case hw::reg::kBusyDmaNs: return whole(counters_.dma_ns);
+    case hw::reg::kBusyCopyNs: return whole(counters_.copy_ns);
+    case hw::reg::kHbmReadBytes: return counters_.hbm_read;
+    case hw::reg::kHbmWriteBytes: return counters_.hbm_write;
+    case hw::reg::kHostBytes: return counters_.host_bytes;
+    case hw::reg::kPackets: return counters_.packets;
+    case hw::reg::kLaunches: return counters_.launches;
+    case hw::reg::kInstances: return counters_.instances;
+    case hw::reg::kInstructions: return counters_.instructions;
+    case hw::reg::kFaults: return counters_.faults;
+    case hw::reg::kEccCorrected: return counters_.ecc_corrected;
+    case hw::reg::kEccUncorrected: return counters_.ecc_uncorrected;
+    default: return ~uint64_t{0};
+  }
+}
+
+bool Chip::read_register(uint64_t offset, uint32_t bytes, uint64_t& value) {
+  namespace reg = hw::reg;
+  if ((bytes != 4 && bytes != 8) || offset % bytes != 0 || offset + bytes > hw::kRegisterBarBytes) return false;
+  const uint32_t at = static_cast<uint32_t>(offset);
+  if (at >= reg::kConfigName && at < reg::kConfigName + 64) {
+    char name[72] = {};
+    std::strncpy(name, config_.name.c_str(), 63);
+    value = 0;
+    std::memcpy(&value, name + (at - reg::kConfigName), bytes);
+    return true;
+  }
+  if (at >= reg::kEnergyMicrojoules && at < reg::kTelemetryEnd) {
+    value = counter(at & ~7u);
+    if (at & 4) value >>= 32;
+    return true;
+  }
+  auto watts = [&] {  // over what happened since the last look; the same again when nothing did
+    std::lock_guard lock(interrupt_mutex_);
+    const double energy = counters_.picojoules, time = counters_.device_ns;
+    if (time - power_time_ > 1000) {
+      power_watts_ = std::min(config_.idle_watts + (energy - power_energy_) * 1e-3 / (time - power_time_), config_.limit_watts);
+      power_energy_ = energy, power_time_ = time;
+    }
+    return std::max(power_watts_, config_.idle_watts);
+  };
+  switch (at) {
+    case reg::kMagic: value = hw::kMagicValue; break;
+    case reg::kInterfaceVersion: value = hw::kInterfaceVersion; break;
+    case reg::kIsaVersion: value = hw::kIsaVersion; break;
+    case reg::kCapabilities: value = hw::kCapabilityEmulated | hw::kCapabilityAssumedRates; break;
+    case reg::kCores: value = config_.cores; break;
+    case reg::kSpmBytes: value = config_.spm_bytes; break;
+    case reg::kAccBytes: value = config_.acc_bytes; break;
+    case reg::kQueues: value = kQueueCount; break;
+    case reg::kContexts: value = kContextCount; break;
+    case reg::kLinks: value = config_.links; break;
+    case reg::kHbmBytes: value = memory_.hbm_bytes(); break;
+    case reg::kHbmBytes + 4: value = memory_.hbm_bytes() >> 32; break;
+    case reg::kHbmMegabytesPerSecond: value = static_cast<uint64_t>(config_.hbm_gbytes_per_second * 1000); break;
+    case reg::kCoreClockKhz: value = static_cast<uint64_t>(config_.core_clock_ghz * 1e6); break;
+    case reg::kLinkMegabitsPerSecond: value = static_cast<uint64_t>(config_.link_gbits_per_second * 1000); break;
+    case reg::kPeakGigaflopsBf16:
+      value = static_cast<uint64_t>(2.0 * config_.array_rows * config_.array_columns * config_.core_clock_ghz * config_.cores);
+      break;
+    case reg::kUuid: case reg::kUuid + 8: value = uuid_[(at - reg::kUuid) / 8]; break;
+    case reg::kUuid + 4: case reg::kUuid + 12: value = uuid_[(at - reg::kUuid) / 8] >> 32; break;
+    case reg::kPowerLimitMilliwatts: value = static_cast<uint64_t>(config_.limit_watts * 1000); break;
+    case reg::kDollarsPerHourMicro: value = static_cast<uint64_t>(config_.dollars_per_hour * 1e6); break;
+    case reg::kHealth: value = health_.load(); break;
+    case reg::kEpoch: value = epoch_.load(); break;
+    case reg::kHeartbeat: value = heartbeat_.load(); break;
+    case reg::kQueueState: {
+      std::lock_guard lock(mutex_);
+      value = queue_select_ < kQueueCount ? queues_[queue_select_].state : hw::kQueueStateOff;
+      break;
+    }
+    case reg::kTemperatureMillicelsius: value = static_cast<uint64_t>(32000 + watts() * 50); break;
+    case reg::kPowerMilliwatts: value = static_cast<uint64_t>(watts() * 1000); break;
+    default: value = ~uint64_t{0}; break;
+  }
+  return true;
+}
+
+bool Chip::write_register(uint64_t offset, uint32_t bytes, uint64_t value) {
+  namespace reg = hw::reg;
+  if ((bytes != 4 && bytes != 8) || offset % bytes != 0 || offset + bytes > hw::kRegisterBarBytes) return false;
+  const uint32_t at = static_cast<uint32_t>(offset), word = static_cast<uint32_t>(value);
+  if (at == reg::kWake) {
+    wake_.release();
+    return true;
+  }
+  if (at == reg::kControl) {
+    if (word & hw::kControlReset) reset();
+    return true;
+  }
+  control_waiting_.fetch_add(1);
+  {
+    std::lock_guard lock(mutex_);
+    switch (at) {
+      case reg::kContextSelect: context_select_ = word; break;
+      case reg::kContextPageTable: context_root_ = value; break;
+      case reg::kContextCommand: context_command(word); break;
+      case reg::kQueueSelect: queue_select_ = word; break;
+      case reg::kQueueContext: staged_.context = word; break;
+      case reg::kQueueRing: staged_.ring = value; break;
+      case reg::kQueueRingLog2: staged_.ring_log2 = word; break;
+      case reg::kQueuePriority: staged_.priority = word; break;
+      case reg::kQueueTimeline: staged_.timeline = value; break;
+      case reg::kQueueFault: staged_.fault = value; break;
+      case reg::kQueueStart: staged_.head = value; break;
+      case reg::kQueueCommand: queue_command(word); break;
+      default: break;  // read-only and unknown registers ignore writes
+    }
+  }
+  control_waiting_.fetch_sub(1);
+  return true;
+}
+
+void Chip::context_command(uint32_t command) {
+  if (context_select_ >= kContextCount) return;
+  Context& c = contexts_[context_select_];
+  switch (command) {
+    case hw::kContextEnable:
+      c = Context{};
+      c.enabled = true, c.root = context_root_;
+      break;
+    case hw::kContextDisable: c = Context{}; break;
+    case hw::kContextInvalidate:
+      c.map.reset();
+      c.programs.clear();
+      break;
+    default: break;
+  }
+}
+
+void Chip::queue_command(uint32_t command) {
+  if (queue_select_ >= kQueueCount) return;
+  const uint32_t q = queue_select_;
+  if (command == hw::kQueueDisable) return disable_queue(q);
+  if (command != hw::kQueueEnable) return;
+  if (queues_[q].state != hw::kQueueStateOff || staged_.ring_log2 > hw::kMaxRingLog2 || staged_.context >= kContextCount || staged_.ring % 64 != 0 ||
+      staged_.timeline % 64 != 0 || staged_.fault % 64 != 0 || staged_.priority > 3)
+    return;  // the driver reads kQueueState back
+  queues_[q] = Queue{};
+  Queue& queue = queues_[q];
+  queue.context = staged_.context, queue.ring = staged_.ring, queue.ring_log2 = staged_.ring_log2;
+  queue.priority = staged_.priority, queue.timeline = staged_.timeline, queue.fault = staged_.fault;
+  queue.head = staged_.head;
+  queue.state = hw::kQueueStateRunning;
+  // A recycled slot must not show the last owner's indices.
+  std::atomic_ref(doorbells_[q].tail).store(queue.head, std::memory_order_release);
+  std::atomic_ref(doorbells_[q].interrupt_arm).store(hw::kNotArmed, std::memory_order_release);
+  auto at = order_.begin();
+  while (at != order_.end() && queues_[*at].priority >= queue.priority) ++at;
+  order_.insert(at, q);
+}
+
+void Chip::disable_queue(uint32_t q) {
+  if (queues_[q].state == hw::kQueueStateOff) return;
+  queues_[q] = Queue{};
+  std::erase(order_, q);
+  std::atomic_ref(doorbells_[q].tail).store(0, std::memory_order_release);
+}
+
+}  // namespace jalapeno::emu

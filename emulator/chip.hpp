@@ -1,0 +1,136 @@
+// One chip: registers, doorbells, queues, contexts, and the thread of its command processor.
+// What a PCIe slot can see of it is this interface; the vfio-user server is its only caller.
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <jalapeno_hw/packets.hpp>
+#include <jalapeno_hw/registers.hpp>
+#include <memory>
+#include <mutex>
+#include <semaphore>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "config.hpp"
+#include "core.hpp"
+#include "faults.hpp"
+#include "memory.hpp"
+#include "worker_pool.hpp"
+
+namespace jalapeno::emu {
+
+inline constexpr uint32_t kQueueCount = 256;
+inline constexpr uint32_t kContextCount = 64;
+inline constexpr uint32_t kVectors = kQueueCount + 1;  // the last one: device events
+
+class Chip {
+ public:
+  // Throws std::runtime_error on an unusable configuration. `index` makes the UUID.
+  Chip(const EmulatorOptions& options, uint32_t index);
+  ~Chip();
+  Chip(const Chip&) = delete;
+  Chip& operator=(const Chip&) = delete;
+
+  // The register BAR: 4- or 8-byte accesses, naturally aligned. An unknown register reads as all ones; false on a bad access.
+  bool read_register(uint64_t offset, uint32_t bytes, uint64_t& value);
+  bool write_register(uint64_t offset, uint32_t bytes, uint64_t value);
+
+  int doorbell_fd() const { return doorbell_fd_; }
+  uint64_t doorbell_bytes() const { return doorbell_bytes_; }
+  int hbm_fd() const { return memory_.hbm_fd(); }
+  uint64_t hbm_bar_bytes() const { return memory_.hbm_bytes(); }  // a power of two
+
+  void map_host(int fd, uint64_t offset, uint64_t iova, uint64_t bytes, bool read, bool write);  // throws std::runtime_error
+  void unmap_host(uint64_t iova, uint64_t bytes);
+  void set_interrupt(uint32_t vector, int eventfd);  // takes the descriptor, -1 detaches
+  void reset();        // function level reset: queues, contexts, DMA mappings and interrupts are gone
+  void scrub();        // HBM reads as zero again
+
+ private:
+  struct Context {
+    bool enabled = false;
+    uint64_t root = 0, epoch = 0;  // epoch of the host map that `map` was built with
+    std::shared_ptr<const AddressMap> map;
+    std::unordered_map<uint64_t, std::shared_ptr<const Program>> programs;  // by code address
+  };
+  struct Queue {
+    uint32_t state = hw::kQueueStateOff, context = 0, ring_log2 = 0, priority = 0;
+    uint64_t ring = 0, timeline = 0, fault = 0, head = 0;
+    double clock_ns = 0;                         // modelled
+    uint64_t block = 0, block_count = 0, block_position = 0;  // a CALL being run
+    bool called = false, dirty = false, interrupt = false;
+  };
+  enum class Step { kIdle, kBlocked, kProgress };
+
+  void serve();  // the command processor's thread
+  Step advance(uint32_t q);
+  bool run_packet(Queue& queue, const hw::Packet& packet);  // false: blocked; throws Fault
+  void launch(Queue& queue, const hw::LaunchPacket& packet);
+  void copy(Queue& queue, const hw::CopyPacket& packet);
+  void copy_bytes(Memory& memory, uint64_t source, uint64_t destination, uint64_t bytes);
+  void charge_copy(Queue& queue, uint64_t bytes, bool host);
+  bool wait(Queue& queue, const hw::TimelinePacket& packet);
+  void signal(Queue& queue, uint64_t timeline, uint64_t value, hw::Status status);
+  void fail(uint32_t q, Fault fault);
+  void discard(Queue& queue, const hw::Packet& packet);
+  void discard_block(Queue& queue, uint64_t block, uint64_t from, uint64_t count, int depth);
+  void publish(Queue& queue, uint64_t value, hw::Status status = hw::Status::kOk);
+  void raise(uint32_t vector);
+  void finish_turn(uint32_t q, Queue& queue);
+  bool anything_to_fetch() const;
+  void context_command(uint32_t command);
+  void queue_command(uint32_t command);
+  void disable_queue(uint32_t q);
+  Memory& context_memory(Queue& queue);
+  void engine(Queue& queue, double& engine_free, double duration);
+  hw::DoorbellPage& doorbell(uint32_t q) const { return doorbells_[q]; }
+  hw::DevicePage& device_page() const { return *reinterpret_cast<hw::DevicePage*>(doorbells_ + kQueueCount); }
+  uint64_t counter(uint32_t offset) const;
+
+  EmulatorOptions options_;
+  ChipConfig config_;
+  FaultPlan plan_;
+  uint32_t index_;
+  uint64_t uuid_[2];
+  MemorySystem memory_;
+  uint64_t doorbell_bytes_;
+  int doorbell_fd_;
+  std::shared_ptr<Mapping> doorbell_mapping_;
+  hw::DoorbellPage* doorbells_;
+
+  std::mutex mutex_;  // queues, contexts and registers; the processor holds it while it runs a packet
+  std::atomic<uint32_t> control_waiting_{0};
+  std::vector<Queue> queues_;
+  std::vector<Context> contexts_;
+  std::vector<uint32_t> order_;  // enabled queues, highest priority first
+  uint32_t context_select_ = 0, queue_select_ = 0;
+  uint64_t context_root_ = 0;
+  Queue staged_;  // what the queue registers hold before kQueueEnable
+  std::atomic<uint64_t> host_epoch_{1};
+  uint64_t host_memory_epoch_ = 0;
+  Memory host_memory_;
+  Memory scratch_memory_;
+  std::atomic<uint64_t> deadline_ns_{0};
+  Launch launch_;  // the one being run
+  std::atomic<uint32_t> epoch_{0}, heartbeat_{0}, health_{hw::kHealthReady};
+
+  std::mutex interrupt_mutex_;
+  std::vector<int> interrupts_;
+
+  // Telemetry; written by the processor only
+  struct Counters {
+    std::atomic<uint64_t> packets{0}, launches{0}, instances{0}, instructions{0}, faults{0}, ecc_corrected{0}, ecc_uncorrected{0};
+    std::atomic<uint64_t> hbm_read{0}, hbm_write{0}, host_bytes{0}, interrupts{0};
+    std::atomic<double> device_ns{0}, cores_ns{0}, matrix_ns{0}, vector_ns{0}, dma_ns{0}, copy_ns{0}, picojoules{0};
+  } counters_;
+  double compute_free_ns_ = 0, copy_free_ns_ = 0;
+  double power_energy_ = 0, power_time_ = 0, power_watts_ = 0;
+
+  WorkerPool pool_;
+  std::binary_semaphore wake_{0};
+  std::atomic<bool> stop_{false};
+  std::thread processor_;
+};
+
+}  // namespace jalapeno::emu

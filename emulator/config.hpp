@@ -1,0 +1,40 @@
+// The chip's rates, sizes and energies, read from one JSON file; and how this emulator runs on its host.
+// Owns every number of the model. Knows nothing of how they are used.
+#pragma once
+#include <cstdint>
+#include <string>
+
+namespace jalapeno::emu {
+
+struct ChipConfig {
+  std::string name;
+  uint32_t cores, spm_bytes, acc_bytes, array_rows, array_columns, vector_lanes, links;
+  double core_clock_ghz, rate_f32, rate_8bit, vector_cycles_special, spm_bytes_per_cycle;
+  uint64_t hbm_bytes;  // the chip's; an emulator may map less
+  double hbm_gbytes_per_second, hbm_latency_ns, host_gbytes_per_second, host_latency_ns, launch_ns, packet_ns;
+  double link_gbits_per_second, idle_watts, limit_watts;
+  double pj_per_mac_bf16, pj_per_mac_8bit, pj_per_mac_f32, pj_per_vector_op, pj_per_hbm_byte, pj_per_spm_byte;
+  double pj_per_host_byte, pj_per_instruction, dollars_per_hour;
+};
+
+struct EmulatorOptions {
+  std::string config_file;                // empty: the built-in assumed chip
+  uint64_t hbm_bytes = uint64_t{8} << 30; // mapped on demand, not reserved
+  uint32_t threads = 0;                   // 0: one per host CPU
+  uint32_t watchdog_ms = 2000;
+  std::string faults;                     // see faults.hpp
+  bool check_races = false, check_uninitialized = false, check_bounds = false;
+  bool check() const { return check_races || check_uninitialized || check_bounds; }
+};
+
+// Throws std::runtime_error that names the file, the key and what was expected.
+ChipConfig load_config(const std::string& file);
+
+// Reads JAL_EMU_CHECK, JAL_EMU_THREADS, JAL_EMU_WATCHDOG_MS, JAL_EMU_HBM, JAL_EMU_CONFIG and JAL_EMU_FAULT over `base`.
+EmulatorOptions options_from_environment(EmulatorOptions base = {});
+// "races,uninit,oob" into the three switches. Throws on an unknown word.
+void set_checks(EmulatorOptions& options, const std::string& words);
+// "512M", "8G", "1048576". Throws when it is not a size.
+uint64_t parse_size(const std::string& text);
+
+}  // namespace jalapeno::emu

@@ -1,0 +1,130 @@
+// One compute core: runs a program instance to its end, eagerly and in program order, and keeps each
+// engine's clock beside the result. That order is legal for every race-free program: a signal always
+// comes from an earlier instruction, so a wait that is not satisfied when it is met never will be.
+// Owns scratchpad, accumulators and registers. Knows no queues and no packets.
+#pragma once
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <jalapeno_hw/isa.hpp>
+#include <memory>
+#include <vector>
+
+#include "config.hpp"
+#include "kernels/kernels.hpp"
+#include "memory.hpp"
+
+namespace jalapeno::emu {
+
+class Checker;
+
+struct Program {
+  std::vector<hw::Instruction> code;  // operands in range: prepare() has seen it
+};
+// Copies and checks instructions so that the core may index with every field. Throws Fault.
+Program prepare(const hw::Instruction* code, uint32_t count);
+
+struct Launch {
+  std::shared_ptr<const Program> program;
+  std::array<std::byte, hw::kArgumentBytes> arguments{};
+  uint32_t argument_bytes = 0;
+  std::array<uint32_t, 3> grid{};
+  std::shared_ptr<const AddressMap> map;
+  const std::atomic<uint64_t>* deadline_ns = nullptr;  // host clock; the watchdog's end of patience, 0 to stop at once
+  uint32_t watchdog_ms = 0;
+  uint32_t active_cores = 1;     // that share HBM's rate
+};
+
+// What one instance did, in the chip's terms.
+struct Tally {
+  double duration_ns = 0, matrix_ns = 0, vector_ns = 0, dma_ns = 0, picojoules = 0;
+  uint64_t instructions = 0, hbm_read = 0, hbm_write = 0, host_bytes = 0;
+  Tally& operator+=(const Tally& o);
+};
+
+struct Tile {
+  uint32_t offset = 0, pitch = 0, rows = 0, columns = 0;
+  hw::DType dtype = hw::DType::kF32;
+  hw::Space space = hw::Space::kSpm;
+};
+
+class Core {
+ public:
+  Core(const ChipConfig& config, const EmulatorOptions& options, uint32_t index);
+  ~Core();
+  Core(const Core&) = delete;
+  Core& operator=(const Core&) = delete;
+
+  Tally run(const Launch& launch, std::array<uint32_t, 3> pid);  // throws Fault with pid and instruction filled in
+
+ private:
+  struct Semaphore {
+    uint64_t count = 0, head = 0;
+    std::array<double, 64> ready{};  // when the oldest signals came; more than 64 outstanding share the last one's time
+    void give(double at, uint64_t n);
+    double take(uint64_t n);
+  };
+  struct Loop {
+    uint32_t begin;
+    int64_t end, step;
+  };
+
+  void execute();
+  void control(const hw::Instruction& i);
+  double dma(const hw::Instruction& i);
+  double matrix(const hw::Instruction& i);
+  double vector(const hw::Instruction& i);
+
+  void dma_box(const hw::Instruction& i, bool store);
+  void dma_rows(const hw::Instruction& i, bool store);
+  void dma_copy(const hw::Instruction& i);
+  void move_row(const hw::TensorDescriptor& tensor, uint64_t address, std::byte* tile, hw::DType tile_type, uint32_t columns, bool store, bool add);
+  hw::TensorDescriptor tensor(const hw::Instruction& i) const;
+  void count_traffic(uint64_t address, uint64_t bytes, bool store);
+  void top_k(const hw::Instruction& i);
+  void softmax(const hw::Instruction& i);
+  void rope(const hw::Instruction& i);
+
+  int64_t reg(uint8_t r) const { return r == hw::kNone ? 0 : registers_[r]; }
+  float reg_f32(uint8_t r) const;
+  void set(uint8_t r, int64_t v) {
+    if (r != 0) registers_[r] = v;
+  }
+  void define(uint8_t t, const Tile& tile);
+  // Operands of the instruction being run; t is its position 0..3. They tell the checker.
+  const Tile& in(const hw::Instruction& i, int t);
+  const Tile& out(const hw::Instruction& i, int t);
+  std::byte* data(const Tile& t, uint32_t row = 0) {
+    return (t.space == hw::Space::kSpm ? spm_ : acc_) + t.offset + size_t{t.pitch} * row;
+  }
+  const float* load_row(const Tile& t, uint32_t row, int scratch);
+  float* row_buffer(const Tile& t, uint32_t row, int scratch);
+  void store_row(const Tile& t, uint32_t row, const float* values);
+
+  const ChipConfig& config_;
+  const EmulatorOptions& options_;
+  const HostKernels& host_;
+  uint32_t index_;
+  std::byte *spm_, *acc_;
+  std::vector<float> scratch_[4];
+  std::vector<std::pair<float, int32_t>> candidates_;
+  std::unique_ptr<Checker> checker_;
+
+  // State of the instance being run
+  const Launch* launch_ = nullptr;
+  Memory memory_;
+  std::array<uint32_t, 3> pid_{};
+  uint32_t pc_ = 0, budget_ = 0;
+  bool halted_ = false;
+  std::array<int64_t, hw::kRegisters> registers_{};
+  std::array<Tile, hw::kTiles> tiles_{};
+  std::array<Semaphore, hw::kSemaphores> semaphores_{};
+  std::vector<Loop> loops_;
+  std::array<double, hw::kEngines> clock_{};
+  double finished_ = 0, dma_latency_ = 0;
+  uint64_t dma_bytes_ = 0;
+  Tally tally_;
+};
+
+}  // namespace jalapeno::emu

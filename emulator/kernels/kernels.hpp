@@ -1,0 +1,41 @@
+// The emulator's inner loops, compiled once per host instruction set and chosen at run time.
+// Owns arithmetic on rows and blocks; knows no tiles, no instructions, no time.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <jalapeno_hw/isa.hpp>
+
+namespace jalapeno::emu {
+
+struct MultiplyArgs {
+  const std::byte *a, *b;    // A is [m, k]; B is [n, k], or [k, n] when rows_are_k
+  float* c;                  // [m, n], int32 when both types are i8
+  size_t a_pitch, b_pitch, c_pitch;  // bytes
+  uint32_t m, n, k;
+  hw::DType a_type, b_type;
+  bool rows_are_k, accumulate;
+};
+
+struct HostKernels {
+  const char* name;
+  void (*load)(hw::DType, const std::byte* source, uint32_t n, float* out);
+  void (*store)(hw::DType, const float* source, uint32_t n, std::byte* out);
+  void (*multiply)(const MultiplyArgs&);
+  void (*unary)(hw::UnaryOp, const float* a, float* out, uint32_t n);
+  void (*binary)(hw::BinaryOp, const float* a, const float* b, float* out, uint32_t n);
+  void (*binary_scalar)(hw::BinaryOp, const float* a, float b, bool reverse, float* out, uint32_t n);
+  float (*reduce)(hw::ReduceOp, const float* a, uint32_t n);  // not kArgMax
+  // out = exp(a * scale - peak), returns the sum
+  float (*exp_shifted)(const float* a, float scale, float peak, float* out, uint32_t n);
+  void (*scale_by_row)(const float* a, float factor, const float* weight, float* out, uint32_t n);
+};
+
+// The best table for this host, or the one JAL_EMU_ISA names (portable, avx2, avx512); throws on an unknown name.
+const HostKernels& host_kernels();
+const HostKernels* host_kernels_named(const char* name);  // nullptr: unknown, or not for this host
+
+extern const HostKernels kPortableKernels;
+extern const HostKernels kAvx2Kernels;
+extern const HostKernels kAvx512Kernels;
+
+}  // namespace jalapeno::emu

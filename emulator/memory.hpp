@@ -1,0 +1,118 @@
+// What a context can reach: HBM through its page table and host memory through the IOVA map, flattened
+// into extents. A map is immutable once built, so engines read it without locks while the owner builds the next.
+#pragma once
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <jalapeno_hw/registers.hpp>
+#include <jalapeno_hw/packets.hpp>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "fault.hpp"
+
+namespace jalapeno::emu {
+
+// A shared mapping of a file, unmapped with its last user.
+class Mapping {
+ public:
+  Mapping(int fd, uint64_t offset, uint64_t bytes, bool writable);  // throws std::runtime_error
+  ~Mapping();
+  Mapping(const Mapping&) = delete;
+  Mapping& operator=(const Mapping&) = delete;
+  std::byte* data() const { return data_; }
+  uint64_t bytes() const { return bytes_; }
+
+ private:
+  std::byte* data_;
+  uint64_t bytes_;
+};
+
+struct Extent {
+  uint64_t begin, bytes;  // device address, as in hw::DeviceAddr
+  std::byte* host;
+  bool read, write, execute;
+};
+
+class AddressMap {
+ public:
+  AddressMap(std::vector<Extent> sorted, std::vector<std::shared_ptr<Mapping>> keep)
+      : extents_(std::move(sorted)), keep_(std::move(keep)) {}
+  const std::vector<Extent>& extents() const { return extents_; }
+
+ private:
+  std::vector<Extent> extents_;
+  std::vector<std::shared_ptr<Mapping>> keep_;
+};
+
+// One engine's view: remembers the extent it hit last. Not shared between threads.
+class Memory {
+ public:
+  explicit Memory(std::shared_ptr<const AddressMap> map = nullptr) : map_(std::move(map)) {}
+
+  // The bytes at `address` when they lie in one extent with the permission, otherwise nullptr.
+  std::byte* span(uint64_t address, uint64_t bytes, hw::Access access);
+  // Any range, extent by extent; throws Fault where it is not mapped. `f(pointer, bytes, offset)`.
+  template <class F>
+  void each(uint64_t address, uint64_t bytes, hw::Access access, F f) {
+    for (uint64_t done = 0; done < bytes;) {
+      const Extent& e = find(address + done, address, bytes, access);
+      uint64_t inside = address + done - e.begin;
+      uint64_t n = std::min(bytes - done, e.bytes - inside);
+      f(e.host + inside, n, done);
+      done += n;
+    }
+  }
+  void read(uint64_t address, void* out, uint64_t bytes, hw::Access access = hw::kAccessRead) {
+    each(address, bytes, access, [&](std::byte* p, uint64_t n, uint64_t at) { std::memcpy(static_cast<std::byte*>(out) + at, p, n); });
+  }
+  void write(uint64_t address, const void* data, uint64_t bytes) {
+    each(address, bytes, hw::kAccessWrite, [&](std::byte* p, uint64_t n, uint64_t at) { std::memcpy(p, static_cast<const std::byte*>(data) + at, n); });
+  }
+  // A naturally aligned word another agent reads or writes concurrently; throws Fault.
+  std::byte* word(uint64_t address, uint64_t bytes, hw::Access access);
+
+ private:
+  const Extent& find(uint64_t at, uint64_t address, uint64_t bytes, hw::Access access);
+  std::shared_ptr<const AddressMap> map_;
+  size_t last_ = 0;
+};
+
+// The memory behind every map of one chip: HBM, and what the host mapped for DMA.
+class MemorySystem {
+ public:
+  explicit MemorySystem(uint64_t hbm_bytes);
+  ~MemorySystem();
+  MemorySystem(const MemorySystem&) = delete;
+  MemorySystem& operator=(const MemorySystem&) = delete;
+
+  int hbm_fd() const { return hbm_fd_; }
+  uint64_t hbm_bytes() const { return hbm_bytes_; }
+
+  // fd stays the caller's. Throws std::runtime_error when the file is smaller than the range or can shrink.
+  void map_host(int fd, uint64_t offset, uint64_t iova, uint64_t bytes, bool read, bool write);
+  void unmap_host(uint64_t iova, uint64_t bytes);  // every mapping inside the range
+  void unmap_all_host();
+  // Walks the page table at `root` and joins it with the host's mappings. An invalid table maps nothing.
+  std::shared_ptr<const AddressMap> build(uint64_t root) const;
+  // Only the host's mappings.
+  std::shared_ptr<const AddressMap> host_map() const;
+
+ private:
+  struct HostRange {
+    uint64_t iova, bytes;
+    bool read, write;
+    std::shared_ptr<Mapping> mapping;
+  };
+  void append_host(std::vector<Extent>& extents, std::vector<std::shared_ptr<Mapping>>& keep) const;
+
+  uint64_t hbm_bytes_;
+  int hbm_fd_;
+  std::shared_ptr<Mapping> hbm_;
+  mutable std::mutex mutex_;
+  std::vector<HostRange> host_;  // sorted by iova, disjoint
+};
+
+}  // namespace jalapeno::emu

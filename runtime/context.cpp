@@ -1,0 +1,377 @@
+#include "context.hpp"
+
+#include <dirent.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <jalapeno_driver/log.hpp>
+#include <sstream>
+
+#include "module.hpp"
+#include "stream.hpp"
+
+namespace jalapeno {
+void install_embedded_emulator();
+}
+
+namespace jalapeno::runtime {
+
+void free_pinned_of(const Context* context);
+
+namespace {
+
+constexpr uint64_t kLinesPerPage = 1024;
+
+uint32_t next_ordinal() {
+  static std::atomic<uint32_t> next{1};
+  return next.fetch_add(1) & 0x3FFF;  // 14 bits of a device pointer
+}
+
+}  // namespace
+
+uint64_t default_timeout_ns() {
+  static const uint64_t value = [] {
+    const char* text = std::getenv("JAL_WAIT_TIMEOUT_MS");
+    char* end = nullptr;
+    const uint64_t ms = text != nullptr ? std::strtoull(text, &end, 10) : 0;
+    if (text != nullptr && (*text == 0 || *end != 0 || ms == 0)) driver::runtime_log().warn("JAL_WAIT_TIMEOUT_MS={}: expected milliseconds; using 60000", text);
+    return (ms == 0 || ms > 1'000'000'000'000 ? 60'000 : ms) * 1'000'000;
+  }();
+  return value;
+}
+
+int64_t driver_timeout(uint64_t timeout_ns) { return timeout_ns > INT64_MAX ? -1 : static_cast<int64_t>(timeout_ns); }
+
+Context::Context(const std::string& uri) : ordinal_(next_ordinal()), device_(uri), space_(device_), pool_(*this) {}
+
+Context::~Context() {
+  close();
+  for (void* m : library_modules_) try {
+      HandleTable<Module>::remove(m);
+    } catch (const Error&) {  // unloaded with the device
+    }
+  free_pinned_of(this);
+  Registry::get().remove_all(this);
+}
+
+void Context::add(Stream* stream) {
+  std::lock_guard lock(mutex_);
+  streams_.push_back(stream);
+}
+
+void Context::remove(Stream* stream) {
+  std::lock_guard lock(mutex_);
+  std::erase(streams_, stream);
+}
+
+std::vector<std::shared_ptr<Stream>> Context::streams() {
+  std::lock_guard lock(mutex_);
+  std::vector<std::shared_ptr<Stream>> out;
+  for (Stream* s : streams_)
+    if (auto shared = s->weak_from_this().lock()) out.push_back(std::move(shared));
+  return out;
+}
+
+Stream& Context::transfer_stream() {
+  if (transfer_ == nullptr) transfer_ = std::make_shared<Stream>(shared_from_this(), 0, 6);
+  return *transfer_;
+}
+
+uint64_t Context::add_kernel(std::shared_ptr<const KernelImage> image) {
+  std::lock_guard lock(mutex_);
+  kernels_[next_cookie_] = std::move(image);
+  return next_cookie_++;
+}
+
+std::shared_ptr<const KernelImage> Context::find_kernel(uint64_t cookie) {
+  std::lock_guard lock(mutex_);
+  auto it = kernels_.find(cookie);
+  return it == kernels_.end() ? nullptr : it->second;
+}
+
+Context::Line Context::take_line() {
+  std::lock_guard lock(lines_mutex_);
+  if (free_lines_.empty()) {
+    auto page = std::make_unique<driver::DmaMemory>(device_.transport(), device_.iova_space(), kLinesPerPage * sizeof(hw::Timeline));
+    for (uint64_t k = 0; k < kLinesPerPage; ++k)
+      free_lines_.push_back({reinterpret_cast<hw::Timeline*>(page->data()) + k, page->device_address(k * sizeof(hw::Timeline))});
+    line_pages_.push_back(std::move(page));
+  }
+  Line line = free_lines_.back();
+  free_lines_.pop_back();
+  std::memset(static_cast<void*>(line.host), 0, sizeof *line.host);
+  return line;
+}
+
+void Context::give_line(Line line) {
+  std::lock_guard lock(lines_mutex_);
+  free_lines_.push_back(line);
+}
+
+void Context::poison(hw::DeviceAddr address, uint64_t value) {
+  std::lock_guard lock(lines_mutex_);
+  for (const auto& page : line_pages_) {
+    const uint64_t offset = hw::raw(address) - hw::raw(page->device_address());
+    if (offset >= page->bytes()) continue;
+    auto& t = *reinterpret_cast<hw::Timeline*>(page->data() + offset);
+    std::atomic_ref word(t.value);
+    if (word.load(std::memory_order_acquire) >= value) return;
+    std::atomic_ref(t.failed_value).store(value, std::memory_order_relaxed);
+    std::atomic_ref(t.status).store(static_cast<uint32_t>(hw::Status::kDiscarded), std::memory_order_relaxed);
+    word.store(value, std::memory_order_release);
+  }
+}
+
+void Context::enqueue(HostCall call) {
+  std::lock_guard lock(calls_mutex_);
+  if (closed()) fail(jalErrorIllegalState, "the device is being closed");
+  calls_.push_back(std::move(call));
+  if (!calls_thread_started_) {
+    calls_thread_ = std::thread([this] { run_host_calls(); });
+    calls_thread_started_ = true;
+  }
+  calls_changed_.notify_one();
+}
+
+void Context::run_host_calls() {
+  std::unique_lock lock(calls_mutex_);
+  for (;;) {
+    calls_changed_.wait(lock, [&] { return closed() || !calls_.empty(); });
+    if (closed() && (calls_.empty() || device_.lost())) {
+      calls_.clear();
+      return;
+    }
+    const uint32_t seen = device_.event_count();
+    bool ran = false;
+    for (size_t k = 0; k < calls_.size(); ++k) {
+      // Calls of one stream stand in order: only its first can be due.
+      bool first = true;
+      for (size_t j = 0; j < k && first; ++j) first = calls_[j].request != calls_[k].request;
+      if (!first || (std::atomic_ref(calls_[k].request->value).load(std::memory_order_acquire) < calls_[k].value && !device_.lost())) continue;
+      HostCall call = std::move(calls_[k]);
+      calls_.erase(calls_.begin() + static_cast<std::ptrdiff_t>(k));
+      lock.unlock();
+      try {
+        call.function();
+      } catch (const std::exception& e) {
+        driver::runtime_log().error("host function: {}", e.what());
+      }
+      std::atomic_ref(call.done->value).store(call.value, std::memory_order_release);
+      device_.wake();
+      call.function = nullptr;
+      std::shared_ptr<Stream> last = std::move(call.stream);
+      lock.lock();
+      calls_changed_.notify_all();
+      // The stream may die here, and with it the last owner of this context: not on this thread, which it would join.
+      if (last.use_count() == 1) graveyard_.push_back(std::move(last));
+      ran = true;
+      break;
+    }
+    if (ran) continue;
+    lock.unlock();
+    device_.wait_event(seen, 1'000'000'000);
+    lock.lock();
+  }
+}
+
+void Context::drop_calls_of(const Stream* stream) {
+  std::unique_lock lock(calls_mutex_);
+  calls_changed_.wait_for(lock, std::chrono::seconds(10), [&] {
+    for (const HostCall& c : calls_)
+      if (c.stream.get() == stream) return false;
+    return true;
+  });
+}
+
+void Context::close() {
+  {
+    std::lock_guard lock(calls_mutex_);
+    closed_.store(true, std::memory_order_release);
+    calls_changed_.notify_all();
+  }
+  device_.notify();
+  if (calls_thread_.joinable()) calls_thread_.join();
+  {
+    std::lock_guard lock(transfer_mutex_);
+    transfer_.reset();
+  }
+  graveyard_.clear();
+}
+
+void* Context::library_kernel(const std::string& name) {
+  std::lock_guard lock(library_mutex_);
+  if (auto it = library_.find(name); it != library_.end()) return it->second;
+  const std::vector<std::byte> image = build_library_module(name);
+  auto module = std::make_shared<Module>(*this, image.data(), image.size(), "library:" + name);
+  Module& m = *module;
+  library_modules_.push_back(HandleTable<Module>::add(std::move(module)));
+  return library_[name] = m.kernel(name);
+}
+
+jalErrorRecord Context::describe(const hw::FaultRecord& f, const Stream& stream) {
+  jalErrorRecord r{};
+  r.struct_size = sizeof r;
+  const auto status = static_cast<hw::Status>(f.status);
+  r.code = code_of(status);
+  r.root_code = status == hw::Status::kDependencyFailed ? code_of(static_cast<hw::Status>(f.value)) : r.code;
+  r.sequence = f.packet;
+  const Operation& o = stream.operation(f.packet);
+  copy_text(r.operation, o.kind);
+  if (o.call_file != nullptr) copy_text(r.call_site, std::string(o.call_file) + ":" + std::to_string(o.call_line));
+  r.instruction = f.instruction;
+  std::copy(f.pid, f.pid + 3, r.grid_position);
+  r.core = f.core, r.tile = f.tile, r.access = f.access, r.bytes = f.bytes, r.address = f.address;
+  copy_text(r.detail, f.detail);
+  if (auto kernel = find_kernel(f.cookie)) {
+    copy_text(r.kernel, kernel->name);
+    if (const SourceLine* line = f.instruction != hw::kNoInstruction ? kernel->line_of(f.instruction) : nullptr; line != nullptr && line->line != 0) {
+      copy_text(r.source_file, line->file);
+      r.source_line = line->line;
+    }
+  }
+  if (status == hw::Status::kAddressFault) {
+    r.address = reinterpret_cast<uint64_t>(device_pointer(ordinal_, hw::DeviceAddr{f.address}));
+    if (auto near = Registry::get().nearest(r.address, this)) {
+      r.allocation = near->base, r.allocation_bytes = near->bytes;
+      r.allocation_offset = static_cast<int64_t>(r.address - near->base);
+    }
+  }
+  return r;
+}
+
+namespace {
+
+// PCI functions with our ids.
+std::vector<std::string> pci_devices() {
+  std::vector<std::string> out;
+  DIR* dir = opendir("/sys/bus/pci/devices");
+  if (dir == nullptr) return out;
+  while (dirent* entry = readdir(dir)) {
+    const std::string name = entry->d_name, path = "/sys/bus/pci/devices/" + name;
+    auto id = [&](const char* file) {
+      std::ifstream in(path + "/" + file);
+      unsigned v = 0;
+      in >> std::hex >> v;
+      return v;
+    };
+    if (name[0] != '.' && id("vendor") == hw::kPciVendorId && id("device") == hw::kPciDeviceId) out.push_back("vfio:" + name);
+  }
+  closedir(dir);
+  std::sort(out.begin(), out.end());
+  return out;
+}
+
+std::vector<std::string> device_uris() {
+  std::vector<std::string> out;
+  if (const char* text = std::getenv("JAL_DEVICE_URI"); text != nullptr && *text != 0) {
+    std::stringstream in(text);
+    for (std::string uri; std::getline(in, uri, ';');)
+      if (!uri.empty()) out.push_back(uri);
+    return out;
+  }
+  out = pci_devices();
+  if (out.empty()) out.push_back("emu:");
+  return out;
+}
+
+}  // namespace
+
+Context& context_of(jalDevice_t device) {
+  Context& c = HandleTable<Context>::get(device);
+  return c;
+}
+
+}  // namespace jalapeno::runtime
+
+using namespace jalapeno::runtime;
+
+jalError_t jalGetDeviceCount(int* count) {
+  return guard([&] { required(count, "count") = static_cast<int>(device_uris().size()); });
+}
+
+jalError_t jalGetDeviceUri(int index, char* uri, size_t size) {
+  return guard([&] {
+    required(uri, "uri");
+    const auto all = device_uris();
+    if (index < 0 || static_cast<size_t>(index) >= all.size()) fail(jalErrorNoDevice, "device " + std::to_string(index) + ", there are " + std::to_string(all.size()));
+    if (size <= all[static_cast<size_t>(index)].size()) invalid("uri needs " + std::to_string(all[static_cast<size_t>(index)].size() + 1) + " bytes, got " + std::to_string(size));
+    std::strcpy(uri, all[static_cast<size_t>(index)].c_str());
+  });
+}
+
+jalError_t jalDeviceOpen(const char* uri, jalDevice_t* device) {
+  return guard([&] {
+    required(device, "device");
+    jalapeno::install_embedded_emulator();
+    std::string chosen = uri != nullptr ? uri : device_uris().at(0);
+    mark_used();
+    auto context = std::make_shared<Context>(chosen);
+    if (uri == nullptr && chosen == "emu:" && std::getenv("JAL_DEVICE_URI") == nullptr) {
+      static std::once_flag once;
+      std::call_once(once, [&] {
+        jalapeno::driver::runtime_log().warn("no Jalapeno device on this machine: using the embedded emulator, chip configuration {}", context->device().identity().config_name);
+      });
+    }
+    *device = static_cast<jalDevice_t>(HandleTable<Context>::add(std::move(context)));
+  });
+}
+
+jalError_t jalDeviceClose(jalDevice_t device) {
+  return guard([&] {
+    auto context = HandleTable<Context>::remove(device);
+    context->close();
+  });
+}
+
+jalError_t jalDeviceGetProperties(jalDevice_t device, jalDeviceProperties* p) {
+  return guard([&] {
+    Context& c = context_of(device);
+    check_struct(required(p, "properties"), "jalDeviceProperties");
+    const auto& i = c.device().identity();
+    copy_text(p->uri, c.device().uri());
+    copy_text(p->config_name, i.config_name);
+    p->emulated = (i.capabilities & jalapeno::hw::kCapabilityEmulated) != 0;
+    p->assumed = (i.capabilities & jalapeno::hw::kCapabilityAssumedRates) != 0;
+    p->cores = i.cores, p->spm_bytes = i.spm_bytes, p->acc_bytes = i.acc_bytes, p->links = i.links, p->queues = i.queues;
+    p->interface_version = i.interface_version, p->isa_version = i.isa_version, p->hbm_bytes = i.hbm_bytes;
+    p->core_clock_ghz = i.core_clock_khz * 1e-6, p->hbm_gbytes_per_second = i.hbm_megabytes_per_second * 1e-3;
+    p->link_gbits_per_second = i.link_megabits_per_second * 1e-3, p->peak_tflops_bf16 = i.peak_gigaflops_bf16 * 1e-3;
+    p->power_limit_watts = i.power_limit_milliwatts * 1e-3, p->dollars_per_hour = i.dollars_per_hour_micro * 1e-6;
+    p->uuid[0] = i.uuid[0], p->uuid[1] = i.uuid[1];
+  });
+}
+
+jalError_t jalDeviceGetTelemetry(jalDevice_t device, jalTelemetry* out) {
+  return guard([&] {
+    Context& c = context_of(device);
+    check_struct(required(out, "telemetry"), "jalTelemetry");
+    const auto t = c.device().telemetry();
+    *out = jalTelemetry{sizeof *out, t.temperature_millicelsius * 1e-3, t.power_milliwatts * 1e-3, static_cast<double>(t.energy_microjoules) * 1e-6, t.device_ns,
+                        t.busy_cores_ns, t.busy_matrix_ns, t.busy_vector_ns, t.busy_dma_ns, t.busy_copy_ns, t.hbm_read_bytes, t.hbm_write_bytes, t.host_bytes,
+                        t.packets, t.launches, t.instances, t.instructions, t.faults, t.ecc_corrected, t.ecc_uncorrected,
+                        c.device().health() == jalapeno::hw::kHealthReady};
+  });
+}
+
+jalError_t jalDeviceGetMemoryInfo(jalDevice_t device, size_t* free_bytes, size_t* total_bytes) {
+  return guard([&] {
+    Context& c = context_of(device);
+    if (free_bytes != nullptr) *free_bytes = c.space().free_bytes() + c.pool().cached_bytes();
+    if (total_bytes != nullptr) *total_bytes = c.device().identity().hbm_bytes;
+  });
+}
+
+jalError_t jalDeviceSynchronizeUntil(jalDevice_t device, uint64_t timeout_ns) {
+  return guard([&] {
+    for (auto& s : context_of(device).streams())
+      if (!s->capturing()) s->synchronize(timeout_ns);
+  });
+}
+jalError_t jalDeviceSynchronize(jalDevice_t device) { return jalDeviceSynchronizeUntil(device, default_timeout_ns()); }
+
+jalError_t jalDeviceReset(jalDevice_t device) {
+  return guard([&] {
+    for (auto& s : context_of(device).streams()) s->reset();
+  });
+}

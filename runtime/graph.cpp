@@ -1,0 +1,125 @@
+// Graphs: what a stream recorded, and its executable form: a block of packets with their arguments, run by one CALL.
+#include <cstring>
+#include <memory>
+
+#include "stream.hpp"
+
+namespace jalapeno::runtime {
+
+class Graph {
+ public:
+  static constexpr uint8_t kHandleTag = 0x57;
+  static constexpr const char* kHandleName = "graph";
+  std::shared_ptr<Context> context;
+  std::vector<Node> nodes;
+  Context* owner() const { return context.get(); }
+};
+
+class GraphExec {
+ public:
+  static constexpr uint8_t kHandleTag = 0x58;
+  static constexpr const char* kHandleName = "graph executable";
+
+  explicit GraphExec(const Graph& graph) : context_(graph.context), nodes_(graph.nodes) {
+    uint64_t bytes = nodes_.size() * sizeof(hw::Packet);
+    for (const Node& n : nodes_) bytes += (n.arguments.size() + 63) & ~uint64_t{63};
+    if (nodes_.empty()) return;
+    block_ = std::make_unique<driver::DmaMemory>(context_->device().transport(), context_->device().iova_space(), bytes);
+    uint64_t at = nodes_.size() * sizeof(hw::Packet);
+    for (size_t k = 0; k < nodes_.size(); ++k) {
+      Node& n = nodes_[k];
+      n.packet.header.sequence = static_cast<uint32_t>(k);
+      if (n.kernel != nullptr && !n.arguments.empty()) {
+        hw::LaunchPacket p;
+        std::memcpy(&p, &n.packet, sizeof p);
+        p.arguments = block_->device_address(at);
+        std::memcpy(&n.packet, &p, sizeof p);
+        std::memcpy(block_->data() + at, n.arguments.data(), n.arguments.size());
+        at += (n.arguments.size() + 63) & ~uint64_t{63};
+      }
+      std::memcpy(block_->data() + k * sizeof(hw::Packet), &n.packet, sizeof(hw::Packet));
+    }
+  }
+  ~GraphExec() {
+    try {
+      drain();
+    } catch (const std::exception&) {
+      // Lost or hanging device: nothing runs this block again.
+    }
+  }
+
+  void set_arguments(uint32_t node, const jalArg* args, uint32_t count) {
+    if (node >= nodes_.size() || nodes_[node].kernel == nullptr)
+      invalid("node " + std::to_string(node) + (node < nodes_.size() ? std::string(" is a ") + nodes_[node].operation.kind + ", not a launch" : ", the graph has " + std::to_string(nodes_.size())));
+    alignas(8) std::byte packed[hw::kArgumentBytes];
+    nodes_[node].kernel->pack(args, count, *context_, packed);
+    drain();
+    hw::LaunchPacket p;
+    std::memcpy(&p, &nodes_[node].packet, sizeof p);
+    std::memcpy(block_->data() + (hw::raw(p.arguments) - hw::raw(block_->device_address())), packed, p.argument_bytes);
+  }
+
+  void launch(Stream& stream) {
+    if (&stream.context() != context_.get()) fail(jalErrorInvalidDevice, "jalGraphLaunch: graph and stream belong to different devices");
+    stream.refuse_capture("jalGraphLaunch");
+    if (nodes_.empty()) return;
+    stream.call(block_->device_address(), nodes_.size());
+    std::lock_guard lock(mutex_);
+    last_ = stream.fence();
+  }
+  Context* owner() const { return context_.get(); }
+
+ private:
+  // Until no launch can still read the block.
+  void drain() {
+    Fence last;
+    {
+      std::lock_guard lock(mutex_);
+      last = last_;
+    }
+    if (auto s = last.stream.lock(); s != nullptr && s->queue().wait(last.value, driver_timeout(default_timeout_ns())) == driver::WaitResult::kTimeout)
+      fail(jalErrorWaitTimeout, "the graph is still running");
+  }
+
+  std::shared_ptr<Context> context_;
+  std::vector<Node> nodes_;
+  std::unique_ptr<driver::DmaMemory> block_;
+  std::mutex mutex_;
+  Fence last_{};
+};
+
+}  // namespace jalapeno::runtime
+
+using namespace jalapeno::runtime;
+
+jalError_t jalStreamEndCapture(jalStream_t stream, jalGraph_t* graph) {
+  return guard([&] {
+    required(graph, "graph");
+    Stream& s = stream_of(stream);
+    auto g = std::make_shared<Graph>();
+    g->nodes = s.end_capture().nodes;
+    g->context = s.shared_context();
+    *graph = static_cast<jalGraph_t>(HandleTable<Graph>::add(std::move(g)));
+  });
+}
+jalError_t jalGraphDestroy(jalGraph_t graph) {
+  return guard([&] { HandleTable<Graph>::remove(graph); });
+}
+jalError_t jalGraphGetNodeCount(jalGraph_t graph, uint32_t* count) {
+  return guard([&] { required(count, "count") = static_cast<uint32_t>(HandleTable<Graph>::get(graph).nodes.size()); });
+}
+jalError_t jalGraphInstantiate(jalGraph_t graph, jalGraphExec_t* exec) {
+  return guard([&] {
+    required(exec, "exec");
+    *exec = static_cast<jalGraphExec_t>(HandleTable<GraphExec>::add(std::make_shared<GraphExec>(HandleTable<Graph>::get(graph))));
+  });
+}
+jalError_t jalGraphExecSetKernelArgs(jalGraphExec_t exec, uint32_t node, const jalArg* args, uint32_t arg_count) {
+  return guard([&] { HandleTable<GraphExec>::get(exec).set_arguments(node, args, arg_count); });
+}
+jalError_t jalGraphLaunch(jalGraphExec_t exec, jalStream_t stream) {
+  return guard([&] { HandleTable<GraphExec>::get(exec).launch(stream_of(stream)); });
+}
+jalError_t jalGraphExecDestroy(jalGraphExec_t exec) {
+  return guard([&] { HandleTable<GraphExec>::remove(exec); });
+}

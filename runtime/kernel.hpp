@@ -1,0 +1,49 @@
+// A kernel: its code on the device and the arguments it takes. Immutable once loaded.
+#pragma once
+#include <jalapeno/jalapeno.h>
+#include <jalapeno_driver/address_space.hpp>
+#include <jalapeno_hw/isa.hpp>
+#include <jalapeno_hw/module.hpp>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "handle.hpp"
+
+namespace jalapeno::runtime {
+
+class Context;
+
+struct Argument {
+  std::string name;
+  hw::ArgumentKind kind;
+  uint32_t offset, dtype, rank;
+};
+
+struct SourceLine {
+  uint32_t instruction, line;
+  std::string file;
+};
+
+struct KernelImage {
+  std::string name;
+  uint32_t instructions, argument_bytes, spm_bytes, acc_bytes;
+  std::vector<Argument> arguments;
+  std::vector<SourceLine> lines;  // by instruction of the kernel
+  hw::DeviceAddr code{};
+  uint64_t cookie = 0;
+
+  // Checks the arguments and writes them as the kernel reads them. Throws Error naming the argument.
+  void pack(const jalArg* args, uint32_t count, Context& context, std::byte* out) const;
+  const SourceLine* line_of(uint32_t instruction) const;
+};
+
+class Kernel {
+ public:
+  static constexpr uint8_t kHandleTag = 0x56;
+  static constexpr const char* kHandleName = "kernel";
+  std::shared_ptr<const KernelImage> image;
+  Context* context;
+};
+
+}  // namespace jalapeno::runtime

@@ -1,0 +1,162 @@
+// Row-wise kernels: embedding, norm, activation, residual, softmax, rotary position and KV append.
+#include <limits>
+
+#include "kernels/kernels.hpp"
+
+namespace jalapeno::kernels {
+
+using namespace tile;
+
+KernelCode embed() {
+  Builder k("embed");
+  constexpr uint32_t kColumns = 8192;
+  auto table = k.any_tensor("table", 2);
+  auto tokens = k.tensor("tokens", i32, 1), out = k.tensor("out", f32, 2);
+  auto index = k.spm(i32, 1, 1);
+  auto row = k.spm(f32, 1, kColumns);
+  Reg width = table.dim(1);
+  k.loop(k.pid_x(), tokens.dim(0), k.grid_x(), [&](Reg t) {
+    k.load(index, tokens, {t}, -1);
+    k.loop(0, width, kColumns, [&](Reg c) {
+      Tile r = k.slice(row, 0, 0, 1, k.min(width - c, kColumns));
+      k.gather(r, table, index, c);
+      k.store(out, {t, c}, r);
+    });
+  });
+  return k.finish();
+}
+
+KernelCode rmsnorm() {
+  Builder k("rmsnorm");
+  auto x = k.tensor("x", f32, 2), weight = k.tensor("weight", f32, 1), out = k.tensor("out", f32, 2);
+  Reg eps = k.scalar_f32("eps");
+  auto w = k.spm(f32, 1, kMaxRow);
+  auto rows = k.spm(f32, 1, kMaxRow, Stages(2)), y = k.spm(f32, 1, kMaxRow, Stages(2));
+  Reg width = weight.dim(0), pid = k.pid_x(), grid = k.grid_x();
+  Tile wt = k.slice(w, 0, 0, 1, width);
+  k.load(wt, weight, {0});
+  // Counting in steps of one keeps the two stages apart; the row is the counter's image.
+  k.loop(0, k.cdiv(k.max(x.dim(0) - pid, 0), grid), [&](Reg i) {
+    Reg row = pid + i * grid;
+    Tile in = k.slice(rows[i], 0, 0, 1, width), o = k.slice(y[i], 0, 0, 1, width);
+    k.load(in, x, {row, 0});
+    k.rmsnorm(o, in, wt, eps);
+    k.store(out, {row, 0}, o);
+  });
+  return k.finish();
+}
+
+namespace {
+// out = f(a, b) over the elements of two matrices, one row piece at a time.
+template <class F>
+KernelCode pairwise(const char* name, const char* first, const char* second, F f) {
+  Builder k(name);
+  constexpr uint32_t kColumns = 8192;
+  auto a = k.tensor(first, f32, 2), b = k.tensor(second, f32, 2), out = k.tensor("out", f32, 2);
+  auto x = k.spm(f32, 1, kColumns, Stages(2)), y = k.spm(f32, 1, kColumns, Stages(2));
+  Reg width = a.dim(1);
+  k.loop(k.pid_y(), a.dim(0), k.grid_y(), [&](Reg row) {
+    Reg pieces = k.cdiv(width, kColumns), pid = k.pid_x(), grid = k.grid_x();
+    k.loop(0, k.cdiv(k.max(pieces - pid, 0), grid), [&](Reg i) {
+      Reg c = (pid + i * grid) * kColumns, n = k.min(width - c, kColumns);
+      Tile xt = k.slice(x[i], 0, 0, 1, n), yt = k.slice(y[i], 0, 0, 1, n);
+      k.load(xt, a, {row, c});
+      k.load(yt, b, {row, c});
+      f(k, xt, yt);
+      k.store(out, {row, c}, xt);
+    });
+  });
+  return k.finish();
+}
+}  // namespace
+
+KernelCode swiglu() {
+  return pairwise("swiglu", "gate", "up", [](Builder& k, const Tile& x, const Tile& y) { k.glu(ActOp::kSilu, x, x, y); });
+}
+
+KernelCode add() {
+  return pairwise("add", "a", "b", [](Builder& k, const Tile& x, const Tile& y) { k.add(x, x, y); });
+}
+
+KernelCode softmax() {
+  Builder k("softmax");
+  constexpr float kMinus = -std::numeric_limits<float>::infinity();
+  auto x = k.tensor("x", f32, 2), out = k.tensor("out", f32, 2);
+  auto row = k.spm(f32, 1, kMaxRow), p = k.spm(f32, 1, kMaxRow), state = k.spm(f32, 1, 3);
+  Reg width = x.dim(1), one = k.constant_f32(1);
+  Tile peak = k.slice(state, 0, 0, 1, 1), sum = k.slice(state, 0, 1, 1, 1);
+  k.loop(k.pid_x(), x.dim(0), k.grid_x(), [&](Reg r) {
+    k.fill(state, 0);
+    k.fill(peak, kMinus);
+    k.loop(0, width, kMaxRow, [&](Reg c) {
+      Tile in = k.slice(row, 0, 0, 1, k.min(width - c, kMaxRow)), o = k.slice(p, 0, 0, 1, k.min(width - c, kMaxRow));
+      k.load(in, x, {r, c});
+      k.softmax_step(o, in, state, one);
+    });
+    k.unary(UnaryOp::kRcp, sum, sum);
+    k.loop(0, width, kMaxRow, [&](Reg c) {
+      Tile in = k.slice(row, 0, 0, 1, k.min(width - c, kMaxRow));
+      k.load(in, x, {r, c});
+      k.binary(BinaryOp::kSub, in, in, peak);
+      k.unary(UnaryOp::kExp, in, in);
+      k.mul(in, in, sum);
+      k.store(out, {r, c}, in);
+    });
+  });
+  return k.finish();
+}
+
+namespace {
+std::string rope_name(const char* base, RopeOp mode, uint32_t head, uint32_t rotated) {
+  return std::string(base) + "_" + std::string(hw::kRopeNames[static_cast<int>(mode)]) + "_d" + std::to_string(head) + "_r" + std::to_string(rotated);
+}
+}  // namespace
+
+KernelCode rope(RopeOp mode, uint32_t head, uint32_t rotated) {
+  Builder k(rope_name("rope", mode, head, rotated));
+  auto x = k.tensor("x", f32, 2), cosine = k.tensor("cos", f32, 2), sine = k.tensor("sin", f32, 2);
+  auto position = k.tensor("position", i32, 1), out = k.tensor("out", f32, 2);
+  auto row = k.spm(f32, 1, kMaxRow), c = k.spm(f32, 1, rotated / 2), s = k.spm(f32, 1, rotated / 2), first = k.spm(i32, 1, 1);
+  Reg width = x.dim(1);
+  k.load(first, position, {0});
+  Reg position0 = k.read(first, 0, 0);
+  k.loop(k.pid_x(), x.dim(0), k.grid_x(), [&](Reg t) {
+    Reg at = position0 + t;
+    Tile r = k.slice(row, 0, 0, 1, width);
+    k.load(r, x, {t, 0});
+    k.load(c, cosine, {at, 0});
+    k.load(s, sine, {at, 0});
+    k.rope(mode, r, r, c, s, head, rotated);
+    k.store(out, {t, 0}, r);
+  });
+  return k.finish();
+}
+
+// Rotates the keys of new tokens and appends keys and values to a paged cache.
+KernelCode rope_kv(RopeOp mode, uint32_t head, uint32_t rotated) {
+  Builder k(rope_name("rope_kv", mode, head, rotated));
+  auto key = k.tensor("k", f32, 2), value = k.tensor("v", f32, 2), cosine = k.tensor("cos", f32, 2), sine = k.tensor("sin", f32, 2);
+  auto position = k.tensor("position", i32, 1), table = k.tensor("table", i32, 1);
+  auto key_cache = k.any_tensor("k_cache", 2), value_cache = k.any_tensor("v_cache", 2);
+  auto kr = k.spm(f32, 1, kMaxRow), vr = k.spm(f32, 1, kMaxRow);
+  auto c = k.spm(f32, 1, rotated / 2), s = k.spm(f32, 1, rotated / 2), first = k.spm(i32, 1, 1), entry = k.spm(i32, 1, 1);
+  Reg width = key.dim(1);
+  k.load(first, position, {0});
+  Reg position0 = k.read(first, 0, 0);
+  k.loop(k.pid_x(), key.dim(0), k.grid_x(), [&](Reg t) {
+    Reg at = position0 + t;
+    k.load(entry, table, {at / kPage}, -1);
+    Tile kt = k.slice(kr, 0, 0, 1, width), vt = k.slice(vr, 0, 0, 1, width);
+    k.load(kt, key, {t, 0});
+    k.load(vt, value, {t, 0});
+    k.load(c, cosine, {at, 0});
+    k.load(s, sine, {at, 0});
+    k.rope(mode, kt, kt, c, s, head, rotated);
+    Reg slot = k.read(entry, 0, 0) * kPage + at % kPage;
+    k.store(key_cache, {slot, 0}, kt);
+    k.store(value_cache, {slot, 0}, vt);
+  });
+  return k.finish();
+}
+
+}  // namespace jalapeno::kernels

@@ -1,0 +1,326 @@
+#include "memory.hpp"
+
+#include <cstring>
+
+#include "context.hpp"
+#include "stream.hpp"
+
+namespace jalapeno::runtime {
+namespace {
+
+constexpr uint64_t kUnit = 256, kLarge = uint64_t{1} << 20;
+uint64_t round_up(uint64_t v, uint64_t unit) { return (v + unit - 1) / unit * unit; }
+
+std::string hex(const void* p) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%p", p);
+  return text;
+}
+
+}  // namespace
+
+Registry& Registry::get() {
+  static Registry* r = new Registry;  // never destroyed: used while the program ends
+  return *r;
+}
+
+void Registry::add(const Region& region) {
+  std::lock_guard lock(mutex_);
+  regions_[region.base] = region;
+}
+
+std::optional<Region> Registry::find(const void* p) const {
+  std::lock_guard lock(mutex_);
+  auto it = regions_.upper_bound(reinterpret_cast<uint64_t>(p));
+  if (it == regions_.begin()) return std::nullopt;
+  --it;
+  if (!it->second.contains(p, 0)) return std::nullopt;
+  return it->second;
+}
+
+std::optional<Region> Registry::nearest(uint64_t address, const Context* context) const {
+  std::lock_guard lock(mutex_);
+  std::optional<Region> best;
+  uint64_t best_distance = ~uint64_t{0};
+  for (const auto& [base, r] : regions_) {
+    if (r.context != context || r.kind != MemoryKind::kDevice) continue;
+    const uint64_t distance = address < base ? base - address : address - base < r.bytes ? 0 : address - base - r.bytes + 1;
+    if (distance < best_distance) best = r, best_distance = distance;
+  }
+  return best;
+}
+
+std::optional<Region> Registry::remove(const void* base, std::optional<MemoryKind> kind) {
+  std::lock_guard lock(mutex_);
+  auto it = regions_.find(reinterpret_cast<uint64_t>(base));
+  if (it == regions_.end() || (kind && it->second.kind != *kind)) return std::nullopt;
+  Region r = it->second;
+  regions_.erase(it);
+  return r;
+}
+
+void Registry::remove_all(const Context* context) {
+  std::lock_guard lock(mutex_);
+  std::erase_if(regions_, [&](const auto& entry) { return entry.second.context == context; });
+}
+
+bool Fence::passed() const {
+  auto s = stream.lock();
+  return s == nullptr || s->completed() >= value || s->context().device().lost();
+}
+
+std::optional<Region> Pool::from_slabs(uint64_t bytes) {
+  const uint64_t units = round_up(bytes, kUnit) / kUnit;
+  for (auto& [address, slab] : slabs_)
+    if (uint64_t at = slab->units.take(units); at != driver::RangeAllocator::kNone)
+      return Region{0, bytes, MemoryKind::kDevice, &context_, slab->block.address + at * kUnit};
+  return std::nullopt;
+}
+
+Region Pool::allocate(uint64_t bytes, const Stream* stream) {
+  if (bytes == 0) invalid("allocation of 0 bytes");
+  std::lock_guard lock(mutex_);
+  reap();
+  std::optional<Region> region;
+  const uint64_t capacity = bytes >= kLarge ? round_up(bytes, hw::kPageBytes) : round_up(bytes, kUnit);
+  if (stream != nullptr) {
+    for (auto it = pending_.begin(); it != pending_.end(); ++it) {
+      if (it->capacity != capacity || it->fences.size() != 1 || it->fences[0].stream.lock().get() != stream) continue;
+      region = it->region;
+      region->bytes = bytes;
+      pending_.erase(it);
+      break;
+    }
+  }
+  if (!region && bytes < kLarge) {
+    region = from_slabs(bytes);
+    if (!region) {
+      auto slab = std::make_unique<Slab>();
+      slab->block = context_.space().allocate(hw::kPageBytes);
+      slab->units.add(0, hw::kPageBytes / kUnit);
+      slabs_[hw::raw(slab->block.address)] = std::move(slab);
+      region = from_slabs(bytes);
+    }
+  }
+  if (!region) {
+    driver::HbmBlock block;
+    if (auto it = cached_.lower_bound(capacity); it != cached_.end() && it->first <= capacity + capacity / 4) {
+      block = it->second;
+      cached_.erase(it);
+    } else {
+      try {
+        block = context_.space().allocate(bytes);
+      } catch (const driver::Error& e) {
+        if (e.code() != driver::Code::kOutOfDeviceMemory || cached_.empty()) throw;
+        trim_locked(0);
+        block = context_.space().allocate(bytes);
+      }
+    }
+    large_[hw::raw(block.address)] = block;
+    region = Region{0, bytes, MemoryKind::kDevice, &context_, block.address};
+  }
+  region->base = reinterpret_cast<uint64_t>(device_pointer(context_.ordinal(), region->address));
+  Registry::get().add(*region);
+  return *region;
+}
+
+void Pool::free(const Region& region, std::vector<Fence> fences) {
+  std::lock_guard lock(mutex_);
+  std::erase_if(fences, [](const Fence& f) { return f.passed(); });
+  const uint64_t capacity = region.bytes >= kLarge ? round_up(region.bytes, hw::kPageBytes) : round_up(region.bytes, kUnit);
+  if (fences.empty()) recycle(region, capacity);
+  else pending_.push_back({region, capacity, std::move(fences)});
+}
+
+void Pool::reap() {
+  std::erase_if(pending_, [&](Pending& p) {
+    std::erase_if(p.fences, [](const Fence& f) { return f.passed(); });
+    if (!p.fences.empty()) return false;
+    recycle(p.region, p.capacity);
+    return true;
+  });
+}
+
+void Pool::recycle(const Region& region, uint64_t capacity) {
+  if (auto it = large_.find(hw::raw(region.address)); it != large_.end()) {
+    cached_.emplace(it->second.bytes, it->second);
+    large_.erase(it);
+    return;
+  }
+  auto it = slabs_.upper_bound(hw::raw(region.address));
+  --it;
+  it->second->units.give((hw::raw(region.address) - it->first) / kUnit, capacity / kUnit);
+}
+
+void Pool::trim_locked(uint64_t keep_bytes) {
+  uint64_t have = 0;
+  for (const auto& [bytes, block] : cached_) have += bytes;
+  for (auto it = cached_.begin(); it != cached_.end() && have > keep_bytes;) {
+    context_.space().free(it->second);
+    have -= it->first;
+    it = cached_.erase(it);
+  }
+  std::erase_if(slabs_, [&](const auto& entry) {
+    if (entry.second->units.available() != hw::kPageBytes / kUnit) return false;
+    context_.space().free(entry.second->block);
+    return true;
+  });
+}
+
+void Pool::trim(uint64_t keep_bytes) {
+  std::lock_guard lock(mutex_);
+  reap();
+  trim_locked(keep_bytes);
+}
+
+uint64_t Pool::cached_bytes() {
+  std::lock_guard lock(mutex_);
+  reap();
+  uint64_t have = 0;
+  for (const auto& [bytes, block] : cached_) have += bytes;
+  return have;
+}
+
+namespace {
+
+// Pinned memory by its host address.
+struct PinnedTable {
+  std::mutex mutex;
+  std::map<uint64_t, std::unique_ptr<driver::DmaMemory>> blocks;
+};
+PinnedTable& pinned() {
+  static PinnedTable* t = new PinnedTable;
+  return *t;
+}
+
+std::vector<Fence> all_streams(Context& context) {
+  std::vector<Fence> fences;
+  for (auto& s : context.streams()) fences.push_back(s->fence());
+  return fences;
+}
+
+Region device_region(const void* p, const char* what) {
+  auto r = Registry::get().find(p);
+  if (!r || r->kind != MemoryKind::kDevice) invalid(std::string(what) + ": " + hex(p) + " is not device memory of jalMalloc");
+  if (r->base != reinterpret_cast<uint64_t>(p)) invalid(std::string(what) + ": " + hex(p) + " is inside an allocation; free its base " + hex(reinterpret_cast<void*>(r->base)));
+  return *r;
+}
+
+}  // namespace
+
+void free_pinned_of(const Context* context) {
+  PinnedTable& t = pinned();
+  std::lock_guard lock(t.mutex);
+  for (auto it = t.blocks.begin(); it != t.blocks.end();) {
+    auto r = Registry::get().find(reinterpret_cast<void*>(it->first));
+    it = r && r->context == context ? t.blocks.erase(it) : std::next(it);
+  }
+}
+
+}  // namespace jalapeno::runtime
+
+using namespace jalapeno::runtime;
+
+jalError_t jalMalloc(jalDevice_t device, void** pointer, size_t bytes) {
+  return guard([&] {
+    required(pointer, "pointer");
+    *pointer = reinterpret_cast<void*>(context_of(device).pool().allocate(bytes, nullptr).base);
+  });
+}
+
+jalError_t jalFree(void* pointer) {
+  return guard([&] {
+    if (pointer == nullptr) return;
+    const Region r = device_region(pointer, "jalFree");
+    auto fences = all_streams(*r.context);
+    if (Registry::get().remove(pointer, MemoryKind::kDevice)) r.context->pool().free(r, std::move(fences));
+  });
+}
+
+jalError_t jalMallocAsync(void** pointer, size_t bytes, jalStream_t stream) {
+  return guard([&] {
+    required(pointer, "pointer");
+    Stream& s = stream_of(stream);
+    s.refuse_capture("jalMallocAsync");
+    *pointer = reinterpret_cast<void*>(s.context().pool().allocate(bytes, &s).base);
+  });
+}
+
+jalError_t jalFreeAsync(void* pointer, jalStream_t stream) {
+  return guard([&] {
+    Stream& s = stream_of(stream);
+    s.refuse_capture("jalFreeAsync");
+    if (pointer == nullptr) return;
+    const Region r = device_region(pointer, "jalFreeAsync");
+    if (r.context != &s.context()) fail(jalErrorInvalidDevice, "jalFreeAsync: the memory belongs to another device than the stream");
+    Registry::get().remove(pointer, MemoryKind::kDevice);
+    r.context->pool().free(r, {s.fence()});
+  });
+}
+
+jalError_t jalMemPoolTrim(jalDevice_t device, size_t keep_bytes) {
+  return guard([&] { context_of(device).pool().trim(keep_bytes); });
+}
+
+jalError_t jalHostAlloc(jalDevice_t device, void** pointer, size_t bytes) {
+  return guard([&] {
+    required(pointer, "pointer");
+    Context& c = context_of(device);
+    c.device().throw_if_lost();
+    auto block = std::make_unique<jalapeno::driver::DmaMemory>(c.device().transport(), c.device().iova_space(), bytes);
+    Registry::get().add({reinterpret_cast<uint64_t>(block->data()), bytes, MemoryKind::kPinned, &c, block->device_address()});
+    void* p = block->data();
+    std::lock_guard lock(pinned().mutex);
+    pinned().blocks[reinterpret_cast<uint64_t>(p)] = std::move(block);
+    *pointer = p;
+  });
+}
+
+jalError_t jalHostFree(void* pointer) {
+  return guard([&] {
+    if (pointer == nullptr) return;
+    auto r = Registry::get().find(pointer);
+    if (!r || r->kind != MemoryKind::kPinned || r->base != reinterpret_cast<uint64_t>(pointer)) invalid("jalHostFree: " + hex(pointer) + " is not memory of jalHostAlloc");
+    for (auto& s : r->context->streams()) s->synchronize(default_timeout_ns(), false);  // the device may still be using it
+    Registry::get().remove(pointer, MemoryKind::kPinned);
+    std::lock_guard lock(pinned().mutex);
+    pinned().blocks.erase(reinterpret_cast<uint64_t>(pointer));
+  });
+}
+
+jalError_t jalHostRegister(jalDevice_t device, void* pointer, size_t bytes) {
+  return guard([&] {
+    Context& c = context_of(device);
+    required(static_cast<char*>(pointer), "pointer");
+    if (bytes == 0 || is_device_pointer(pointer)) invalid("jalHostRegister: expected host memory of at least one byte");
+    if (Registry::get().find(pointer)) invalid("jalHostRegister: " + hex(pointer) + " is registered or pinned already");
+    Registry::get().add({reinterpret_cast<uint64_t>(pointer), bytes, MemoryKind::kRegistered, &c, {}});
+  });
+}
+
+jalError_t jalHostUnregister(void* pointer) {
+  return guard([&] {
+    auto r = Registry::get().find(pointer);
+    if (!r || r->kind != MemoryKind::kRegistered || r->base != reinterpret_cast<uint64_t>(pointer)) invalid("jalHostUnregister: " + hex(pointer) + " is not registered");
+    for (auto& s : r->context->streams()) s->synchronize(default_timeout_ns(), false);
+    Registry::get().remove(pointer, MemoryKind::kRegistered);
+  });
+}
+
+jalError_t jalHostGetDevicePointer(void** out, void* host_pointer) {
+  return guard([&] {
+    required(out, "device_pointer");
+    auto r = Registry::get().find(host_pointer);
+    if (!r || r->kind != MemoryKind::kPinned) invalid("jalHostGetDevicePointer: " + hex(host_pointer) + " is not memory of jalHostAlloc");
+    *out = host_pointer;  // the runtime tells them apart by address; a kernel argument may use it as it is
+  });
+}
+
+jalError_t jalPointerGetRange(const void* pointer, void** base, size_t* bytes) {
+  return guard([&] {
+    auto r = Registry::get().find(pointer);
+    if (!r) fail(jalErrorNotFound, "jalPointerGetRange: " + hex(pointer) + " belongs to no allocation");
+    if (base != nullptr) *base = reinterpret_cast<void*>(r->base);
+    if (bytes != nullptr) *bytes = r->bytes;
+  });
+}

@@ -1,0 +1,92 @@
+// Memory the application holds: which pointer belongs to what. One registry for all devices, one pool for each.
+#pragma once
+#include <cstdint>
+#include <jalapeno_driver/address_space.hpp>
+#include <jalapeno_driver/dma_memory.hpp>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <vector>
+
+namespace jalapeno::runtime {
+
+class Context;
+class Stream;
+
+// A device pointer: bit 62, the context's ordinal, 48 bits of device address. Not canonical, so no host pointer equals it.
+inline constexpr uint64_t kDevicePointerBit = uint64_t{1} << 62;
+inline bool is_device_pointer(const void* p) { return (reinterpret_cast<uint64_t>(p) >> 62) == 1; }
+inline void* device_pointer(uint32_t ordinal, hw::DeviceAddr a) { return reinterpret_cast<void*>(kDevicePointerBit | uint64_t{ordinal} << 48 | hw::raw(a)); }
+inline hw::DeviceAddr device_address(const void* p) { return hw::DeviceAddr{reinterpret_cast<uint64_t>(p) & ((uint64_t{1} << 48) - 1)}; }
+
+enum class MemoryKind { kDevice, kPinned, kRegistered };
+
+struct Region {
+  uint64_t base = 0, bytes = 0;  // as the application sees them
+  MemoryKind kind = MemoryKind::kDevice;
+  Context* context = nullptr;
+  hw::DeviceAddr address{};  // of base, as the device sees it; not for kRegistered
+  bool contains(const void* p, uint64_t n) const {
+    const uint64_t at = reinterpret_cast<uint64_t>(p);
+    return at >= base && at - base <= bytes && n <= bytes - (at - base);
+  }
+  hw::DeviceAddr at(const void* p) const { return address + (reinterpret_cast<uint64_t>(p) - base); }
+};
+
+class Registry {
+ public:
+  static Registry& get();
+  void add(const Region& region);
+  std::optional<Region> find(const void* p) const;     // the region that holds p
+  std::optional<Region> nearest(uint64_t address, const Context* context) const;  // device regions only
+  std::optional<Region> remove(const void* base, std::optional<MemoryKind> kind);
+  void remove_all(const Context* context);
+
+ private:
+  mutable std::mutex mutex_;
+  std::map<uint64_t, Region> regions_;
+};
+
+// Where a stream was when memory was given back.
+struct Fence {
+  std::weak_ptr<Stream> stream;
+  uint64_t value;
+  bool passed() const;
+};
+
+// Device memory of one context: pages for large blocks, 256-byte units of shared pages for small ones.
+class Pool {
+ public:
+  explicit Pool(Context& context) : context_(context) {}
+  // stream: memory that this stream freed earlier may be reused at once.
+  Region allocate(uint64_t bytes, const Stream* stream);
+  // Returned to the pool once every fence has passed.
+  void free(const Region& region, std::vector<Fence> fences);
+  void trim(uint64_t keep_bytes);
+  uint64_t cached_bytes();
+
+ private:
+  struct Pending {
+    Region region;
+    uint64_t capacity;
+    std::vector<Fence> fences;
+  };
+  struct Slab {
+    driver::HbmBlock block;
+    driver::RangeAllocator units;
+  };
+  void reap();
+  void recycle(const Region& region, uint64_t capacity);
+  std::optional<Region> from_slabs(uint64_t bytes);
+  void trim_locked(uint64_t keep_bytes);
+
+  Context& context_;
+  std::mutex mutex_;
+  std::vector<Pending> pending_;
+  std::multimap<uint64_t, driver::HbmBlock> cached_;       // by size
+  std::map<uint64_t, driver::HbmBlock> large_;             // in use, by address
+  std::map<uint64_t, std::unique_ptr<Slab>> slabs_;        // by address
+};
+
+}  // namespace jalapeno::runtime
