@@ -1,0 +1,176 @@
+// jalapeno-llm: a language model generates text on the chip.
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <cstdio>
+#include <jalapeno/jalapeno.hpp>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "model.hpp"
+#include "tokenizer.hpp"
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double seconds(Clock::time_point from, Clock::time_point to) { return std::chrono::duration<double>(to - from).count(); }
+
+// What one phase cost, on this machine and on the modelled chip.
+struct Phase {
+  double tokens = 0, host_s = 0, device_s = 0, joules = 0;
+};
+
+class Meter {
+ public:
+  explicit Meter(const jalapeno::Device& device) : device_(device), begin_(device.telemetry()), start_(Clock::now()) {}
+  Phase stop(double tokens) const {
+    const auto end = Clock::now();
+    const jalTelemetry t = device_.telemetry();
+    return {tokens, seconds(start_, end), static_cast<double>(t.device_ns - begin_.device_ns) * 1e-9, t.energy_joules - begin_.energy_joules};
+  }
+
+ private:
+  const jalapeno::Device& device_;
+  jalTelemetry begin_;
+  Clock::time_point start_;
+};
+
+// .npy, version 1: float32, C order.
+void write_npy(const std::string& path, const std::vector<float>& values, size_t rows, size_t columns) {
+  std::string header = "{'descr': '<f4', 'fortran_order': False, 'shape': (" + std::to_string(rows) + ", " + std::to_string(columns) + "), }";
+  header.resize((10 + header.size() + 1 + 63) / 64 * 64 - 10 - 1, ' ');
+  header += '\n';
+  std::FILE* f = std::fopen(path.c_str(), "wb");
+  if (f == nullptr) throw std::runtime_error(path + ": " + std::strerror(errno));
+  const unsigned char lead[10] = {0x93, 'N', 'U', 'M', 'P', 'Y', 1, 0, static_cast<unsigned char>(header.size() & 255), static_cast<unsigned char>(header.size() >> 8)};
+  const bool good = std::fwrite(lead, 1, 10, f) == 10 && std::fwrite(header.data(), 1, header.size(), f) == header.size() && std::fwrite(values.data(), 4, values.size(), f) == values.size();
+  if (std::fclose(f) != 0 || !good) throw std::runtime_error(path + ": write error");
+}
+
+std::vector<int32_t> parse_tokens(const std::string& text) {
+  std::vector<int32_t> out;
+  std::stringstream in(text);
+  for (std::string word; std::getline(in, word, ',');) {
+    char* end = nullptr;
+    const long v = std::strtol(word.c_str(), &end, 10);
+    if (word.empty() || *end != 0 || v < 0 || v > INT32_MAX) throw std::runtime_error("--tokens: \"" + word + "\" is no token id");
+    out.push_back(static_cast<int32_t>(v));
+  }
+  return out;
+}
+
+void progress_bar(uint64_t done, uint64_t all) {
+  static int last = -1;
+  const int percent = static_cast<int>(done * 100 / std::max<uint64_t>(all, 1));
+  if (!isatty(2) || percent == last) return;
+  last = percent;
+  std::fprintf(stderr, "\rloading weights [%-40.*s] %3d %%%s", percent * 40 / 100, "########################################", percent, percent == 100 ? "\n" : "");
+}
+
+nlohmann::json report_json(const jalDeviceProperties& p, const Phase& prefill, const Phase& decode) {
+  auto phase = [&](const Phase& x) {
+    const double watts = x.device_s > 0 ? x.joules / x.device_s : 0;
+    nlohmann::json modelled = {{"tokens_per_second", x.device_s > 0 ? x.tokens / x.device_s : 0}, {"joules_per_token", x.tokens > 0 ? x.joules / x.tokens : 0}, {"watts", watts}};
+    if (p.dollars_per_hour > 0 && x.tokens > 0) modelled["dollars_per_million_tokens"] = p.dollars_per_hour / 3600 * x.device_s / x.tokens * 1e6;
+    return nlohmann::json{{"tokens", x.tokens}, {"this_machine", {{"seconds", x.host_s}, {"tokens_per_second", x.host_s > 0 ? x.tokens / x.host_s : 0}}}, {"modelled_chip", modelled}};
+  };
+  return {{"device", p.uri}, {"emulated", p.emulated != 0}, {"chip_configuration", p.config_name}, {"assumed", p.assumed != 0}, {"prefill", phase(prefill)}, {"decode", phase(decode)}};
+}
+
+void print_report(const nlohmann::json& r) {
+  const bool emulated = r["emulated"];
+  std::fprintf(stderr, "\n%s\n", emulated ? "This machine (the emulator's own speed; says nothing about the chip)" : "Measured on this machine");
+  for (const char* name : {"prefill", "decode"}) {
+    const auto& x = r[name];
+    std::fprintf(stderr, "  %-8s %6.0f tokens  %9.1f tokens/s\n", name, x["tokens"].get<double>(), x["this_machine"]["tokens_per_second"].get<double>());
+  }
+  std::fprintf(stderr, "%s chip, configuration %s%s\n", emulated ? "Modelled" : "The", r["chip_configuration"].get<std::string>().c_str(),
+               r["assumed"].get<bool>() ? " (assumed chip: no data sheet is public, every rate is an assumption)" : "");
+  for (const char* name : {"prefill", "decode"}) {
+    const auto& m = r[name]["modelled_chip"];
+    std::fprintf(stderr, "  %-8s %9.1f tokens/s  %.4g J/token  %.0f W", name, m["tokens_per_second"].get<double>(), m["joules_per_token"].get<double>(), m["watts"].get<double>());
+    if (m.contains("dollars_per_million_tokens")) std::fprintf(stderr, "  $%.4g per million tokens", m["dollars_per_million_tokens"].get<double>());
+    std::fprintf(stderr, "\n");
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  CLI::App app{"Runs a Llama-architecture GGUF model on a Jalapeno device or its emulator."};
+  std::string model_path, prompt, tokens_text, dump_path, tokenize, uri;
+  uint32_t count = 128, context = 0;
+  llm::Sampling sampling;
+  bool json = false, ignore_end = false;
+  app.add_option("--model", model_path, "GGUF file")->required();
+  auto* prompt_option = app.add_option("--prompt", prompt, "text to continue");
+  app.add_option("-n", count, "how many tokens to generate")->check(CLI::Range(0, 1000000));
+  app.add_option("--temperature", sampling.temperature, "0: always the most likely token")->check(CLI::Range(0.0, 100.0));
+  app.add_option("--top-k", sampling.top_k, "sample among the k most likely tokens")->check(CLI::Range(1, 1024));
+  app.add_option("--top-p", sampling.top_p, "sample among the most likely tokens that together have this probability")->check(CLI::Range(0.0, 1.0));
+  app.add_option("--seed", sampling.seed, "of the random numbers");
+  app.add_option("--context", context, "tokens the KV cache holds (default: the model's, at most 4096)")->check(CLI::Range(1, 1 << 24));
+  app.add_option("--device", uri, "device URI (default: the first device, or an embedded emulator)");
+  auto* tokens_option = app.add_option("--tokens", tokens_text, "token ids instead of a prompt, as in 1,2,3");
+  app.add_option("--dump-logits", dump_path, "write the logits of every position as .npy (float32, [n, vocabulary])");
+  auto* tokenize_option = app.add_option("--tokenize", tokenize, "print the ids of a text and end");
+  app.add_flag("--ignore-end", ignore_end, "go on after an end-of-text token");
+  app.add_flag("--json", json, "print the report as JSON on standard output, after the text");
+  CLI11_PARSE(app, argc, argv);
+
+  const llm::Gguf file(model_path);
+  const auto tokenizer = llm::Tokenizer::create(file);
+  if (*tokenize_option) {
+    std::string line;
+    for (int32_t t : tokenizer->encode(tokenize)) line += (line.empty() ? "" : ",") + std::to_string(t);
+    std::printf("%s\n", line.c_str());
+    return 0;
+  }
+  if (*prompt_option && *tokens_option) throw std::runtime_error("--prompt and --tokens exclude each other");
+  const std::vector<int32_t> tokens = *tokens_option ? parse_tokens(tokens_text) : tokenizer->encode(prompt);
+
+  const jalapeno::Device device = uri.empty() ? jalapeno::Device() : jalapeno::Device(uri);
+  llm::Model model(device, file, context, progress_bar);
+  if (!dump_path.empty()) {
+    if (tokens.empty()) throw std::runtime_error("--dump-logits needs at least one token");
+    write_npy(dump_path, model.logits(tokens), tokens.size(), model.parameters().vocabulary);
+    return 0;
+  }
+
+  Meter prefill_meter(device);
+  model.prefill(tokens);
+  const Phase prefill = prefill_meter.stop(static_cast<double>(tokens.size()));
+
+  std::string pending;  // bytes of a character that is not complete yet
+  if (*prompt_option) std::printf("%s", prompt.c_str());
+  Meter decode_meter(device);
+  uint32_t made = 0;
+  for (; made < count; ++made) {
+    // The last place of the context can be predicted from, but not fed.
+    if (made > 0 && model.position() >= model.parameters().context) {
+      std::fprintf(stderr, "\nthe context of %u tokens is full\n", model.parameters().context);
+      break;
+    }
+    const int32_t token = model.next(sampling);
+    if (tokenizer->ends_text(token) && !ignore_end) {
+      ++made;
+      break;
+    }
+    pending += tokenizer->decode(token);
+    const size_t whole = llm::complete_utf8(pending);
+    std::fwrite(pending.data(), 1, whole, stdout);
+    std::fflush(stdout);
+    pending.erase(0, whole);
+  }
+  const Phase decode = decode_meter.stop(made);
+  std::printf("%s\n", pending.c_str());
+  std::fflush(stdout);
+  const nlohmann::json report = report_json(device.properties(), prefill, decode);
+  if (json) std::printf("%s\n", report.dump().c_str());
+  else print_report(report);
+  return 0;
+} catch (const std::exception& e) {
+  std::fprintf(stderr, "jalapeno-llm: %s\n", e.what());
+  return 1;
+}
