@@ -85,14 +85,16 @@ void AddressSpace::map_page(uint64_t va, uint64_t entry) {
 
 HbmBlock AddressSpace::allocate(uint64_t bytes, uint64_t permissions) {
   const uint64_t pages = (bytes + hw::kPageBytes - 1) / hw::kPageBytes;
-  if (bytes == 0 || pages > uint64_t{1} << 24) throw Error(Code::kInvalidValue, "device memory of " + std::to_string(bytes) + " bytes");
+  if (bytes == 0 || pages > uint64_t{1} << 24)
+    throw Error(Code::kInvalidValue, "device memory of " + std::to_string(bytes) + " bytes");
   std::lock_guard lock(mutex_);
   const uint64_t physical = device_.take_hbm(pages);
   uint64_t va = addresses_.take(pages + kGuardPages);
   HbmBlock block{hw::DeviceAddr{va * hw::kPageBytes}, pages * hw::kPageBytes, physical * hw::kPageBytes};
   try {
     for (uint64_t k = 0; k < pages; ++k)
-      map_page(hw::raw(block.address) + k * hw::kPageBytes, (block.physical + k * hw::kPageBytes) | permissions | hw::pte::kValid);
+      map_page(hw::raw(block.address) + k * hw::kPageBytes,
+               (block.physical + k * hw::kPageBytes) | permissions | hw::pte::kValid);
     flush_write_combining();
     device_.invalidate_context(context_);
   } catch (...) {
@@ -113,7 +115,9 @@ void AddressSpace::free(const HbmBlock& block) {
   addresses_.give(hw::raw(block.address) / hw::kPageBytes, pages + kGuardPages);
 }
 
-std::span<std::byte> AddressSpace::aperture(const HbmBlock& block) const { return device_.hbm().subspan(block.physical, block.bytes); }
+std::span<std::byte> AddressSpace::aperture(const HbmBlock& block) const {
+  return device_.hbm().subspan(block.physical, block.bytes);
+}
 
 void AddressSpace::invalidate() {
   flush_write_combining();

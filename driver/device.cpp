@@ -27,8 +27,10 @@ Device::Device(const std::string& uri) : uri_(uri), transport_(open_transport(ur
   doorbells_ = transport_->map_bar(hw::kBarDoorbells);
   hbm_ = transport_->map_bar(hw::kBarHbm);
   if (doorbells_.size() < size_t{identity_.queues + 1} * sizeof(hw::DoorbellPage) || hbm_.size() < identity_.hbm_bytes)
-    throw Error(Code::kNoDevice, uri + ": BARs of " + std::to_string(doorbells_.size()) + " and " + std::to_string(hbm_.size()) + " bytes are smaller than " +
-                                     std::to_string(identity_.queues) + " queues and " + std::to_string(identity_.hbm_bytes) + " bytes of HBM need");
+    throw Error(Code::kNoDevice, uri + ": BARs of " + std::to_string(doorbells_.size()) + " and " +
+                                     std::to_string(hbm_.size()) + " bytes are smaller than " +
+                                     std::to_string(identity_.queues) + " queues and " +
+                                     std::to_string(identity_.hbm_bytes) + " bytes of HBM need");
   hbm_pages_.add(0, identity_.hbm_bytes / hw::kPageBytes);
   contexts_.resize(identity_.contexts), queues_.resize(identity_.queues), queue_events_.resize(identity_.queues, -1);
   epoll_ = epoll_create1(EPOLL_CLOEXEC);
@@ -43,7 +45,8 @@ Device::Device(const std::string& uri) : uri_(uri), transport_(open_transport(ur
   e = {EPOLLRDHUP | EPOLLHUP, {.u64 = UINT64_MAX - 1}};
   epoll_ctl(epoll_, EPOLL_CTL_ADD, transport_->liveness_fd(), &e);
   listener_ = std::thread([this] { listen(); });
-  driver_log().debug("opened {}: {} cores, {} MiB HBM, configuration {}", uri, identity_.cores, identity_.hbm_bytes >> 20, identity_.config_name);
+  driver_log().debug("opened {}: {} cores, {} MiB HBM, configuration {}", uri, identity_.cores,
+                     identity_.hbm_bytes >> 20, identity_.config_name);
 }
 
 Device::~Device() {
@@ -61,14 +64,17 @@ void Device::read_identity() {
   Transport& t = *transport_;
   Identity& i = identity_;
   if (const uint32_t magic = t.read32(reg::kMagic); magic != hw::kMagicValue)
-    throw Error(Code::kNoDevice, uri_ + ": identity register reads " + std::to_string(magic) + (magic == ~0u ? " (all ones: the device does not answer)" : ", not a Jalapeno"));
+    throw Error(Code::kNoDevice, uri_ + ": identity register reads " + std::to_string(magic) +
+                                     (magic == ~0u ? " (all ones: the device does not answer)" : ", not a Jalapeno"));
   i.interface_version = t.read32(reg::kInterfaceVersion);
   i.isa_version = t.read32(reg::kIsaVersion);
   if (i.interface_version >> 16 != hw::kInterfaceVersion >> 16 || i.interface_version < hw::kInterfaceVersion)
-    throw Error(Code::kVersionMismatch, uri_ + ": the device's interface is " + version_text(i.interface_version) + ", this driver needs " +
-                                            version_text(hw::kInterfaceVersion) + " or a newer minor; use a matching emulator or firmware");
+    throw Error(Code::kVersionMismatch, uri_ + ": the device's interface is " + version_text(i.interface_version) +
+                                            ", this driver needs " + version_text(hw::kInterfaceVersion) +
+                                            " or a newer minor; use a matching emulator or firmware");
   if (i.isa_version >> 16 != hw::kIsaVersion >> 16 || i.isa_version < hw::kIsaVersion)
-    throw Error(Code::kVersionMismatch, uri_ + ": the device's instruction set is " + version_text(i.isa_version) + ", this driver needs " + version_text(hw::kIsaVersion));
+    throw Error(Code::kVersionMismatch, uri_ + ": the device's instruction set is " + version_text(i.isa_version) +
+                                            ", this driver needs " + version_text(hw::kIsaVersion));
   i.capabilities = t.read32(reg::kCapabilities);
   i.cores = t.read32(reg::kCores);
   i.spm_bytes = t.read32(reg::kSpmBytes);
@@ -91,7 +97,9 @@ void Device::read_identity() {
   }
   i.config_name = name;
   if (i.queues == 0 || i.queues > 4096 || i.contexts == 0 || i.hbm_bytes < 2 * hw::kPageBytes)
-    throw Error(Code::kNoDevice, uri_ + ": reports " + std::to_string(i.queues) + " queues, " + std::to_string(i.contexts) + " contexts, " + std::to_string(i.hbm_bytes) + " bytes of HBM");
+    throw Error(Code::kNoDevice, uri_ + ": reports " + std::to_string(i.queues) + " queues, " +
+                                     std::to_string(i.contexts) + " contexts, " + std::to_string(i.hbm_bytes) +
+                                     " bytes of HBM");
 }
 
 Telemetry Device::telemetry() {
@@ -99,10 +107,25 @@ Telemetry Device::telemetry() {
   throw_if_lost();
   Transport& t = *transport_;
   auto u64 = [&](uint32_t offset) { return t.read64(offset); };
-  return Telemetry{t.read32(reg::kTemperatureMillicelsius), t.read32(reg::kPowerMilliwatts), u64(reg::kEnergyMicrojoules), u64(reg::kDeviceNanoseconds),
-                   u64(reg::kBusyCoresNs), u64(reg::kBusyMatrixNs), u64(reg::kBusyVectorNs), u64(reg::kBusyDmaNs), u64(reg::kBusyCopyNs),
-                   u64(reg::kHbmReadBytes), u64(reg::kHbmWriteBytes), u64(reg::kHostBytes), u64(reg::kPackets), u64(reg::kLaunches), u64(reg::kInstances),
-                   u64(reg::kInstructions), u64(reg::kFaults), u64(reg::kEccCorrected), u64(reg::kEccUncorrected)};
+  return Telemetry{t.read32(reg::kTemperatureMillicelsius),
+                   t.read32(reg::kPowerMilliwatts),
+                   u64(reg::kEnergyMicrojoules),
+                   u64(reg::kDeviceNanoseconds),
+                   u64(reg::kBusyCoresNs),
+                   u64(reg::kBusyMatrixNs),
+                   u64(reg::kBusyVectorNs),
+                   u64(reg::kBusyDmaNs),
+                   u64(reg::kBusyCopyNs),
+                   u64(reg::kHbmReadBytes),
+                   u64(reg::kHbmWriteBytes),
+                   u64(reg::kHostBytes),
+                   u64(reg::kPackets),
+                   u64(reg::kLaunches),
+                   u64(reg::kInstances),
+                   u64(reg::kInstructions),
+                   u64(reg::kFaults),
+                   u64(reg::kEccCorrected),
+                   u64(reg::kEccUncorrected)};
 }
 
 void Device::throw_if_lost() const {
@@ -132,14 +155,18 @@ void Device::notify() {
   os().futex_wake_all(&events_);
 }
 
-void Device::wait_event(uint32_t seen, int64_t timeout_ns) { os().futex_wait(&events_, seen, timeout_ns < 0 ? kPollNs : std::min(timeout_ns, kPollNs)); }
+void Device::wait_event(uint32_t seen, int64_t timeout_ns) {
+  os().futex_wait(&events_, seen, timeout_ns < 0 ? kPollNs : std::min(timeout_ns, kPollNs));
+}
 
 WaitResult Device::wait(const hw::Timeline& timeline, uint64_t value, int64_t timeout_ns, uint32_t queue) {
   std::atomic_ref word(const_cast<uint64_t&>(timeline.value));
   auto reached = [&] { return word.load(std::memory_order_acquire) >= value; };
   if (reached()) return WaitResult::kReached;
   if (timeout_ns == 0) return throw_if_lost(), WaitResult::kTimeout;
-  const int64_t begin = monotonic_ns(), deadline = timeout_ns < 0 ? INT64_MAX : begin > INT64_MAX - timeout_ns ? INT64_MAX : begin + timeout_ns;
+  const int64_t begin = monotonic_ns(), deadline = timeout_ns < 0                   ? INT64_MAX
+                                                   : begin > INT64_MAX - timeout_ns ? INT64_MAX
+                                                                                    : begin + timeout_ns;
   for (int64_t spin_end = std::min(deadline, begin + kSpinNs); monotonic_ns() < spin_end;) {
     for (int k = 0; k < 32; ++k) {
       if (reached()) return WaitResult::kReached;
@@ -149,7 +176,8 @@ WaitResult Device::wait(const hw::Timeline& timeline, uint64_t value, int64_t ti
   for (;;) {
     const uint32_t seen = event_count();
     if (queue != kNoQueue) {
-      std::atomic_ref arm(doorbell(queue).interrupt_arm);  // several waiters: the earliest value counts, the others arm again
+      std::atomic_ref arm(
+          doorbell(queue).interrupt_arm);  // several waiters: the earliest value counts, the others arm again
       uint64_t old = arm.load(std::memory_order_relaxed);
       while (old > value && !arm.compare_exchange_weak(old, value, std::memory_order_release)) {
       }
@@ -226,8 +254,10 @@ uint64_t Device::take_hbm(uint64_t pages) {
   std::lock_guard lock(mutex_);
   const uint64_t page = hbm_pages_.take(pages);
   if (page == RangeAllocator::kNone)
-    throw Error(Code::kOutOfDeviceMemory, uri_ + ": no " + std::to_string(pages * hw::kPageBytes) + " bytes of HBM: " + std::to_string(hbm_pages_.available() * hw::kPageBytes) +
-                                              " of " + std::to_string(identity_.hbm_bytes) + " are free, the largest run is " + std::to_string(hbm_pages_.largest() * hw::kPageBytes));
+    throw Error(Code::kOutOfDeviceMemory, uri_ + ": no " + std::to_string(pages * hw::kPageBytes) + " bytes of HBM: " +
+                                              std::to_string(hbm_pages_.available() * hw::kPageBytes) + " of " +
+                                              std::to_string(identity_.hbm_bytes) + " are free, the largest run is " +
+                                              std::to_string(hbm_pages_.largest() * hw::kPageBytes));
   return page;
 }
 
@@ -248,7 +278,9 @@ uint32_t Device::take_queue() {
     if (queues_[q]) continue;
     if (queue_events_[q] < 0) {
       const int fd = os().eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-      if (fd < 0) throw Error(Code::kOperatingSystem, uri_ + ": eventfd for queue " + std::to_string(q) + ": " + error_text(errno));
+      if (fd < 0)
+        throw Error(Code::kOperatingSystem,
+                    uri_ + ": eventfd for queue " + std::to_string(q) + ": " + error_text(errno));
       queue_events_[q] = fd;
       transport_->set_interrupt(q, fd);
       epoll_event e{EPOLLIN, {.u64 = q}};
@@ -280,7 +312,8 @@ void Device::enable_queue(uint32_t queue, const QueueSetup& s) {
   t.write64(reg::kQueueStart, s.start);
   t.write32(reg::kQueueCommand, hw::kQueueEnable);
   if (const uint32_t state = t.read32(reg::kQueueState); state != hw::kQueueStateRunning)
-    throw Error(Code::kInvalidValue, uri_ + ": queue " + std::to_string(queue) + " did not start, its state is " + std::to_string(state));
+    throw Error(Code::kInvalidValue,
+                uri_ + ": queue " + std::to_string(queue) + " did not start, its state is " + std::to_string(state));
 }
 
 void Device::disable_queue(uint32_t queue) {

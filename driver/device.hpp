@@ -19,16 +19,19 @@ namespace jalapeno::driver {
 
 struct Identity {
   uint32_t interface_version, isa_version, capabilities, cores, spm_bytes, acc_bytes, queues, contexts, links;
-  uint32_t hbm_megabytes_per_second, core_clock_khz, link_megabits_per_second, peak_gigaflops_bf16, power_limit_milliwatts, dollars_per_hour_micro;
+  uint32_t hbm_megabytes_per_second, core_clock_khz, link_megabits_per_second, peak_gigaflops_bf16,
+      power_limit_milliwatts, dollars_per_hour_micro;
   uint64_t hbm_bytes, uuid[2];
   std::string config_name;
 };
 
-// A snapshot of the telemetry registers. Counters never go back; energy and device time are modelled on an emulated chip.
+// A snapshot of the telemetry registers. Counters never go back; energy and device time are modelled on an emulated
+// chip.
 struct Telemetry {
   uint32_t temperature_millicelsius, power_milliwatts;
   uint64_t energy_microjoules, device_ns, busy_cores_ns, busy_matrix_ns, busy_vector_ns, busy_dma_ns, busy_copy_ns;
-  uint64_t hbm_read_bytes, hbm_write_bytes, host_bytes, packets, launches, instances, instructions, faults, ecc_corrected, ecc_uncorrected;
+  uint64_t hbm_read_bytes, hbm_write_bytes, host_bytes, packets, launches, instances, instructions, faults,
+      ecc_corrected, ecc_uncorrected;
 };
 
 enum class WaitResult { kReached, kTimeout };
@@ -59,12 +62,14 @@ class Device {
   // Tells a sleeping device to look at the doorbells. One load when it is awake.
   void wake();
   // Waits until *timeline >= value: spins briefly, then sleeps on the device's interrupts. `queue` is the one whose
-  // completion raises the value (its interrupt gets armed), or kNoQueue for a timeline that is signalled with an interrupt.
-  // timeout_ns < 0 waits for ever. Throws Error(kDeviceLost).
+  // completion raises the value (its interrupt gets armed), or kNoQueue for a timeline that is signalled with an
+  // interrupt. timeout_ns < 0 waits for ever. Throws Error(kDeviceLost).
   WaitResult wait(const hw::Timeline& timeline, uint64_t value, int64_t timeout_ns, uint32_t queue);
   static constexpr uint32_t kNoQueue = ~uint32_t{0};
   // Counts interrupts and host-side signals; changes before every wake-up. For waiting on several things at once.
-  uint32_t event_count() const { return std::atomic_ref(const_cast<uint32_t&>(events_)).load(std::memory_order_acquire); }
+  uint32_t event_count() const {
+    return std::atomic_ref(const_cast<uint32_t&>(events_)).load(std::memory_order_acquire);
+  }
   void wait_event(uint32_t seen, int64_t timeout_ns);
   void notify();  // counts an event and wakes all waiters
 
@@ -89,7 +94,9 @@ class Device {
  private:
   void read_identity();
   void listen();
-  hw::DevicePage& device_page() { return *reinterpret_cast<hw::DevicePage*>(doorbells_.data() + size_t{identity_.queues} * sizeof(hw::DoorbellPage)); }
+  hw::DevicePage& device_page() {
+    return *reinterpret_cast<hw::DevicePage*>(doorbells_.data() + size_t{identity_.queues} * sizeof(hw::DoorbellPage));
+  }
 
   std::string uri_;
   std::unique_ptr<Transport> transport_;

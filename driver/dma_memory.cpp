@@ -53,8 +53,10 @@ void IovaSpace::give(hw::Iova iova) {
   used_.erase(hw::raw(iova));
 }
 
-DmaMemory::DmaMemory(Transport& transport, IovaSpace& space, uint64_t bytes, int node) : transport_(transport), space_(space) {
-  if (bytes == 0 || bytes > uint64_t{1} << 46) throw Error(Code::kInvalidValue, "DMA memory of " + std::to_string(bytes) + " bytes");
+DmaMemory::DmaMemory(Transport& transport, IovaSpace& space, uint64_t bytes, int node)
+    : transport_(transport), space_(space) {
+  if (bytes == 0 || bytes > uint64_t{1} << 46)
+    throw Error(Code::kInvalidValue, "DMA memory of " + std::to_string(bytes) + " bytes");
   bytes_ = (bytes + kPage - 1) & ~(kPage - 1);
   File file;
   int error = ENOMEM;
@@ -64,9 +66,12 @@ DmaMemory::DmaMemory(Transport& transport, IovaSpace& space, uint64_t bytes, int
     if (error == 0) bytes_ = rounded, huge_ = true;
   }
   if (!huge_) error = make_file(file, bytes_, 0);
-  if (error != 0) throw Error(Code::kOutOfHostMemory, "DMA memory of " + std::to_string(bytes_) + " bytes: " + error_text(error));
+  if (error != 0)
+    throw Error(Code::kOutOfHostMemory, "DMA memory of " + std::to_string(bytes_) + " bytes: " + error_text(error));
   void* p = os().mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, file.fd, 0);
-  if (p == MAP_FAILED) throw Error(Code::kOutOfHostMemory, "mapping DMA memory of " + std::to_string(bytes_) + " bytes: " + error_text(errno));
+  if (p == MAP_FAILED)
+    throw Error(Code::kOutOfHostMemory,
+                "mapping DMA memory of " + std::to_string(bytes_) + " bytes: " + error_text(errno));
   data_ = static_cast<std::byte*>(p);
   if (node >= 0 && numa_available() >= 0) numa_tonode_memory(data_, bytes_, node);
   iova_ = space_.take(bytes_);

@@ -15,8 +15,10 @@ spdlog::level::level_enum level_of(const std::string& part) {
   std::stringstream words(text == nullptr ? "" : text);
   for (std::string word; std::getline(words, word, ',');) {
     const size_t equals = word.find('=');
-    if (equals == std::string::npos) level = spdlog::level::from_str(word);
-    else if (word.substr(0, equals) == part) return spdlog::level::from_str(word.substr(equals + 1));
+    if (equals == std::string::npos)
+      level = spdlog::level::from_str(word);
+    else if (word.substr(0, equals) == part)
+      return spdlog::level::from_str(word.substr(equals + 1));
   }
   return level;
 }

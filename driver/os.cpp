@@ -34,7 +34,9 @@ Os& os() {
         timespec t{static_cast<time_t>(timeout_ns / 1'000'000'000), static_cast<long>(timeout_ns % 1'000'000'000)};
         return syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected, &t, nullptr, 0) == 0 ? 0 : errno;
       },
-      [](uint32_t* word) { return static_cast<int>(syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT32_MAX, nullptr, nullptr, 0)); },
+      [](uint32_t* word) {
+        return static_cast<int>(syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT32_MAX, nullptr, nullptr, 0));
+      },
   };
   return table;
 }

@@ -48,7 +48,9 @@ Queue::~Queue() {
 
 void Queue::enable() {
   const uint64_t control = entries_ * sizeof(hw::Packet);
-  device_.enable_queue(number_, {context_, ring_log2_, priority_, memory_.iova(), memory_.iova() + (control + kTimelineOffset), memory_.iova() + (control + kFaultOffset), tail_});
+  device_.enable_queue(number_,
+                       {context_, ring_log2_, priority_, memory_.iova(), memory_.iova() + (control + kTimelineOffset),
+                        memory_.iova() + (control + kFaultOffset), tail_});
 }
 
 void Queue::ring() {
@@ -72,7 +74,8 @@ uint64_t Queue::reset() {
     std::atomic_ref(timeline_->failed_value).store(done + 1, std::memory_order_relaxed);
     status.store(static_cast<uint32_t>(hw::Status::kDiscarded), std::memory_order_release);
   }
-  if (status.load(std::memory_order_relaxed) != 0) std::atomic_ref(timeline_->resume_value).store(tail_ + 1, std::memory_order_release);
+  if (status.load(std::memory_order_relaxed) != 0)
+    std::atomic_ref(timeline_->resume_value).store(tail_ + 1, std::memory_order_release);
   std::atomic_ref(timeline_->value).store(tail_, std::memory_order_release);
   *fault_ = {};
   enable();

@@ -9,7 +9,9 @@ namespace jalapeno::driver {
 
 // How `value` of a timeline was reached: kOk, or the status of the failure it is part of.
 inline hw::Status failure(const hw::Timeline& t, uint64_t value) {
-  auto load = [](const auto& field) { return std::atomic_ref(const_cast<std::remove_cvref_t<decltype(field)>&>(field)).load(std::memory_order_acquire); };
+  auto load = [](const auto& field) {
+    return std::atomic_ref(const_cast<std::remove_cvref_t<decltype(field)>&>(field)).load(std::memory_order_acquire);
+  };
   const auto status = static_cast<hw::Status>(load(t.status));
   if (status == hw::Status::kOk || load(t.failed_value) > value) return hw::Status::kOk;
   const uint64_t resume = load(t.resume_value);
@@ -26,7 +28,9 @@ class Queue {
 
   // Where the next packet goes; its completion raises timeline() to this index + 1.
   uint64_t next() const { return tail_; }
-  uint64_t completed() const { return std::atomic_ref(const_cast<uint64_t&>(timeline_->value)).load(std::memory_order_acquire); }
+  uint64_t completed() const {
+    return std::atomic_ref(const_cast<uint64_t&>(timeline_->value)).load(std::memory_order_acquire);
+  }
   uint64_t capacity() const { return entries_; }
   bool full() const { return tail_ - completed() >= entries_; }
 
@@ -52,7 +56,9 @@ class Queue {
   hw::DeviceAddr extra_address() const { return memory_.device_address(extra_offset_); }
   uint32_t number() const { return number_; }
   Device& device() const { return device_; }
-  WaitResult wait(uint64_t value, int64_t timeout_ns) const { return device_.wait(*timeline_, value, timeout_ns, number_); }
+  WaitResult wait(uint64_t value, int64_t timeout_ns) const {
+    return device_.wait(*timeline_, value, timeout_ns, number_);
+  }
 
   // Packets that are not done, oldest first. While the device still runs, some may end meanwhile.
   template <class F>

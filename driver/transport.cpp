@@ -22,7 +22,8 @@ std::unique_ptr<Transport> open_transport(const std::string& uri) {
   }
   if (uri.rfind("emu:", 0) == 0) return VfioUserTransport::connect(uri.substr(4));
   if (uri.rfind("vfio:", 0) == 0)
-    throw Error(Code::kNotSupported, uri + ": the kernel VFIO transport is not part of this version; it reaches emulated chips only (emu:)");
+    throw Error(Code::kNotSupported,
+                uri + ": the kernel VFIO transport is not part of this version; it reaches emulated chips only (emu:)");
   throw Error(Code::kInvalidValue, "device URI \"" + uri + "\": expected emu:, emu:/path/to.sock or vfio:DDDD:BB:DD.F");
 }
 

@@ -32,14 +32,16 @@ std::unique_ptr<Transport> VfioUserTransport::connect(const std::string& path) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   if (path.size() >= sizeof address.sun_path)
-    throw Error(Code::kInvalidValue, "emulator socket " + path + ": longer than " + std::to_string(sizeof address.sun_path - 1) + " characters");
+    throw Error(Code::kInvalidValue, "emulator socket " + path + ": longer than " +
+                                         std::to_string(sizeof address.sun_path - 1) + " characters");
   std::memcpy(address.sun_path, path.c_str(), path.size());
   int fd = os().socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
   if (fd < 0) throw Error(Code::kOperatingSystem, "socket: " + error_text(errno));
   if (os().connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
     const int error = errno;
     os().close(fd);
-    throw Error(Code::kNoDevice, "emulator socket " + path + ": " + error_text(error) + "; start one with jalapeno-emulator --socket " + path);
+    throw Error(Code::kNoDevice, "emulator socket " + path + ": " + error_text(error) +
+                                     "; start one with jalapeno-emulator --socket " + path);
   }
   return std::make_unique<VfioUserTransport>(fd, "emu:" + path);
 }
@@ -53,11 +55,14 @@ VfioUserTransport::VfioUserTransport(int socket, std::string name, std::shared_p
     std::memcpy(out.data(), &v, sizeof v);
     std::memcpy(out.data() + sizeof v, json.c_str(), json.size() + 1);
     auto reply = as<vu::Version>(request(vu::kVersion, out.data(), out.size()));
-    if (reply.major != 0) throw Error(Code::kVersionMismatch, name_ + ": speaks vfio-user " + std::to_string(reply.major) + ", this driver speaks 0");
+    if (reply.major != 0)
+      throw Error(Code::kVersionMismatch,
+                  name_ + ": speaks vfio-user " + std::to_string(reply.major) + ", this driver speaks 0");
     vu::DeviceInfo info{sizeof info, 0, 0, 0};
     info = as<vu::DeviceInfo>(request(vu::kDeviceGetInfo, &info, sizeof info));
     if (info.regions <= hw::kBarHbm || info.irqs <= vu::kIrqMsix)
-      throw Error(Code::kNoDevice, name_ + ": not a Jalapeno function: it has " + std::to_string(info.regions) + " regions and " + std::to_string(info.irqs) + " interrupt kinds");
+      throw Error(Code::kNoDevice, name_ + ": not a Jalapeno function: it has " + std::to_string(info.regions) +
+                                       " regions and " + std::to_string(info.irqs) + " interrupt kinds");
   } catch (...) {
     os().close(socket_);
     throw;
@@ -72,7 +77,8 @@ VfioUserTransport::~VfioUserTransport() {
 
 void VfioUserTransport::lost(const std::string& what) { throw Error(Code::kDeviceLost, name_ + ": " + what); }
 
-void VfioUserTransport::transmit(const vu::Header& header, const void* payload, size_t bytes, int fd, int64_t deadline) {
+void VfioUserTransport::transmit(const vu::Header& header, const void* payload, size_t bytes, int fd,
+                                 int64_t deadline) {
   iovec iov[2] = {{const_cast<vu::Header*>(&header), sizeof header}, {const_cast<void*>(payload), bytes}};
   alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
   msghdr m{};
@@ -131,15 +137,18 @@ void VfioUserTransport::receive(void* out, size_t bytes, int* fd, int64_t deadli
       for (size_t k = 0; k < (c->cmsg_len - CMSG_LEN(0)) / sizeof(int); ++k) {
         int got;
         std::memcpy(&got, CMSG_DATA(c) + k * sizeof(int), sizeof got);
-        if (fd != nullptr && *fd < 0) *fd = got;
-        else os().close(got);
+        if (fd != nullptr && *fd < 0)
+          *fd = got;
+        else
+          os().close(got);
       }
     }
     at += n, bytes -= static_cast<size_t>(n);
   }
 }
 
-std::vector<std::byte> VfioUserTransport::request(vu::Command command, const void* payload, size_t bytes, int fd, int* reply_fd, uint32_t flags) {
+std::vector<std::byte> VfioUserTransport::request(vu::Command command, const void* payload, size_t bytes, int fd,
+                                                  int* reply_fd, uint32_t flags) {
   std::lock_guard lock(mutex_);
   if (broken_) lost("a reply timed out before; close the device and open it again");
   const int64_t deadline = monotonic_ns() + kReplyTimeoutNs;
@@ -150,13 +159,17 @@ std::vector<std::byte> VfioUserTransport::request(vu::Command command, const voi
   receive(&r, sizeof r, reply_fd, deadline);
   if (r.id != h.id || (r.flags & vu::kTypeMask) != vu::kTypeReply || r.size < sizeof r || r.size > vu::kMaxMessage) {
     broken_ = true;
-    lost("the device broke the protocol: reply " + std::to_string(r.id) + " of " + std::to_string(r.size) + " bytes to request " + std::to_string(h.id));
+    lost("the device broke the protocol: reply " + std::to_string(r.id) + " of " + std::to_string(r.size) +
+         " bytes to request " + std::to_string(h.id));
   }
   std::vector<std::byte> out(r.size - sizeof r);
   if (!out.empty()) receive(out.data(), out.size(), reply_fd, deadline);
   if (r.flags & vu::kError)
-    throw Error(r.error == EPROTONOSUPPORT ? Code::kVersionMismatch : r.error == EBUSY ? Code::kBusy : Code::kInvalidValue,
-                name_ + ": the device refused request " + std::to_string(command) + ": " + error_text(static_cast<int>(r.error)));
+    throw Error(r.error == EPROTONOSUPPORT ? Code::kVersionMismatch
+                : r.error == EBUSY         ? Code::kBusy
+                                           : Code::kInvalidValue,
+                name_ + ": the device refused request " + std::to_string(command) + ": " +
+                    error_text(static_cast<int>(r.error)));
   return out;
 }
 
@@ -203,13 +216,17 @@ std::span<std::byte> VfioUserTransport::map_bar(uint32_t bar) {
   r = as<vu::RegionInfo>(request(vu::kDeviceGetRegionInfo, &r, sizeof r, -1, &fd));
   struct stat st {};
   // A file shorter than the BAR would be a SIGBUS later.
-  if (fd < 0 || !(r.flags & vu::kRegionMappable) || fstat(fd, &st) != 0 || static_cast<uint64_t>(st.st_size) < r.offset + r.size) {
+  if (fd < 0 || !(r.flags & vu::kRegionMappable) || fstat(fd, &st) != 0 ||
+      static_cast<uint64_t>(st.st_size) < r.offset + r.size) {
     if (fd >= 0) os().close(fd);
-    throw Error(Code::kNoDevice, name_ + ": BAR " + std::to_string(bar) + " of " + std::to_string(r.size) + " bytes cannot be mapped");
+    throw Error(Code::kNoDevice,
+                name_ + ": BAR " + std::to_string(bar) + " of " + std::to_string(r.size) + " bytes cannot be mapped");
   }
-  void* p = os().mmap(nullptr, r.size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, static_cast<off_t>(r.offset));
+  void* p =
+      os().mmap(nullptr, r.size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, static_cast<off_t>(r.offset));
   os().close(fd);
-  if (p == MAP_FAILED) throw Error(Code::kOutOfHostMemory, name_ + ": mapping BAR " + std::to_string(bar) + ": " + error_text(errno));
+  if (p == MAP_FAILED)
+    throw Error(Code::kOutOfHostMemory, name_ + ": mapping BAR " + std::to_string(bar) + ": " + error_text(errno));
   return bars_[bar] = {static_cast<std::byte*>(p), r.size};
 }
 

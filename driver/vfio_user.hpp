@@ -33,7 +33,8 @@ class VfioUserTransport final : public Transport {
  private:
   // Sends a command and waits for its reply, at most kReplyTimeout. Returns the reply's payload; a descriptor
   // that came with it goes to *reply_fd. Throws Error.
-  std::vector<std::byte> request(hw::vfio_user::Command command, const void* payload, size_t bytes, int fd = -1, int* reply_fd = nullptr, uint32_t flags = 0);
+  std::vector<std::byte> request(hw::vfio_user::Command command, const void* payload, size_t bytes, int fd = -1,
+                                 int* reply_fd = nullptr, uint32_t flags = 0);
   void transmit(const hw::vfio_user::Header& header, const void* payload, size_t bytes, int fd, int64_t deadline);
   void receive(void* out, size_t bytes, int* fd, int64_t deadline);
   void region_access(bool write, uint32_t offset, void* data, uint32_t bytes);

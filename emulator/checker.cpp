@@ -6,7 +6,10 @@
 namespace jalapeno::emu {
 
 Checker::Checker(const EmulatorOptions& options, uint32_t spm_bytes, uint32_t acc_bytes)
-    : races_(options.check_races), uninitialized_(options.check_uninitialized), spm_(spm_bytes / 4), acc_(acc_bytes / 4) {}
+    : races_(options.check_races),
+      uninitialized_(options.check_uninitialized),
+      spm_(spm_bytes / 4),
+      acc_(acc_bytes / 4) {}
 
 void Checker::begin_instance() {
   ++generation_;
@@ -52,16 +55,19 @@ void Checker::words(const Tile& tile, F f) {
 }
 
 void Checker::race(const Tile& tile, uint8_t t, uint32_t row, const char* what, uint8_t engine, uint32_t other) {
-  throw Fault(hw::Status::kRace, "%s %s T%u row %u while %s of instruction %u (%s) is not ordered before it", hw::kEngineNames[engine_].data(),
-              what, t, row, what[0] == 'r' ? "the write" : "an access", other, hw::kEngineNames[engine].data())
-      .at(tile.offset + uint64_t{tile.pitch} * row, hw::row_bytes(tile.dtype, tile.columns), what[0] == 'r' ? hw::kAccessRead : hw::kAccessWrite)
+  throw Fault(hw::Status::kRace, "%s %s T%u row %u while %s of instruction %u (%s) is not ordered before it",
+              hw::kEngineNames[engine_].data(), what, t, row, what[0] == 'r' ? "the write" : "an access", other,
+              hw::kEngineNames[engine].data())
+      .at(tile.offset + uint64_t{tile.pitch} * row, hw::row_bytes(tile.dtype, tile.columns),
+          what[0] == 'r' ? hw::kAccessRead : hw::kAccessWrite)
       .tile(t);
 }
 
 void Checker::read(const Tile& tile, uint8_t t) {
   words(tile, [&](Word& w, uint32_t row) {
     if (uninitialized_ && !w.written)
-      throw Fault(hw::Status::kUninitialized, "%s reads T%u row %u, which nothing has written", hw::kEngineNames[engine_].data(), t, row)
+      throw Fault(hw::Status::kUninitialized, "%s reads T%u row %u, which nothing has written",
+                  hw::kEngineNames[engine_].data(), t, row)
           .at(tile.offset + uint64_t{tile.pitch} * row, hw::row_bytes(tile.dtype, tile.columns), hw::kAccessRead)
           .tile(t);
     if (races_ && w.written && w.writer_engine != engine_ && clocks_[engine_][w.writer_engine] < w.writer_clock)

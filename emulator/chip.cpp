@@ -15,13 +15,15 @@ namespace {
 
 uint64_t usable_hbm(const EmulatorOptions& options, const ChipConfig& config) {
   uint64_t bytes = std::bit_floor(std::min(options.hbm_bytes, config.hbm_bytes));
-  if (bytes < uint64_t{64} << 20) throw std::runtime_error("HBM of " + std::to_string(options.hbm_bytes) + " bytes: expected at least 64M");
+  if (bytes < uint64_t{64} << 20)
+    throw std::runtime_error("HBM of " + std::to_string(options.hbm_bytes) + " bytes: expected at least 64M");
   return bytes;
 }
 
 int sealed_memfd(const char* name, uint64_t bytes) {
   int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
-  if (fd < 0 || ftruncate(fd, static_cast<off_t>(bytes)) != 0 || posix_fallocate(fd, 0, static_cast<off_t>(bytes)) != 0 ||
+  if (fd < 0 || ftruncate(fd, static_cast<off_t>(bytes)) != 0 ||
+      posix_fallocate(fd, 0, static_cast<off_t>(bytes)) != 0 ||
       fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
     throw std::runtime_error(std::string(name) + ": " + std::strerror(errno));
   return fd;
@@ -112,24 +114,42 @@ uint64_t Chip::counter(uint32_t offset) const {
   auto whole = [](const std::atomic<double>& v) { return static_cast<uint64_t>(v.load(std::memory_order_relaxed)); };
   switch (offset) {
     case hw::reg::kEnergyMicrojoules:
-      return static_cast<uint64_t>(counters_.picojoules.load(std::memory_order_relaxed) * 1e-6 + counters_.device_ns.load(std::memory_order_relaxed) * config_.idle_watts * 1e-3);
-    case hw::reg::kDeviceNanoseconds: return whole(counters_.device_ns);
-    case hw::reg::kBusyCoresNs: return whole(counters_.cores_ns);
-    case hw::reg::kBusyMatrixNs: return whole(counters_.matrix_ns);
-    case hw::reg::kBusyVectorNs: return whole(counters_.vector_ns);
-    case hw::reg::kBusyDmaNs: return whole(counters_.dma_ns);
-    case hw::reg::kBusyCopyNs: return whole(counters_.copy_ns);
-    case hw::reg::kHbmReadBytes: return counters_.hbm_read;
-    case hw::reg::kHbmWriteBytes: return counters_.hbm_write;
-    case hw::reg::kHostBytes: return counters_.host_bytes;
-    case hw::reg::kPackets: return counters_.packets;
-    case hw::reg::kLaunches: return counters_.launches;
-    case hw::reg::kInstances: return counters_.instances;
-    case hw::reg::kInstructions: return counters_.instructions;
-    case hw::reg::kFaults: return counters_.faults;
-    case hw::reg::kEccCorrected: return counters_.ecc_corrected;
-    case hw::reg::kEccUncorrected: return counters_.ecc_uncorrected;
-    default: return ~uint64_t{0};
+      return static_cast<uint64_t>(counters_.picojoules.load(std::memory_order_relaxed) * 1e-6 +
+                                   counters_.device_ns.load(std::memory_order_relaxed) * config_.idle_watts * 1e-3);
+    case hw::reg::kDeviceNanoseconds:
+      return whole(counters_.device_ns);
+    case hw::reg::kBusyCoresNs:
+      return whole(counters_.cores_ns);
+    case hw::reg::kBusyMatrixNs:
+      return whole(counters_.matrix_ns);
+    case hw::reg::kBusyVectorNs:
+      return whole(counters_.vector_ns);
+    case hw::reg::kBusyDmaNs:
+      return whole(counters_.dma_ns);
+    case hw::reg::kBusyCopyNs:
+      return whole(counters_.copy_ns);
+    case hw::reg::kHbmReadBytes:
+      return counters_.hbm_read;
+    case hw::reg::kHbmWriteBytes:
+      return counters_.hbm_write;
+    case hw::reg::kHostBytes:
+      return counters_.host_bytes;
+    case hw::reg::kPackets:
+      return counters_.packets;
+    case hw::reg::kLaunches:
+      return counters_.launches;
+    case hw::reg::kInstances:
+      return counters_.instances;
+    case hw::reg::kInstructions:
+      return counters_.instructions;
+    case hw::reg::kFaults:
+      return counters_.faults;
+    case hw::reg::kEccCorrected:
+      return counters_.ecc_corrected;
+    case hw::reg::kEccUncorrected:
+      return counters_.ecc_uncorrected;
+    default:
+      return ~uint64_t{0};
   }
 }
 
@@ -153,45 +173,99 @@ bool Chip::read_register(uint64_t offset, uint32_t bytes, uint64_t& value) {
     std::lock_guard lock(interrupt_mutex_);
     const double energy = counters_.picojoules, time = counters_.device_ns;
     if (time - power_time_ > 1000) {
-      power_watts_ = std::min(config_.idle_watts + (energy - power_energy_) * 1e-3 / (time - power_time_), config_.limit_watts);
+      power_watts_ =
+          std::min(config_.idle_watts + (energy - power_energy_) * 1e-3 / (time - power_time_), config_.limit_watts);
       power_energy_ = energy, power_time_ = time;
     }
     return std::max(power_watts_, config_.idle_watts);
   };
   switch (at) {
-    case reg::kMagic: value = hw::kMagicValue; break;
-    case reg::kInterfaceVersion: value = hw::kInterfaceVersion; break;
-    case reg::kIsaVersion: value = hw::kIsaVersion; break;
-    case reg::kCapabilities: value = hw::kCapabilityEmulated | hw::kCapabilityAssumedRates; break;
-    case reg::kCores: value = config_.cores; break;
-    case reg::kSpmBytes: value = config_.spm_bytes; break;
-    case reg::kAccBytes: value = config_.acc_bytes; break;
-    case reg::kQueues: value = kQueueCount; break;
-    case reg::kContexts: value = kContextCount; break;
-    case reg::kLinks: value = config_.links; break;
-    case reg::kHbmBytes: value = memory_.hbm_bytes(); break;
-    case reg::kHbmBytes + 4: value = memory_.hbm_bytes() >> 32; break;
-    case reg::kHbmMegabytesPerSecond: value = static_cast<uint64_t>(config_.hbm_gbytes_per_second * 1000); break;
-    case reg::kCoreClockKhz: value = static_cast<uint64_t>(config_.core_clock_ghz * 1e6); break;
-    case reg::kLinkMegabitsPerSecond: value = static_cast<uint64_t>(config_.link_gbits_per_second * 1000); break;
-    case reg::kPeakGigaflopsBf16:
-      value = static_cast<uint64_t>(2.0 * config_.array_rows * config_.array_columns * config_.core_clock_ghz * config_.cores);
+    case reg::kMagic:
+      value = hw::kMagicValue;
       break;
-    case reg::kUuid: case reg::kUuid + 8: value = uuid_[(at - reg::kUuid) / 8]; break;
-    case reg::kUuid + 4: case reg::kUuid + 12: value = uuid_[(at - reg::kUuid) / 8] >> 32; break;
-    case reg::kPowerLimitMilliwatts: value = static_cast<uint64_t>(config_.limit_watts * 1000); break;
-    case reg::kDollarsPerHourMicro: value = static_cast<uint64_t>(config_.dollars_per_hour * 1e6); break;
-    case reg::kHealth: value = health_.load(); break;
-    case reg::kEpoch: value = epoch_.load(); break;
-    case reg::kHeartbeat: value = heartbeat_.load(); break;
+    case reg::kInterfaceVersion:
+      value = hw::kInterfaceVersion;
+      break;
+    case reg::kIsaVersion:
+      value = hw::kIsaVersion;
+      break;
+    case reg::kCapabilities:
+      value = hw::kCapabilityEmulated | hw::kCapabilityAssumedRates;
+      break;
+    case reg::kCores:
+      value = config_.cores;
+      break;
+    case reg::kSpmBytes:
+      value = config_.spm_bytes;
+      break;
+    case reg::kAccBytes:
+      value = config_.acc_bytes;
+      break;
+    case reg::kQueues:
+      value = kQueueCount;
+      break;
+    case reg::kContexts:
+      value = kContextCount;
+      break;
+    case reg::kLinks:
+      value = config_.links;
+      break;
+    case reg::kHbmBytes:
+      value = memory_.hbm_bytes();
+      break;
+    case reg::kHbmBytes + 4:
+      value = memory_.hbm_bytes() >> 32;
+      break;
+    case reg::kHbmMegabytesPerSecond:
+      value = static_cast<uint64_t>(config_.hbm_gbytes_per_second * 1000);
+      break;
+    case reg::kCoreClockKhz:
+      value = static_cast<uint64_t>(config_.core_clock_ghz * 1e6);
+      break;
+    case reg::kLinkMegabitsPerSecond:
+      value = static_cast<uint64_t>(config_.link_gbits_per_second * 1000);
+      break;
+    case reg::kPeakGigaflopsBf16:
+      value = static_cast<uint64_t>(2.0 * config_.array_rows * config_.array_columns * config_.core_clock_ghz *
+                                    config_.cores);
+      break;
+    case reg::kUuid:
+    case reg::kUuid + 8:
+      value = uuid_[(at - reg::kUuid) / 8];
+      break;
+    case reg::kUuid + 4:
+    case reg::kUuid + 12:
+      value = uuid_[(at - reg::kUuid) / 8] >> 32;
+      break;
+    case reg::kPowerLimitMilliwatts:
+      value = static_cast<uint64_t>(config_.limit_watts * 1000);
+      break;
+    case reg::kDollarsPerHourMicro:
+      value = static_cast<uint64_t>(config_.dollars_per_hour * 1e6);
+      break;
+    case reg::kHealth:
+      value = health_.load();
+      break;
+    case reg::kEpoch:
+      value = epoch_.load();
+      break;
+    case reg::kHeartbeat:
+      value = heartbeat_.load();
+      break;
     case reg::kQueueState: {
       std::lock_guard lock(mutex_);
       value = queue_select_ < kQueueCount ? queues_[queue_select_].state : hw::kQueueStateOff;
       break;
     }
-    case reg::kTemperatureMillicelsius: value = static_cast<uint64_t>(32000 + watts() * 50); break;
-    case reg::kPowerMilliwatts: value = static_cast<uint64_t>(watts() * 1000); break;
-    default: value = ~uint64_t{0}; break;
+    case reg::kTemperatureMillicelsius:
+      value = static_cast<uint64_t>(32000 + watts() * 50);
+      break;
+    case reg::kPowerMilliwatts:
+      value = static_cast<uint64_t>(watts() * 1000);
+      break;
+    default:
+      value = ~uint64_t{0};
+      break;
   }
   return true;
 }
@@ -212,19 +286,44 @@ bool Chip::write_register(uint64_t offset, uint32_t bytes, uint64_t value) {
   {
     std::lock_guard lock(mutex_);
     switch (at) {
-      case reg::kContextSelect: context_select_ = word; break;
-      case reg::kContextPageTable: context_root_ = value; break;
-      case reg::kContextCommand: context_command(word); break;
-      case reg::kQueueSelect: queue_select_ = word; break;
-      case reg::kQueueContext: staged_.context = word; break;
-      case reg::kQueueRing: staged_.ring = value; break;
-      case reg::kQueueRingLog2: staged_.ring_log2 = word; break;
-      case reg::kQueuePriority: staged_.priority = word; break;
-      case reg::kQueueTimeline: staged_.timeline = value; break;
-      case reg::kQueueFault: staged_.fault = value; break;
-      case reg::kQueueStart: staged_.head = value; break;
-      case reg::kQueueCommand: queue_command(word); break;
-      default: break;  // read-only and unknown registers ignore writes
+      case reg::kContextSelect:
+        context_select_ = word;
+        break;
+      case reg::kContextPageTable:
+        context_root_ = value;
+        break;
+      case reg::kContextCommand:
+        context_command(word);
+        break;
+      case reg::kQueueSelect:
+        queue_select_ = word;
+        break;
+      case reg::kQueueContext:
+        staged_.context = word;
+        break;
+      case reg::kQueueRing:
+        staged_.ring = value;
+        break;
+      case reg::kQueueRingLog2:
+        staged_.ring_log2 = word;
+        break;
+      case reg::kQueuePriority:
+        staged_.priority = word;
+        break;
+      case reg::kQueueTimeline:
+        staged_.timeline = value;
+        break;
+      case reg::kQueueFault:
+        staged_.fault = value;
+        break;
+      case reg::kQueueStart:
+        staged_.head = value;
+        break;
+      case reg::kQueueCommand:
+        queue_command(word);
+        break;
+      default:
+        break;  // read-only and unknown registers ignore writes
     }
   }
   control_waiting_.fetch_sub(1);
@@ -239,12 +338,15 @@ void Chip::context_command(uint32_t command) {
       c = Context{};
       c.enabled = true, c.root = context_root_;
       break;
-    case hw::kContextDisable: c = Context{}; break;
+    case hw::kContextDisable:
+      c = Context{};
+      break;
     case hw::kContextInvalidate:
       c.map.reset();
       c.programs.clear();
       break;
-    default: break;
+    default:
+      break;
   }
 }
 
@@ -253,8 +355,9 @@ void Chip::queue_command(uint32_t command) {
   const uint32_t q = queue_select_;
   if (command == hw::kQueueDisable) return disable_queue(q);
   if (command != hw::kQueueEnable) return;
-  if (queues_[q].state != hw::kQueueStateOff || staged_.ring_log2 > hw::kMaxRingLog2 || staged_.context >= kContextCount || staged_.ring % 64 != 0 ||
-      staged_.timeline % 64 != 0 || staged_.fault % 64 != 0 || staged_.priority > 3)
+  if (queues_[q].state != hw::kQueueStateOff || staged_.ring_log2 > hw::kMaxRingLog2 ||
+      staged_.context >= kContextCount || staged_.ring % 64 != 0 || staged_.timeline % 64 != 0 ||
+      staged_.fault % 64 != 0 || staged_.priority > 3)
     return;  // the driver reads kQueueState back
   queues_[q] = Queue{};
   Queue& queue = queues_[q];

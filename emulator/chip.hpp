@@ -32,7 +32,8 @@ class Chip {
   Chip(const Chip&) = delete;
   Chip& operator=(const Chip&) = delete;
 
-  // The register BAR: 4- or 8-byte accesses, naturally aligned. An unknown register reads as all ones; false on a bad access.
+  // The register BAR: 4- or 8-byte accesses, naturally aligned. An unknown register reads as all ones; false on a bad
+  // access.
   bool read_register(uint64_t offset, uint32_t bytes, uint64_t& value);
   bool write_register(uint64_t offset, uint32_t bytes, uint64_t value);
 
@@ -41,11 +42,12 @@ class Chip {
   int hbm_fd() const { return memory_.hbm_fd(); }
   uint64_t hbm_bar_bytes() const { return memory_.hbm_bytes(); }  // a power of two
 
-  void map_host(int fd, uint64_t offset, uint64_t iova, uint64_t bytes, bool read, bool write);  // throws std::runtime_error
+  void map_host(int fd, uint64_t offset, uint64_t iova, uint64_t bytes, bool read,
+                bool write);  // throws std::runtime_error
   void unmap_host(uint64_t iova, uint64_t bytes);
   void set_interrupt(uint32_t vector, int eventfd);  // takes the descriptor, -1 detaches
-  void reset();        // function level reset: queues, contexts, DMA mappings and interrupts are gone
-  void scrub();        // HBM reads as zero again
+  void reset();  // function level reset: queues, contexts, DMA mappings and interrupts are gone
+  void scrub();  // HBM reads as zero again
 
  private:
   struct Context {
@@ -57,7 +59,7 @@ class Chip {
   struct Queue {
     uint32_t state = hw::kQueueStateOff, context = 0, ring_log2 = 0, priority = 0;
     uint64_t ring = 0, timeline = 0, fault = 0, head = 0;
-    double clock_ns = 0;                         // modelled
+    double clock_ns = 0;                                      // modelled
     uint64_t block = 0, block_count = 0, block_position = 0;  // a CALL being run
     bool called = false, dirty = false, interrupt = false;
   };
@@ -120,7 +122,8 @@ class Chip {
 
   // Telemetry; written by the processor only
   struct Counters {
-    std::atomic<uint64_t> packets{0}, launches{0}, instances{0}, instructions{0}, faults{0}, ecc_corrected{0}, ecc_uncorrected{0};
+    std::atomic<uint64_t> packets{0}, launches{0}, instances{0}, instructions{0}, faults{0}, ecc_corrected{0},
+        ecc_uncorrected{0};
     std::atomic<uint64_t> hbm_read{0}, hbm_write{0}, host_bytes{0}, interrupts{0};
     std::atomic<double> device_ns{0}, cores_ns{0}, matrix_ns{0}, vector_ns{0}, dma_ns{0}, copy_ns{0}, picojoules{0};
   } counters_;

@@ -26,8 +26,12 @@ uint64_t host_now_ns() {
   return static_cast<uint64_t>(t.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(t.tv_nsec);
 }
 
-void add(std::atomic<double>& counter, double v) { counter.store(counter.load(std::memory_order_relaxed) + v, std::memory_order_relaxed); }
-void add(std::atomic<uint64_t>& counter, uint64_t v) { counter.store(counter.load(std::memory_order_relaxed) + v, std::memory_order_relaxed); }
+void add(std::atomic<double>& counter, double v) {
+  counter.store(counter.load(std::memory_order_relaxed) + v, std::memory_order_relaxed);
+}
+void add(std::atomic<uint64_t>& counter, uint64_t v) {
+  counter.store(counter.load(std::memory_order_relaxed) + v, std::memory_order_relaxed);
+}
 
 template <class P>
 P as(const hw::Packet& packet) {
@@ -49,7 +53,8 @@ void store_load_fence() {
 // Keeps the first failure, unless its owner has said that it goes on after it.
 void poison(hw::Timeline& t, uint64_t value, Status status) {
   std::atomic_ref resume(t.resume_value);
-  if (std::atomic_ref(t.status).load(std::memory_order_relaxed) != 0 && resume.load(std::memory_order_relaxed) == 0) return;
+  if (std::atomic_ref(t.status).load(std::memory_order_relaxed) != 0 && resume.load(std::memory_order_relaxed) == 0)
+    return;
   std::atomic_ref(t.failed_value).store(value, std::memory_order_relaxed);
   std::atomic_ref(t.status).store(static_cast<uint32_t>(status), std::memory_order_relaxed);
   resume.store(0, std::memory_order_relaxed);
@@ -113,19 +118,23 @@ Chip::Step Chip::advance(uint32_t q) {
   const uint64_t entries = uint64_t{1} << queue.ring_log2;
   try {
     if (tail - queue.head > entries)
-      throw Fault(Status::kBadPacket, "doorbell %llu is more than %llu packets ahead of %llu", static_cast<unsigned long long>(tail),
-                  static_cast<unsigned long long>(entries), static_cast<unsigned long long>(queue.head));
+      throw Fault(Status::kBadPacket, "doorbell %llu is more than %llu packets ahead of %llu",
+                  static_cast<unsigned long long>(tail), static_cast<unsigned long long>(entries),
+                  static_cast<unsigned long long>(queue.head));
     for (int turn = 0; turn < kPacketsPerTurn && queue.head != tail; ++turn) {
       if (control_waiting_.load(std::memory_order_relaxed) != 0 && turn > 0) return Step::kProgress;
       hw::Packet packet;  // a private copy: what was checked is what runs
       if (queue.called) {
         context_memory(queue).read(queue.block + queue.block_position * sizeof packet, &packet, sizeof packet);
         if (packet.header.sequence != static_cast<uint32_t>(queue.block_position))
-          throw Fault(Status::kBadPacket, "packet %llu of the block has sequence %u", static_cast<unsigned long long>(queue.block_position), packet.header.sequence);
+          throw Fault(Status::kBadPacket, "packet %llu of the block has sequence %u",
+                      static_cast<unsigned long long>(queue.block_position), packet.header.sequence);
       } else {
-        host_memory_.read((queue.ring + (queue.head & (entries - 1)) * sizeof packet) | hw::kHostWindow, &packet, sizeof packet);
+        host_memory_.read((queue.ring + (queue.head & (entries - 1)) * sizeof packet) | hw::kHostWindow, &packet,
+                          sizeof packet);
         if (packet.header.sequence != static_cast<uint32_t>(queue.head))
-          throw Fault(Status::kBadPacket, "packet %llu has sequence %u", static_cast<unsigned long long>(queue.head), packet.header.sequence);
+          throw Fault(Status::kBadPacket, "packet %llu has sequence %u", static_cast<unsigned long long>(queue.head),
+                      packet.header.sequence);
       }
       if (queue.state == hw::kQueueStateFailed) {
         discard(queue, packet);
@@ -159,7 +168,8 @@ Memory& Chip::context_memory(Queue& queue) {
 
 void Chip::engine(Queue& queue, double& engine_free, double duration) {
   queue.clock_ns = engine_free = std::max(queue.clock_ns, engine_free) + duration;
-  if (queue.clock_ns > counters_.device_ns.load(std::memory_order_relaxed)) counters_.device_ns.store(queue.clock_ns, std::memory_order_relaxed);
+  if (queue.clock_ns > counters_.device_ns.load(std::memory_order_relaxed))
+    counters_.device_ns.store(queue.clock_ns, std::memory_order_relaxed);
 }
 
 bool Chip::run_packet(Queue& queue, const hw::Packet& packet) {
@@ -172,14 +182,23 @@ bool Chip::run_packet(Queue& queue, const hw::Packet& packet) {
     }
   }
   if (health_.load(std::memory_order_relaxed) & hw::kHealthFatal) return false;  // a dead chip does nothing
-  if (packet.header.op != PacketOp::kLaunch && packet.header.op != PacketOp::kCopy && packet.header.op != PacketOp::kWait) queue.clock_ns += config_.packet_ns;
+  if (packet.header.op != PacketOp::kLaunch && packet.header.op != PacketOp::kCopy &&
+      packet.header.op != PacketOp::kWait)
+    queue.clock_ns += config_.packet_ns;
   switch (packet.header.op) {
-    case PacketOp::kNop: case PacketOp::kBarrier: return true;  // one queue runs in order: what is before is done
-    case PacketOp::kLaunch: launch(queue, as<hw::LaunchPacket>(packet)); return true;
-    case PacketOp::kCopy: copy(queue, as<hw::CopyPacket>(packet)); return true;
+    case PacketOp::kNop:
+    case PacketOp::kBarrier:
+      return true;  // one queue runs in order: what is before is done
+    case PacketOp::kLaunch:
+      launch(queue, as<hw::LaunchPacket>(packet));
+      return true;
+    case PacketOp::kCopy:
+      copy(queue, as<hw::CopyPacket>(packet));
+      return true;
     case PacketOp::kCopyBatch: {
       const auto p = as<hw::CopyBatchPacket>(packet);
-      if (p.count > 1u << 20) throw Fault(Status::kBadPacket, "a batch of %llu copies", static_cast<unsigned long long>(p.count));
+      if (p.count > 1u << 20)
+        throw Fault(Status::kBadPacket, "a batch of %llu copies", static_cast<unsigned long long>(p.count));
       for (uint64_t k = 0; k < p.count; ++k) {
         hw::CopyDescriptor d;
         context_memory(queue).read(hw::raw(p.list) + k * sizeof d, &d, sizeof d);
@@ -192,17 +211,23 @@ bool Chip::run_packet(Queue& queue, const hw::Packet& packet) {
       const auto p = as<hw::FillPacket>(packet);
       const uint64_t n = p.pattern_bytes;
       if ((n != 1 && n != 2 && n != 4) || hw::raw(p.destination) % n != 0 || p.bytes % n != 0)
-        throw Fault(Status::kBadPacket, "fill of %llu bytes at 0x%llx with a pattern of %u", static_cast<unsigned long long>(p.bytes),
-                    static_cast<unsigned long long>(hw::raw(p.destination)), p.pattern_bytes);
-      context_memory(queue).each(hw::raw(p.destination), p.bytes, hw::kAccessWrite, [&](std::byte* at, uint64_t bytes, uint64_t) {
-        if (n == 1) std::memset(at, static_cast<int>(p.pattern & 255), bytes);
-        else if (n == 2) std::fill_n(reinterpret_cast<uint16_t*>(at), bytes / 2, static_cast<uint16_t>(p.pattern));
-        else std::fill_n(reinterpret_cast<uint32_t*>(at), bytes / 4, p.pattern);
-      });
+        throw Fault(Status::kBadPacket, "fill of %llu bytes at 0x%llx with a pattern of %u",
+                    static_cast<unsigned long long>(p.bytes), static_cast<unsigned long long>(hw::raw(p.destination)),
+                    p.pattern_bytes);
+      context_memory(queue).each(
+          hw::raw(p.destination), p.bytes, hw::kAccessWrite, [&](std::byte* at, uint64_t bytes, uint64_t) {
+            if (n == 1)
+              std::memset(at, static_cast<int>(p.pattern & 255), bytes);
+            else if (n == 2)
+              std::fill_n(reinterpret_cast<uint16_t*>(at), bytes / 2, static_cast<uint16_t>(p.pattern));
+            else
+              std::fill_n(reinterpret_cast<uint32_t*>(at), bytes / 4, p.pattern);
+          });
       charge_copy(queue, p.bytes, hw::is_host(p.destination));
       return true;
     }
-    case PacketOp::kWait: return wait(queue, as<hw::TimelinePacket>(packet));
+    case PacketOp::kWait:
+      return wait(queue, as<hw::TimelinePacket>(packet));
     case PacketOp::kSignal: {
       const auto p = as<hw::TimelinePacket>(packet);
       signal(queue, hw::raw(p.timeline), p.value, Status::kOk);
@@ -217,13 +242,16 @@ bool Chip::run_packet(Queue& queue, const hw::Packet& packet) {
       const auto p = as<hw::CallPacket>(packet);
       if (queue.called) throw Fault(Status::kBadPacket, "CALL inside a called block");
       if (p.count == 0) return true;
-      if (p.count > 1u << 20 || hw::raw(p.block) % 64 != 0) throw Fault(Status::kBadPacket, "CALL of %llu packets at 0x%llx", static_cast<unsigned long long>(p.count), static_cast<unsigned long long>(hw::raw(p.block)));
+      if (p.count > 1u << 20 || hw::raw(p.block) % 64 != 0)
+        throw Fault(Status::kBadPacket, "CALL of %llu packets at 0x%llx", static_cast<unsigned long long>(p.count),
+                    static_cast<unsigned long long>(hw::raw(p.block)));
       queue.called = true;
       queue.block = hw::raw(p.block), queue.block_count = p.count, queue.block_position = 0;
       return true;
     }
   }
-  throw Fault(Status::kBadPacket, "unknown packet opcode %u", static_cast<uint32_t>(packet.header.op)).value(static_cast<uint64_t>(packet.header.op));
+  throw Fault(Status::kBadPacket, "unknown packet opcode %u", static_cast<uint32_t>(packet.header.op))
+      .value(static_cast<uint64_t>(packet.header.op));
 }
 
 void Chip::launch(Queue& queue, const hw::LaunchPacket& packet) {
@@ -235,11 +263,12 @@ void Chip::launch(Queue& queue, const hw::LaunchPacket& packet) {
   add(counters_.launches, 1);
   try {
     const uint64_t count = uint64_t{packet.grid[0]} * packet.grid[1] * packet.grid[2];
-    if (packet.grid[0] == 0 || packet.grid[1] == 0 || packet.grid[2] == 0 || packet.grid[0] > 1u << 24 || packet.grid[1] > 1u << 16 || packet.grid[2] > 1u << 16 ||
-        count > 1u << 24)
+    if (packet.grid[0] == 0 || packet.grid[1] == 0 || packet.grid[2] == 0 || packet.grid[0] > 1u << 24 ||
+        packet.grid[1] > 1u << 16 || packet.grid[2] > 1u << 16 || count > 1u << 24)
       throw Fault(Status::kBadPacket, "grid %u x %u x %u", packet.grid[0], packet.grid[1], packet.grid[2]);
     if (packet.argument_bytes > hw::kArgumentBytes || packet.instructions == 0 || packet.instructions > 1u << 20)
-      throw Fault(Status::kBadPacket, "launch with %u argument bytes and %u instructions", packet.argument_bytes, packet.instructions);
+      throw Fault(Status::kBadPacket, "launch with %u argument bytes and %u instructions", packet.argument_bytes,
+                  packet.instructions);
 
     Launch& l = launch_;  // 4 KiB of arguments: reused
     Memory& memory = context_memory(queue);
@@ -262,7 +291,9 @@ void Chip::launch(Queue& queue, const hw::LaunchPacket& packet) {
 
     if (plan_.due(FaultKind::kEccUncorrectable, FaultTrigger::kLaunch, nth)) {
       add(counters_.ecc_uncorrected, 1);
-      throw Fault(Status::kEccUncorrectable, "uncorrectable ECC error while launch %llu read HBM", static_cast<unsigned long long>(nth)).at(hw::raw(packet.code), 32, hw::kAccessRead);
+      throw Fault(Status::kEccUncorrectable, "uncorrectable ECC error while launch %llu read HBM",
+                  static_cast<unsigned long long>(nth))
+          .at(hw::raw(packet.code), 32, hw::kAccessRead);
     }
     if (plan_.due(FaultKind::kEccCorrected, FaultTrigger::kLaunch, nth)) add(counters_.ecc_corrected, 1);
     if (plan_.due(FaultKind::kHang, FaultTrigger::kLaunch, nth)) {
@@ -290,7 +321,9 @@ void Chip::launch(Queue& queue, const hw::LaunchPacket& packet) {
         }
         // An instance that ends is progress: the watchdog starts again, unless a reset wants the chip.
         uint64_t old = deadline_ns_.load(std::memory_order_relaxed);
-        if (old != 0) deadline_ns_.compare_exchange_strong(old, host_now_ns() + slice_ns.load(std::memory_order_relaxed), std::memory_order_relaxed);
+        if (old != 0)
+          deadline_ns_.compare_exchange_strong(old, host_now_ns() + slice_ns.load(std::memory_order_relaxed),
+                                               std::memory_order_relaxed);
       } catch (Fault& f) {
         std::lock_guard lock(merge);
         if (index < failed_index.load()) failed_index.store(index), first = std::make_unique<Fault>(f);
@@ -300,15 +333,18 @@ void Chip::launch(Queue& queue, const hw::LaunchPacket& packet) {
 
     add(counters_.instances, count);
     add(counters_.instructions, total.instructions);
-    add(counters_.hbm_read, total.hbm_read), add(counters_.hbm_write, total.hbm_write), add(counters_.host_bytes, total.host_bytes);
-    add(counters_.matrix_ns, total.matrix_ns), add(counters_.vector_ns, total.vector_ns), add(counters_.dma_ns, total.dma_ns);
+    add(counters_.hbm_read, total.hbm_read), add(counters_.hbm_write, total.hbm_write),
+        add(counters_.host_bytes, total.host_bytes);
+    add(counters_.matrix_ns, total.matrix_ns), add(counters_.vector_ns, total.vector_ns),
+        add(counters_.dma_ns, total.dma_ns);
     add(counters_.cores_ns, total.duration_ns), add(counters_.picojoules, total.picojoules);
     // Instances go to the core that is free first; HBM's rate bounds them all together.
     double makespan = 0;
     if (count <= config_.cores) {
       makespan = *std::max_element(durations.begin(), durations.end());
     } else {
-      std::priority_queue<double, std::vector<double>, std::greater<>> cores(std::greater<>{}, std::vector<double>(config_.cores, 0.0));
+      std::priority_queue<double, std::vector<double>, std::greater<>> cores(std::greater<>{},
+                                                                             std::vector<double>(config_.cores, 0.0));
       for (double d : durations) {
         const double end = cores.top() + d;
         cores.pop();
@@ -327,47 +363,56 @@ void Chip::copy_bytes(Memory& memory, uint64_t source, uint64_t destination, uin
   if (bytes == 0) return;
   Memory other = memory;
   memory.each(source, bytes, hw::kAccessRead, [&](std::byte* from, uint64_t n, uint64_t at) {
-    other.each(destination + at, n, hw::kAccessWrite, [&](std::byte* to, uint64_t m, uint64_t inner) { std::memmove(to, from + inner, m); });
+    other.each(destination + at, n, hw::kAccessWrite,
+               [&](std::byte* to, uint64_t m, uint64_t inner) { std::memmove(to, from + inner, m); });
   });
 }
 
 void Chip::charge_copy(Queue& queue, uint64_t bytes, bool host) {
-  const double rate = host ? std::min(config_.host_gbytes_per_second, config_.hbm_gbytes_per_second) : config_.hbm_gbytes_per_second / 2;
+  const double rate = host ? std::min(config_.host_gbytes_per_second, config_.hbm_gbytes_per_second)
+                           : config_.hbm_gbytes_per_second / 2;
   const double duration = (host ? config_.host_latency_ns : config_.hbm_latency_ns) + static_cast<double>(bytes) / rate;
   add(host ? counters_.host_bytes : counters_.hbm_read, bytes);
   add(counters_.hbm_write, bytes);
   add(counters_.copy_ns, duration);
-  add(counters_.picojoules, static_cast<double>(bytes) * (host ? config_.pj_per_host_byte + config_.pj_per_hbm_byte : 2 * config_.pj_per_hbm_byte));
+  add(counters_.picojoules, static_cast<double>(bytes) * (host ? config_.pj_per_host_byte + config_.pj_per_hbm_byte
+                                                               : 2 * config_.pj_per_hbm_byte));
   engine(queue, copy_free_ns_, duration);
 }
 
 void Chip::copy(Queue& queue, const hw::CopyPacket& p) {
   if (p.height > 1u << 24 || (p.height > 1 && (p.source_pitch < p.width_bytes || p.destination_pitch < p.width_bytes)))
-    throw Fault(Status::kBadPacket, "copy of %llu rows of %llu bytes with pitches %llu and %llu", static_cast<unsigned long long>(p.height),
-                static_cast<unsigned long long>(p.width_bytes), static_cast<unsigned long long>(p.source_pitch), static_cast<unsigned long long>(p.destination_pitch));
+    throw Fault(Status::kBadPacket, "copy of %llu rows of %llu bytes with pitches %llu and %llu",
+                static_cast<unsigned long long>(p.height), static_cast<unsigned long long>(p.width_bytes),
+                static_cast<unsigned long long>(p.source_pitch), static_cast<unsigned long long>(p.destination_pitch));
   Memory& memory = context_memory(queue);
   for (uint64_t r = 0; r < p.height; ++r)
-    copy_bytes(memory, hw::raw(p.source) + r * p.source_pitch, hw::raw(p.destination) + r * p.destination_pitch, p.width_bytes);
+    copy_bytes(memory, hw::raw(p.source) + r * p.source_pitch, hw::raw(p.destination) + r * p.destination_pitch,
+               p.width_bytes);
   charge_copy(queue, p.width_bytes * p.height, hw::is_host(p.source) || hw::is_host(p.destination));
 }
 
 bool Chip::wait(Queue& queue, const hw::TimelinePacket& p) {
-  auto* t = reinterpret_cast<hw::Timeline*>(context_memory(queue).word(hw::raw(p.timeline), sizeof(hw::Timeline), hw::kAccessRead));
+  auto* t = reinterpret_cast<hw::Timeline*>(
+      context_memory(queue).word(hw::raw(p.timeline), sizeof(hw::Timeline), hw::kAccessRead));
   if (std::atomic_ref(t->value).load(std::memory_order_acquire) < p.value) return false;
   const uint32_t status = std::atomic_ref(t->status).load(std::memory_order_relaxed);
   const uint64_t resume = std::atomic_ref(t->resume_value).load(std::memory_order_relaxed);
-  if (status != 0 && std::atomic_ref(t->failed_value).load(std::memory_order_relaxed) <= p.value && (resume == 0 || p.value < resume)) {
-    Fault f(Status::kDependencyFailed, "the timeline at 0x%llx reached %llu by failing (status %u)", static_cast<unsigned long long>(hw::raw(p.timeline)),
-            static_cast<unsigned long long>(p.value), status);
+  if (status != 0 && std::atomic_ref(t->failed_value).load(std::memory_order_relaxed) <= p.value &&
+      (resume == 0 || p.value < resume)) {
+    Fault f(Status::kDependencyFailed, "the timeline at 0x%llx reached %llu by failing (status %u)",
+            static_cast<unsigned long long>(hw::raw(p.timeline)), static_cast<unsigned long long>(p.value), status);
     f.record.address = hw::raw(p.timeline), f.record.value = status;
     throw f;
   }
-  queue.clock_ns = std::max(queue.clock_ns, static_cast<double>(std::atomic_ref(t->device_ns).load(std::memory_order_relaxed)));
+  queue.clock_ns =
+      std::max(queue.clock_ns, static_cast<double>(std::atomic_ref(t->device_ns).load(std::memory_order_relaxed)));
   return true;
 }
 
 void Chip::signal(Queue& queue, uint64_t address, uint64_t value, Status status) {
-  auto* t = reinterpret_cast<hw::Timeline*>(context_memory(queue).word(address, sizeof(hw::Timeline), hw::kAccessWrite));
+  auto* t =
+      reinterpret_cast<hw::Timeline*>(context_memory(queue).word(address, sizeof(hw::Timeline), hw::kAccessWrite));
   if (status != Status::kOk) poison(*t, value, status);
   std::atomic_ref(t->device_ns).store(static_cast<uint64_t>(queue.clock_ns), std::memory_order_relaxed);
   std::atomic_ref(t->host_ns).store(host_now_ns(), std::memory_order_relaxed);
@@ -380,7 +425,8 @@ void Chip::signal(Queue& queue, uint64_t address, uint64_t value, Status status)
 }
 
 void Chip::publish(Queue& queue, uint64_t value, Status status) {
-  auto* t = reinterpret_cast<hw::Timeline*>(host_memory_.word(queue.timeline | hw::kHostWindow, sizeof(hw::Timeline), hw::kAccessWrite));
+  auto* t = reinterpret_cast<hw::Timeline*>(
+      host_memory_.word(queue.timeline | hw::kHostWindow, sizeof(hw::Timeline), hw::kAccessWrite));
   if (status != Status::kOk) poison(*t, value, status);
   std::atomic_ref(t->device_ns).store(static_cast<uint64_t>(queue.clock_ns), std::memory_order_relaxed);
   std::atomic_ref(t->value).store(value, std::memory_order_release);
@@ -428,10 +474,14 @@ void Chip::fail(uint32_t q, Fault fault) {
       std::atomic_ref(*reinterpret_cast<uint32_t*>(p)).store(status, std::memory_order_release);
     });
     r.status = status;
-    if (queue.called) discard_block(queue, queue.block, queue.block_position, queue.block_count, 0);
-    else if (const uint64_t tail = std::atomic_ref(doorbell(q).tail).load(); tail - queue.head <= uint64_t{1} << queue.ring_log2) {
+    if (queue.called)
+      discard_block(queue, queue.block, queue.block_position, queue.block_count, 0);
+    else if (const uint64_t tail = std::atomic_ref(doorbell(q).tail).load();
+             tail - queue.head <= uint64_t{1} << queue.ring_log2) {
       hw::Packet packet;
-      host_memory_.read((queue.ring + (queue.head & ((uint64_t{1} << queue.ring_log2) - 1)) * sizeof packet) | hw::kHostWindow, &packet, sizeof packet);
+      host_memory_.read(
+          (queue.ring + (queue.head & ((uint64_t{1} << queue.ring_log2) - 1)) * sizeof packet) | hw::kHostWindow,
+          &packet, sizeof packet);
       discard(queue, packet);
     } else {
       queue.head = tail - 1;  // the index itself was wrong: nothing between can be trusted

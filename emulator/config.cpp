@@ -32,7 +32,8 @@ ChipConfig load_config(const std::string& file) {
       fail(where + ": \"" + key + "\" has no source; give one, or the word \"assumed\"");
     double v = j[key]["value"].get<double>();
     if (!(v >= low && v <= high))
-      fail(where + ": \"" + key + "\" is " + std::to_string(v) + "; expected " + std::to_string(low) + " to " + std::to_string(high));
+      fail(where + ": \"" + key + "\" is " + std::to_string(v) + "; expected " + std::to_string(low) + " to " +
+           std::to_string(high));
     return v;
   };
   auto count = [&](const char* key, double low, double high) { return static_cast<uint32_t>(number(key, low, high)); };
@@ -79,11 +80,24 @@ uint64_t parse_size(const std::string& text) {
   int shift = 0;
   if (end != text.c_str()) {
     switch (*end) {
-      case 'K': case 'k': shift = 10, ++end; break;
-      case 'M': case 'm': shift = 20, ++end; break;
-      case 'G': case 'g': shift = 30, ++end; break;
-      case 'T': case 't': shift = 40, ++end; break;
-      default: break;
+      case 'K':
+      case 'k':
+        shift = 10, ++end;
+        break;
+      case 'M':
+      case 'm':
+        shift = 20, ++end;
+        break;
+      case 'G':
+      case 'g':
+        shift = 30, ++end;
+        break;
+      case 'T':
+      case 't':
+        shift = 40, ++end;
+        break;
+      default:
+        break;
     }
   }
   if (end == text.c_str() || *end != 0 || !(value > 0) || value * static_cast<double>(uint64_t{1} << shift) > 1e15)
@@ -94,10 +108,14 @@ uint64_t parse_size(const std::string& text) {
 void set_checks(EmulatorOptions& options, const std::string& words) {
   std::stringstream in(words);
   for (std::string word; std::getline(in, word, ',');) {
-    if (word == "races") options.check_races = true;
-    else if (word == "uninit") options.check_uninitialized = true;
-    else if (word == "oob") options.check_bounds = true;
-    else if (!word.empty()) fail("check \"" + word + "\": expected races, uninit or oob");
+    if (word == "races")
+      options.check_races = true;
+    else if (word == "uninit")
+      options.check_uninitialized = true;
+    else if (word == "oob")
+      options.check_bounds = true;
+    else if (!word.empty())
+      fail("check \"" + word + "\": expected races, uninit or oob");
   }
 }
 

@@ -22,7 +22,7 @@ uint64_t host_now_ns() {
   return static_cast<uint64_t>(t.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(t.tv_nsec);
 }
 
-std::byte* allocate(uint32_t bytes) { return static_cast<std::byte*>(::operator new(bytes, std::align_val_t{4096})); }
+std::byte* allocate(uint32_t bytes) { return static_cast<std::byte*>(::operator new (bytes, std::align_val_t{4096})); }
 
 float as_float(uint64_t bits) {
   float f;
@@ -42,10 +42,15 @@ int64_t scalar(hw::SaluOp op, int64_t a, int64_t b) {
   using S = hw::SaluOp;
   const uint64_t ua = static_cast<uint64_t>(a), ub = static_cast<uint64_t>(b);
   switch (op) {  // unsigned arithmetic: overflow wraps
-    case S::kAdd: return static_cast<int64_t>(ua + ub);
-    case S::kSub: return static_cast<int64_t>(ua - ub);
-    case S::kMul: return static_cast<int64_t>(ua * ub);
-    case S::kDiv: case S::kMod: case S::kCeilDiv: {
+    case S::kAdd:
+      return static_cast<int64_t>(ua + ub);
+    case S::kSub:
+      return static_cast<int64_t>(ua - ub);
+    case S::kMul:
+      return static_cast<int64_t>(ua * ub);
+    case S::kDiv:
+    case S::kMod:
+    case S::kCeilDiv: {
       if (b == 0) divide_by_zero();
       if (b == -1) return op == S::kMod ? 0 : static_cast<int64_t>(0 - ua);
       int64_t quotient = a / b, rest = a % b;
@@ -53,18 +58,30 @@ int64_t scalar(hw::SaluOp op, int64_t a, int64_t b) {
       if (op == S::kMod) return rest;
       return quotient + (rest != 0 && (rest > 0) == (b > 0));
     }
-    case S::kAnd: return a & b;
-    case S::kOr: return a | b;
-    case S::kXor: return a ^ b;
-    case S::kShl: return static_cast<int64_t>(ua << (ub & 63));
-    case S::kShr: return a >> (ub & 63);
-    case S::kMin: return std::min(a, b);
-    case S::kMax: return std::max(a, b);
-    case S::kFAdd: return float_bits(as_float(ua) + as_float(ub));
-    case S::kFSub: return float_bits(as_float(ua) - as_float(ub));
-    case S::kFMul: return float_bits(as_float(ua) * as_float(ub));
-    case S::kFDiv: return float_bits(as_float(ua) / as_float(ub));
-    case S::kIntToFloat: return float_bits(static_cast<float>(a));
+    case S::kAnd:
+      return a & b;
+    case S::kOr:
+      return a | b;
+    case S::kXor:
+      return a ^ b;
+    case S::kShl:
+      return static_cast<int64_t>(ua << (ub & 63));
+    case S::kShr:
+      return a >> (ub & 63);
+    case S::kMin:
+      return std::min(a, b);
+    case S::kMax:
+      return std::max(a, b);
+    case S::kFAdd:
+      return float_bits(as_float(ua) + as_float(ub));
+    case S::kFSub:
+      return float_bits(as_float(ua) - as_float(ub));
+    case S::kFMul:
+      return float_bits(as_float(ua) * as_float(ub));
+    case S::kFDiv:
+      return float_bits(as_float(ua) / as_float(ub));
+    case S::kIntToFloat:
+      return float_bits(static_cast<float>(a));
     case S::kFloatToInt: {
       float f = as_float(ua);
       return f >= 9.2e18f ? INT64_MAX : f <= -9.2e18f ? INT64_MIN : f != f ? 0 : static_cast<int64_t>(f);
@@ -75,12 +92,18 @@ int64_t scalar(hw::SaluOp op, int64_t a, int64_t b) {
 
 bool holds(hw::Cond c, int64_t a, int64_t b) {
   switch (c) {
-    case hw::Cond::kEq: return a == b;
-    case hw::Cond::kNe: return a != b;
-    case hw::Cond::kLt: return a < b;
-    case hw::Cond::kLe: return a <= b;
-    case hw::Cond::kGt: return a > b;
-    case hw::Cond::kGe: return a >= b;
+    case hw::Cond::kEq:
+      return a == b;
+    case hw::Cond::kNe:
+      return a != b;
+    case hw::Cond::kLt:
+      return a < b;
+    case hw::Cond::kLe:
+      return a <= b;
+    case hw::Cond::kGt:
+      return a > b;
+    case hw::Cond::kGe:
+      return a >= b;
   }
   return false;
 }
@@ -107,33 +130,44 @@ Program prepare(const Instruction* code, uint32_t count) {
     }
     for (int k = 0; k < 2; ++k) {
       if (x.wait[k] != hw::kNone && x.wait[k] >= hw::kSemaphores) throw illegal(i, "semaphore out of range", x.wait[k]);
-      if (x.signal[k] != hw::kNone && x.signal[k] >= hw::kSemaphores) throw illegal(i, "semaphore out of range", x.signal[k]);
+      if (x.signal[k] != hw::kNone && x.signal[k] >= hw::kSemaphores)
+        throw illegal(i, "semaphore out of range", x.signal[k]);
     }
     // Operands that must be present. MDRAIN's vectors, VBIN's tile beside a register and its like are optional.
-    const uint32_t tiles = op->code == uint8_t(Op::MDRAIN) ? 2 : op->code == uint8_t(Op::VBIN) && (x.flags & hw::kFlagScalar) ? 2 : op->tiles;
+    const uint32_t tiles = op->code == uint8_t(Op::MDRAIN)                                ? 2
+                           : op->code == uint8_t(Op::VBIN) && (x.flags & hw::kFlagScalar) ? 2
+                                                                                          : op->tiles;
     for (uint32_t k = 0; k < tiles; ++k)
       if (x.t[k] == hw::kNone) throw illegal(i, "missing tile operand", k);
     if (op->engine == hw::EngineClass::Dma && x.queue > 3) throw illegal(i, "DMA queue out of range", x.queue);
     switch (static_cast<Op>(x.op)) {
       case Op::WAIT:
-        if (x.wait[0] == hw::kNone || x.queue >= hw::kEngines) throw illegal(i, "WAIT without semaphore or engine", x.queue);
+        if (x.wait[0] == hw::kNone || x.queue >= hw::kEngines)
+          throw illegal(i, "WAIT without semaphore or engine", x.queue);
         break;
       case Op::SIGNAL:
-        if (x.signal[0] == hw::kNone || x.queue >= hw::kEngines) throw illegal(i, "SIGNAL without semaphore or engine", x.queue);
+        if (x.signal[0] == hw::kNone || x.queue >= hw::kEngines)
+          throw illegal(i, "SIGNAL without semaphore or engine", x.queue);
         break;
       case Op::BR:
         if (x.imm1 <= i || x.imm1 >= count) throw illegal(i, "branch target not ahead in the program", x.imm1);
         break;
       case Op::LOOP:
-        if (x.imm0 <= i || x.imm0 >= count || p.code[x.imm0].op != uint8_t(Op::ENDL)) throw illegal(i, "LOOP without its ENDL", x.imm0);
+        if (x.imm0 <= i || x.imm0 >= count || p.code[x.imm0].op != uint8_t(Op::ENDL))
+          throw illegal(i, "LOOP without its ENDL", x.imm0);
         break;
       case Op::ENDL:
         if (x.imm0 >= i || p.code[x.imm0].op != uint8_t(Op::LOOP)) throw illegal(i, "ENDL without its LOOP", x.imm0);
         break;
-      case Op::MOVI: case Op::SALU: case Op::SPR: case Op::LDARG: case Op::LDS:
+      case Op::MOVI:
+      case Op::SALU:
+      case Op::SPR:
+      case Op::LDARG:
+      case Op::LDS:
         if (x.r[0] == hw::kNone) throw illegal(i, "missing destination register", 0);
         break;
-      default: break;
+      default:
+        break;
     }
   }
   return p;
@@ -159,7 +193,12 @@ double Core::Semaphore::take(uint64_t n) {
 }
 
 Core::Core(const ChipConfig& config, const EmulatorOptions& options, uint32_t index)
-    : config_(config), options_(options), host_(host_kernels()), index_(index), spm_(allocate(config.spm_bytes)), acc_(allocate(config.acc_bytes)) {
+    : config_(config),
+      options_(options),
+      host_(host_kernels()),
+      index_(index),
+      spm_(allocate(config.spm_bytes)),
+      acc_(allocate(config.acc_bytes)) {
   std::memset(spm_, 0, config.spm_bytes);
   std::memset(acc_, 0, config.acc_bytes);
   for (auto& s : scratch_) s.resize(65536 + 16);
@@ -167,8 +206,8 @@ Core::Core(const ChipConfig& config, const EmulatorOptions& options, uint32_t in
 }
 
 Core::~Core() {
-  ::operator delete(spm_, std::align_val_t{4096});
-  ::operator delete(acc_, std::align_val_t{4096});
+  ::operator delete (spm_, std::align_val_t{4096});
+  ::operator delete (acc_, std::align_val_t{4096});
 }
 
 Tally Core::run(const Launch& launch, std::array<uint32_t, 3> pid) {
@@ -196,7 +235,8 @@ Tally Core::run(const Launch& launch, std::array<uint32_t, 3> pid) {
 }
 
 void Core::execute() {
-  if (pc_ >= launch_->program->code.size()) throw Fault(Status::kIllegalInstruction, "the program ran past its end without HALT");
+  if (pc_ >= launch_->program->code.size())
+    throw Fault(Status::kIllegalInstruction, "the program ran past its end without HALT");
   const Instruction& i = launch_->program->code[pc_];
   const hw::Engine engine = hw::engine_of(i);
   const size_t e = static_cast<size_t>(engine);
@@ -204,7 +244,8 @@ void Core::execute() {
   if (--budget_ == 0) {
     budget_ = 256;
     if (host_now_ns() > launch_->deadline_ns->load(std::memory_order_relaxed))
-      throw Fault(Status::kWatchdog, "a program instance ran longer than %u ms", launch_->watchdog_ms).value(launch_->watchdog_ms);
+      throw Fault(Status::kWatchdog, "a program instance ran longer than %u ms", launch_->watchdog_ms)
+          .value(launch_->watchdog_ms);
   }
   if (checker_) checker_->begin_instruction(engine, pc_);
 
@@ -215,8 +256,9 @@ void Core::execute() {
     const uint64_t n = is_wait && k == 0 ? i.imm0 : 1;
     Semaphore& s = semaphores_[i.wait[k]];
     if (s.count < n) {
-      Fault f(Status::kDeadlock, "%s waits for S%u >= %llu, it is %llu and nothing left can signal it", hw::kEngineNames[e].data(), i.wait[k],
-              static_cast<unsigned long long>(n), static_cast<unsigned long long>(s.count));
+      Fault f(Status::kDeadlock, "%s waits for S%u >= %llu, it is %llu and nothing left can signal it",
+              hw::kEngineNames[e].data(), i.wait[k], static_cast<unsigned long long>(n),
+              static_cast<unsigned long long>(s.count));
       f.record.value = i.wait[k];
       if (checker_) f.record.other = checker_->last_signaller(i.wait[k]);
       throw f;
@@ -230,13 +272,19 @@ void Core::execute() {
   double busy = cycle, latency = 0;
   try {
     switch (hw::find_op(i.op)->engine) {
-      case hw::EngineClass::Control: control(i); break;
+      case hw::EngineClass::Control:
+        control(i);
+        break;
       case hw::EngineClass::Dma:
         tally_.dma_ns += busy = dma(i);
         latency = dma_latency_;
         break;
-      case hw::EngineClass::Matrix: tally_.matrix_ns += busy = matrix(i); break;
-      case hw::EngineClass::Vector: tally_.vector_ns += busy = vector(i); break;
+      case hw::EngineClass::Matrix:
+        tally_.matrix_ns += busy = matrix(i);
+        break;
+      case hw::EngineClass::Vector:
+        tally_.vector_ns += busy = vector(i);
+        break;
     }
   } catch (...) {
     pc_ = at;
@@ -250,7 +298,8 @@ void Core::execute() {
     if (i.signal[k] == hw::kNone) continue;
     const uint64_t n = i.op == uint8_t(Op::SIGNAL) && k == 0 ? i.imm0 : 1;
     Semaphore& s = semaphores_[i.signal[k]];
-    if (n > uint64_t{1} << 32 || s.count > uint64_t{1} << 32) throw Fault(Status::kTrap, "semaphore S%u overflows", i.signal[k]);
+    if (n > uint64_t{1} << 32 || s.count > uint64_t{1} << 32)
+      throw Fault(Status::kTrap, "semaphore S%u overflows", i.signal[k]);
     s.give(done, n);
     if (checker_) checker_->signal(i.signal[k], n);
   }
@@ -263,15 +312,22 @@ void Core::define(uint8_t t, const Tile& tile) {
   const hw::DTypeInfo& d = hw::info(tile.dtype);
   const uint64_t bytes = hw::row_bytes(tile.dtype, tile.columns);
   const char* wrong = nullptr;
-  if (tile.rows == 0 || tile.columns == 0) wrong = "is empty";
-  else if (tile.columns % d.block != 0) wrong = "has columns that are no whole number of blocks";
-  else if (tile.rows > 1 && tile.pitch < bytes) wrong = "has rows that overlap";
-  else if (tile.offset + uint64_t{tile.pitch} * (tile.rows - 1) + bytes > limit) wrong = "ends outside its memory";
-  else if (d.block == 1 && (tile.offset % d.bytes != 0 || (tile.rows > 1 && tile.pitch % d.bytes != 0))) wrong = "is not aligned to its type";
-  else if (tile.space == hw::Space::kAcc && tile.dtype != hw::DType::kF32 && tile.dtype != hw::DType::kI32) wrong = "needs f32 or i32 in the accumulators";
+  if (tile.rows == 0 || tile.columns == 0)
+    wrong = "is empty";
+  else if (tile.columns % d.block != 0)
+    wrong = "has columns that are no whole number of blocks";
+  else if (tile.rows > 1 && tile.pitch < bytes)
+    wrong = "has rows that overlap";
+  else if (tile.offset + uint64_t{tile.pitch} * (tile.rows - 1) + bytes > limit)
+    wrong = "ends outside its memory";
+  else if (d.block == 1 && (tile.offset % d.bytes != 0 || (tile.rows > 1 && tile.pitch % d.bytes != 0)))
+    wrong = "is not aligned to its type";
+  else if (tile.space == hw::Space::kAcc && tile.dtype != hw::DType::kF32 && tile.dtype != hw::DType::kI32)
+    wrong = "needs f32 or i32 in the accumulators";
   if (wrong != nullptr)
-    throw Fault(Status::kTileFault, "T%u %s: %ux%u %s, offset %u, pitch %u, %s of %llu bytes", t, wrong, tile.rows, tile.columns, d.name, tile.offset,
-                tile.pitch, tile.space == hw::Space::kSpm ? "scratchpad" : "accumulators", static_cast<unsigned long long>(limit))
+    throw Fault(Status::kTileFault, "T%u %s: %ux%u %s, offset %u, pitch %u, %s of %llu bytes", t, wrong, tile.rows,
+                tile.columns, d.name, tile.offset, tile.pitch,
+                tile.space == hw::Space::kSpm ? "scratchpad" : "accumulators", static_cast<unsigned long long>(limit))
         .at(tile.offset, bytes, hw::kAccessNone)
         .tile(t);
   tiles_[t] = tile;
@@ -303,8 +359,10 @@ float* Core::row_buffer(const Tile& t, uint32_t row, int scratch) {
 }
 
 void Core::store_row(const Tile& t, uint32_t row, const float* values) {
-  if (t.dtype != hw::DType::kF32) host_.store(t.dtype, values, t.columns, data(t, row));
-  else if (std::byte* p = data(t, row); reinterpret_cast<const std::byte*>(values) != p) std::memcpy(p, values, size_t{t.columns} * 4);
+  if (t.dtype != hw::DType::kF32)
+    host_.store(t.dtype, values, t.columns, data(t, row));
+  else if (std::byte* p = data(t, row); reinterpret_cast<const std::byte*>(values) != p)
+    std::memcpy(p, values, size_t{t.columns} * 4);
 }
 
 void Core::control(const Instruction& i) {
@@ -312,24 +370,35 @@ void Core::control(const Instruction& i) {
     case Op::HALT:
       for (uint32_t s = 0; s < hw::kSemaphores; ++s)
         if (semaphores_[s].count != 0)
-          throw Fault(Status::kSemaphoreLeak, "S%u is %llu at HALT", s, static_cast<unsigned long long>(semaphores_[s].count)).value(s);
+          throw Fault(Status::kSemaphoreLeak, "S%u is %llu at HALT", s,
+                      static_cast<unsigned long long>(semaphores_[s].count))
+              .value(s);
       halted_ = true;
       return;
-    case Op::MOVI: set(i.r[0], static_cast<int64_t>(i.imm0)); return;
+    case Op::MOVI:
+      set(i.r[0], static_cast<int64_t>(i.imm0));
+      return;
     case Op::SALU:
-      set(i.r[0], scalar(static_cast<hw::SaluOp>(i.sub), reg(i.r[1]), i.flags & hw::kFlagImmediate ? static_cast<int64_t>(i.imm0) : reg(i.r[2])));
+      set(i.r[0], scalar(static_cast<hw::SaluOp>(i.sub), reg(i.r[1]),
+                         i.flags & hw::kFlagImmediate ? static_cast<int64_t>(i.imm0) : reg(i.r[2])));
       return;
     case Op::BR:
-      if (holds(static_cast<hw::Cond>(i.sub), reg(i.r[0]), i.flags & hw::kFlagImmediate ? static_cast<int64_t>(i.imm0) : reg(i.r[1])))
+      if (holds(static_cast<hw::Cond>(i.sub), reg(i.r[0]),
+                i.flags & hw::kFlagImmediate ? static_cast<int64_t>(i.imm0) : reg(i.r[1])))
         pc_ = static_cast<uint32_t>(i.imm1);
       return;
     case Op::LOOP: {
       Loop l{pc_, reg(i.r[2]), reg(i.r[3])};
-      if (l.step <= 0) throw Fault(Status::kIllegalInstruction, "LOOP with step %lld", static_cast<long long>(l.step)).value(static_cast<uint64_t>(l.step));
-      if (loops_.size() >= hw::kLoopDepth) throw Fault(Status::kIllegalInstruction, "loops nested deeper than %u", hw::kLoopDepth);
+      if (l.step <= 0)
+        throw Fault(Status::kIllegalInstruction, "LOOP with step %lld", static_cast<long long>(l.step))
+            .value(static_cast<uint64_t>(l.step));
+      if (loops_.size() >= hw::kLoopDepth)
+        throw Fault(Status::kIllegalInstruction, "loops nested deeper than %u", hw::kLoopDepth);
       set(i.r[0], reg(i.r[1]));
-      if (reg(i.r[0]) >= l.end) pc_ = static_cast<uint32_t>(i.imm0) + 1;
-      else loops_.push_back(l);
+      if (reg(i.r[0]) >= l.end)
+        pc_ = static_cast<uint32_t>(i.imm0) + 1;
+      else
+        loops_.push_back(l);
       return;
     }
     case Op::ENDL: {
@@ -340,36 +409,49 @@ void Core::control(const Instruction& i) {
       const uint8_t counter = launch_->program->code[l.begin - 1].r[0];
       int64_t next = scalar(hw::SaluOp::kAdd, reg(counter), l.step);
       set(counter, next);
-      if (next < l.end && next > INT64_MIN + l.step) pc_ = l.begin;
-      else loops_.pop_back();
+      if (next < l.end && next > INT64_MIN + l.step)
+        pc_ = l.begin;
+      else
+        loops_.pop_back();
       return;
     }
     case Op::SPR:
       switch (static_cast<hw::Special>(i.sub)) {
-        case hw::Special::kPidX: case hw::Special::kPidY: case hw::Special::kPidZ: return set(i.r[0], pid_[i.sub]);
-        case hw::Special::kGridX: case hw::Special::kGridY: case hw::Special::kGridZ: return set(i.r[0], launch_->grid[i.sub - 3]);
-        case hw::Special::kCore: return set(i.r[0], index_);
-        case hw::Special::kCores: return set(i.r[0], config_.cores);
+        case hw::Special::kPidX:
+        case hw::Special::kPidY:
+        case hw::Special::kPidZ:
+          return set(i.r[0], pid_[i.sub]);
+        case hw::Special::kGridX:
+        case hw::Special::kGridY:
+        case hw::Special::kGridZ:
+          return set(i.r[0], launch_->grid[i.sub - 3]);
+        case hw::Special::kCore:
+          return set(i.r[0], index_);
+        case hw::Special::kCores:
+          return set(i.r[0], config_.cores);
       }
       return;
     case Op::LDARG: {
       const auto kind = static_cast<hw::LoadKind>(i.sub);
       const uint64_t bytes = kind == hw::LoadKind::kU64 ? 8 : 4;
       if (i.imm0 > launch_->argument_bytes || bytes > launch_->argument_bytes - i.imm0)
-        throw Fault(Status::kIllegalInstruction, "argument bytes at %llu, but the launch has %u", static_cast<unsigned long long>(i.imm0), launch_->argument_bytes).value(i.imm0);
+        throw Fault(Status::kIllegalInstruction, "argument bytes at %llu, but the launch has %u",
+                    static_cast<unsigned long long>(i.imm0), launch_->argument_bytes)
+            .value(i.imm0);
       int64_t v = 0;
       std::memcpy(&v, launch_->arguments.data() + i.imm0, bytes);
       set(i.r[0], kind == hw::LoadKind::kI32 ? static_cast<int32_t>(v) : v);
       return;
     }
-    case Op::LDS: case Op::STS: {
+    case Op::LDS:
+    case Op::STS: {
       const bool load = i.op == uint8_t(Op::LDS);
       Tile t = tiles_[i.t[0]];
       const int64_t row = reg(i.r[1]), column = reg(i.r[2]);
       const hw::DTypeInfo& d = hw::info(t.dtype);
       if (row < 0 || column < 0 || row >= t.rows || column >= t.columns || d.block != 1)
-        throw Fault(Status::kTileFault, "element (%lld, %lld) of T%u, which is %ux%u %s", static_cast<long long>(row), static_cast<long long>(column),
-                    i.t[0], t.rows, t.columns, d.name)
+        throw Fault(Status::kTileFault, "element (%lld, %lld) of T%u, which is %ux%u %s", static_cast<long long>(row),
+                    static_cast<long long>(column), i.t[0], t.rows, t.columns, d.name)
             .tile(i.t[0]);
       t.offset += static_cast<uint32_t>(row) * t.pitch + static_cast<uint32_t>(column) * d.bytes;
       t.rows = t.columns = 1;
@@ -390,7 +472,8 @@ void Core::control(const Instruction& i) {
       hw::TileDescriptor d;
       std::memcpy(&d, &i.imm0, 8);
       std::memcpy(reinterpret_cast<std::byte*>(&d) + 8, &i.imm1, 8);
-      if (!hw::valid(d.dtype) || static_cast<uint8_t>(d.space) > 1) throw Fault(Status::kIllegalInstruction, "TDEF with unknown type or space");
+      if (!hw::valid(d.dtype) || static_cast<uint8_t>(d.space) > 1)
+        throw Fault(Status::kIllegalInstruction, "TDEF with unknown type or space");
       define(i.t[0], Tile{d.offset, d.pitch, d.rows, d.columns, d.dtype, d.space});
       return;
     }
@@ -400,11 +483,14 @@ void Core::control(const Instruction& i) {
       const int64_t rows = i.r[2] == hw::kNone ? static_cast<int64_t>(i.imm0) : reg(i.r[2]);
       const int64_t columns = i.r[3] == hw::kNone ? static_cast<int64_t>(i.imm1) : reg(i.r[3]);
       const hw::DTypeInfo& d = hw::info(t.dtype);
-      if (row < 0 || column < 0 || rows <= 0 || columns <= 0 || rows > t.rows - row || columns > t.columns - column || column % d.block != 0)
-        throw Fault(Status::kTileFault, "slice (%lld, %lld) %lldx%lld of T%u, which is %ux%u", static_cast<long long>(row), static_cast<long long>(column),
-                    static_cast<long long>(rows), static_cast<long long>(columns), i.t[1], t.rows, t.columns)
+      if (row < 0 || column < 0 || rows <= 0 || columns <= 0 || rows > t.rows - row || columns > t.columns - column ||
+          column % d.block != 0)
+        throw Fault(Status::kTileFault, "slice (%lld, %lld) %lldx%lld of T%u, which is %ux%u",
+                    static_cast<long long>(row), static_cast<long long>(column), static_cast<long long>(rows),
+                    static_cast<long long>(columns), i.t[1], t.rows, t.columns)
             .tile(i.t[1]);
-      t.offset += static_cast<uint32_t>(row) * t.pitch + static_cast<uint32_t>(hw::row_bytes(t.dtype, static_cast<uint64_t>(column)));
+      t.offset += static_cast<uint32_t>(row) * t.pitch +
+                  static_cast<uint32_t>(hw::row_bytes(t.dtype, static_cast<uint64_t>(column)));
       t.rows = static_cast<uint32_t>(rows), t.columns = static_cast<uint32_t>(columns);
       define(i.t[0], t);
       return;
@@ -417,10 +503,13 @@ void Core::control(const Instruction& i) {
       define(i.t[0], t);
       return;
     }
-    case Op::WAIT: case Op::SIGNAL: return;  // done by execute()
+    case Op::WAIT:
+    case Op::SIGNAL:
+      return;  // done by execute()
     case Op::TRAP:
       throw Fault(Status::kTrap, "TRAP %llu", static_cast<unsigned long long>(i.imm0)).value(i.imm0);
-    default: throw Fault(Status::kIllegalInstruction, "opcode %u on the sequencer", i.op);
+    default:
+      throw Fault(Status::kIllegalInstruction, "opcode %u on the sequencer", i.op);
   }
 }
 
@@ -439,21 +528,30 @@ double Core::matrix(const Instruction& i) {
       const Tile& c = out(i, 0);
       const uint32_t k = rows_are_k ? b.rows : b.columns, n = rows_are_k ? b.columns : b.rows;
       const bool integer = a.dtype == hw::DType::kI8 && b.dtype == hw::DType::kI8;
-      if (a.columns != k || c.rows != a.rows || c.columns != n || c.space != hw::Space::kAcc || a.space != hw::Space::kSpm || b.space != hw::Space::kSpm ||
+      if (a.columns != k || c.rows != a.rows || c.columns != n || c.space != hw::Space::kAcc ||
+          a.space != hw::Space::kSpm || b.space != hw::Space::kSpm ||
           c.dtype != (integer ? hw::DType::kI32 : hw::DType::kF32))
-        throw Fault(Status::kTileFault, "MMA %ux%u %s = %ux%u %s * %ux%u %s%s", c.rows, c.columns, hw::info(c.dtype).name, a.rows, a.columns,
-                    hw::info(a.dtype).name, b.rows, b.columns, hw::info(b.dtype).name, rows_are_k ? " (rows are K)" : "")
+        throw Fault(Status::kTileFault, "MMA %ux%u %s = %ux%u %s * %ux%u %s%s", c.rows, c.columns,
+                    hw::info(c.dtype).name, a.rows, a.columns, hw::info(a.dtype).name, b.rows, b.columns,
+                    hw::info(b.dtype).name, rows_are_k ? " (rows are K)" : "")
             .tile(i.t[0]);
-      MultiplyArgs x{data(a), data(b), reinterpret_cast<float*>(data(c)), a.pitch, b.pitch, c.pitch, a.rows, n, k, a.dtype, b.dtype, rows_are_k, accumulate};
+      MultiplyArgs x{data(a),   data(b), reinterpret_cast<float*>(data(c)),
+                     a.pitch,   b.pitch, c.pitch,
+                     a.rows,    n,       k,
+                     a.dtype,   b.dtype, rows_are_k,
+                     accumulate};
       host_.multiply(x);
       // A weight-stationary array: each block of B is loaded once (array_rows cycles, hidden behind the
       // previous block) and A streams through, one row a cycle.
       const bool narrow = integer || hw::info(b.dtype).block > 1;
       const bool wide = a.dtype == hw::DType::kF32 || b.dtype == hw::DType::kF32;
       const double rate = wide ? config_.rate_f32 : narrow ? config_.rate_8bit : 1;
-      const double blocks = std::ceil(k / static_cast<double>(config_.array_rows)) * std::ceil(n / static_cast<double>(config_.array_columns));
+      const double blocks = std::ceil(k / static_cast<double>(config_.array_rows)) *
+                            std::ceil(n / static_cast<double>(config_.array_columns));
       const double macs = static_cast<double>(a.rows) * n * k;
-      tally_.picojoules += macs * (wide ? config_.pj_per_mac_f32 : narrow ? config_.pj_per_mac_8bit : config_.pj_per_mac_bf16);
+      tally_.picojoules += macs * (wide     ? config_.pj_per_mac_f32
+                                   : narrow ? config_.pj_per_mac_8bit
+                                            : config_.pj_per_mac_bf16);
       return cycle * (blocks * std::max<double>(a.rows, config_.array_rows) / rate + config_.array_rows);
     }
     case Op::MDRAIN: {
@@ -461,9 +559,10 @@ double Core::matrix(const Instruction& i) {
       const Tile* row_vector = i.t[2] == hw::kNone ? nullptr : &in(i, 2);
       const Tile* column_vector = i.t[3] == hw::kNone ? nullptr : &in(i, 3);
       const Tile& d = out(i, 0);
-      if (d.rows != acc.rows || d.columns != acc.columns || (row_vector && row_vector->columns != d.columns) || (column_vector && column_vector->rows != d.rows))
-        throw Fault(Status::kTileFault, "MDRAIN %ux%u into %ux%u with vectors of %u and %u", acc.rows, acc.columns, d.rows, d.columns,
-                    row_vector ? row_vector->columns : 0, column_vector ? column_vector->rows : 0)
+      if (d.rows != acc.rows || d.columns != acc.columns || (row_vector && row_vector->columns != d.columns) ||
+          (column_vector && column_vector->rows != d.rows))
+        throw Fault(Status::kTileFault, "MDRAIN %ux%u into %ux%u with vectors of %u and %u", acc.rows, acc.columns,
+                    d.rows, d.columns, row_vector ? row_vector->columns : 0, column_vector ? column_vector->rows : 0)
             .tile(i.t[0]);
       const float* weights = row_vector ? load_row(*row_vector, 0, 2) : nullptr;
       for (uint32_t r = 0; r < d.rows; ++r) {
@@ -471,19 +570,29 @@ double Core::matrix(const Instruction& i) {
         float* o = row_buffer(d, r, 1);
         float factor = i.r[0] == hw::kNone ? 1.f : reg_f32(i.r[0]);
         if (column_vector) factor *= load_row(*column_vector, r, 3)[0];
-        if (weights) host_.scale_by_row(s, factor, weights, o, d.columns);
-        else host_.binary_scalar(hw::BinaryOp::kMul, s, factor, false, o, d.columns);
+        if (weights)
+          host_.scale_by_row(s, factor, weights, o, d.columns);
+        else
+          host_.binary_scalar(hw::BinaryOp::kMul, s, factor, false, o, d.columns);
         switch (static_cast<hw::ActOp>(i.sub)) {
-          case hw::ActOp::kNone: break;
-          case hw::ActOp::kRelu: host_.unary(hw::UnaryOp::kRelu, o, o, d.columns); break;
-          case hw::ActOp::kSilu: host_.unary(hw::UnaryOp::kSilu, o, o, d.columns); break;
-          case hw::ActOp::kGelu: host_.unary(hw::UnaryOp::kGelu, o, o, d.columns); break;
+          case hw::ActOp::kNone:
+            break;
+          case hw::ActOp::kRelu:
+            host_.unary(hw::UnaryOp::kRelu, o, o, d.columns);
+            break;
+          case hw::ActOp::kSilu:
+            host_.unary(hw::UnaryOp::kSilu, o, o, d.columns);
+            break;
+          case hw::ActOp::kGelu:
+            host_.unary(hw::UnaryOp::kGelu, o, o, d.columns);
+            break;
         }
         store_row(d, r, o);
       }
       return cycle * (d.rows * std::ceil(d.columns / static_cast<double>(config_.array_columns)));
     }
-    default: throw Fault(Status::kIllegalInstruction, "opcode %u on the matrix engine", i.op);
+    default:
+      throw Fault(Status::kIllegalInstruction, "opcode %u on the matrix engine", i.op);
   }
 }
 

@@ -33,7 +33,7 @@ struct Launch {
   std::shared_ptr<const AddressMap> map;
   const std::atomic<uint64_t>* deadline_ns = nullptr;  // host clock; the watchdog's end of patience, 0 to stop at once
   uint32_t watchdog_ms = 0;
-  uint32_t active_cores = 1;     // that share HBM's rate
+  uint32_t active_cores = 1;  // that share HBM's rate
 };
 
 // What one instance did, in the chip's terms.
@@ -79,7 +79,8 @@ class Core {
   void dma_box(const hw::Instruction& i, bool store);
   void dma_rows(const hw::Instruction& i, bool store);
   void dma_copy(const hw::Instruction& i);
-  void move_row(const hw::TensorDescriptor& tensor, uint64_t address, std::byte* tile, hw::DType tile_type, uint32_t columns, bool store, bool add);
+  void move_row(const hw::TensorDescriptor& tensor, uint64_t address, std::byte* tile, hw::DType tile_type,
+                uint32_t columns, bool store, bool add);
   hw::TensorDescriptor tensor(const hw::Instruction& i) const;
   void count_traffic(uint64_t address, uint64_t bytes, bool store);
   void top_k(const hw::Instruction& i);

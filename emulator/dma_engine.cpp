@@ -14,22 +14,28 @@ using hw::Status;
 
 hw::TensorDescriptor Core::tensor(const Instruction& i) const {
   if (i.imm0 > launch_->argument_bytes || sizeof(hw::TensorDescriptor) > launch_->argument_bytes - i.imm0)
-    throw Fault(Status::kIllegalInstruction, "tensor argument at %llu, but the launch has %u bytes", static_cast<unsigned long long>(i.imm0), launch_->argument_bytes).value(i.imm0);
+    throw Fault(Status::kIllegalInstruction, "tensor argument at %llu, but the launch has %u bytes",
+                static_cast<unsigned long long>(i.imm0), launch_->argument_bytes)
+        .value(i.imm0);
   hw::TensorDescriptor t;
   std::memcpy(&t, launch_->arguments.data() + i.imm0, sizeof t);
   if (!hw::valid(t.dtype) || t.rank < 1 || t.rank > 4)
-    throw Fault(Status::kIllegalInstruction, "tensor argument at %llu has type %u and rank %u", static_cast<unsigned long long>(i.imm0), static_cast<uint32_t>(t.dtype), t.rank);
+    throw Fault(Status::kIllegalInstruction, "tensor argument at %llu has type %u and rank %u",
+                static_cast<unsigned long long>(i.imm0), static_cast<uint32_t>(t.dtype), t.rank);
   return t;
 }
 
 void Core::count_traffic(uint64_t address, uint64_t bytes, bool store) {
   dma_bytes_ += bytes;
-  if (address & hw::kHostWindow) tally_.host_bytes += bytes;
-  else (store ? tally_.hbm_write : tally_.hbm_read) += bytes;
+  if (address & hw::kHostWindow)
+    tally_.host_bytes += bytes;
+  else
+    (store ? tally_.hbm_write : tally_.hbm_read) += bytes;
 }
 
 // One row between memory and scratchpad, types converted. `add` reads, adds and writes back.
-void Core::move_row(const hw::TensorDescriptor& tensor, uint64_t address, std::byte* tile, hw::DType tile_type, uint32_t columns, bool store, bool add) {
+void Core::move_row(const hw::TensorDescriptor& tensor, uint64_t address, std::byte* tile, hw::DType tile_type,
+                    uint32_t columns, bool store, bool add) {
   const uint64_t bytes = hw::row_bytes(tensor.dtype, columns);
   const bool same = tensor.dtype == tile_type && !add;
   std::byte* memory = memory_.span(address, bytes, store ? hw::kAccessWrite : hw::kAccessRead);
@@ -38,8 +44,11 @@ void Core::move_row(const hw::TensorDescriptor& tensor, uint64_t address, std::b
     std::vector<std::byte> bounce(bytes);
     if (!store || add) memory_.read(address, bounce.data(), bytes);
     if (!store) {
-      if (same) std::memcpy(tile, bounce.data(), bytes);
-      else host_.load(tensor.dtype, bounce.data(), columns, scratch_[0].data()), host_.store(tile_type, scratch_[0].data(), columns, tile);
+      if (same)
+        std::memcpy(tile, bounce.data(), bytes);
+      else
+        host_.load(tensor.dtype, bounce.data(), columns, scratch_[0].data()),
+            host_.store(tile_type, scratch_[0].data(), columns, tile);
       return;
     }
     host_.load(tile_type, tile, columns, scratch_[0].data());
@@ -47,15 +56,21 @@ void Core::move_row(const hw::TensorDescriptor& tensor, uint64_t address, std::b
       host_.load(tensor.dtype, bounce.data(), columns, scratch_[1].data());
       host_.binary(hw::BinaryOp::kAdd, scratch_[0].data(), scratch_[1].data(), scratch_[0].data(), columns);
     }
-    if (same) std::memcpy(bounce.data(), tile, bytes);
-    else host_.store(tensor.dtype, scratch_[0].data(), columns, bounce.data());
+    if (same)
+      std::memcpy(bounce.data(), tile, bytes);
+    else
+      host_.store(tensor.dtype, scratch_[0].data(), columns, bounce.data());
     memory_.write(address, bounce.data(), bytes);
     return;
   }
   if (!store) {
-    if (same) std::memcpy(tile, memory, bytes);
-    else if (tile_type == hw::DType::kF32) host_.load(tensor.dtype, memory, columns, reinterpret_cast<float*>(tile));
-    else host_.load(tensor.dtype, memory, columns, scratch_[0].data()), host_.store(tile_type, scratch_[0].data(), columns, tile);
+    if (same)
+      std::memcpy(tile, memory, bytes);
+    else if (tile_type == hw::DType::kF32)
+      host_.load(tensor.dtype, memory, columns, reinterpret_cast<float*>(tile));
+    else
+      host_.load(tensor.dtype, memory, columns, scratch_[0].data()),
+          host_.store(tile_type, scratch_[0].data(), columns, tile);
     return;
   }
   if (same) {
@@ -71,7 +86,8 @@ void Core::move_row(const hw::TensorDescriptor& tensor, uint64_t address, std::b
 }
 
 namespace {
-void fill_row(const HostKernels& host, std::vector<float>& scratch, std::byte* tile, hw::DType type, uint32_t columns, float value) {
+void fill_row(const HostKernels& host, std::vector<float>& scratch, std::byte* tile, hw::DType type, uint32_t columns,
+              float value) {
   std::fill_n(scratch.data(), columns, value);
   host.store(type, scratch.data(), columns, tile);
 }
@@ -102,23 +118,29 @@ void Core::dma_box(const Instruction& i, bool store) {
   const int64_t kFar = int64_t{1} << 40;
   outside |= row0 <= -kFar || row0 >= kFar || column0 <= -kFar || column0 >= kFar;
   const int64_t skip = outside ? t.columns : std::clamp<int64_t>(-column0, 0, t.columns);
-  const int64_t valid = outside ? 0 : std::clamp<int64_t>(std::min<int64_t>(t.columns, columns - column0) - skip, 0, t.columns);
+  const int64_t valid =
+      outside ? 0 : std::clamp<int64_t>(std::min<int64_t>(t.columns, columns - column0) - skip, 0, t.columns);
   if (options_.check_bounds && (outside || valid == 0 || row0 >= rows || row0 + t.rows <= 0))
-    throw Fault(Status::kOutOfBounds, "%s box at row %lld, column %lld of %ux%u is outside the tensor of %lldx%lld", store ? "DST" : "DLD",
-                static_cast<long long>(row0), static_cast<long long>(column0), t.rows, t.columns, static_cast<long long>(rows), static_cast<long long>(columns))
+    throw Fault(Status::kOutOfBounds, "%s box at row %lld, column %lld of %ux%u is outside the tensor of %lldx%lld",
+                store ? "DST" : "DLD", static_cast<long long>(row0), static_cast<long long>(column0), t.rows, t.columns,
+                static_cast<long long>(rows), static_cast<long long>(columns))
         .tile(i.t[0]);
   if (d.block > 1 && valid > 0 && (column0 % d.block != 0 || valid % d.block != 0 || skip % d.block != 0))
-    throw Fault(Status::kTileFault, "column %lld of a %s tensor is inside a block of %u", static_cast<long long>(column0), d.name, d.block).tile(i.t[0]);
+    throw Fault(Status::kTileFault, "column %lld of a %s tensor is inside a block of %u",
+                static_cast<long long>(column0), d.name, d.block)
+        .tile(i.t[0]);
   const uint64_t first = base + hw::row_bytes(x.dtype, static_cast<uint64_t>(std::max<int64_t>(column0, 0)));
   const uint64_t bytes = hw::row_bytes(x.dtype, static_cast<uint64_t>(valid));
   const bool add = store && (i.flags & hw::kFlagAccumulate);
 
   // The common load: whole rows, same type, one extent.
   if (!store && x.dtype == t.dtype && valid == t.columns && row0 >= 0 && row0 + t.rows <= rows) {
-    const std::byte* memory = memory_.span(first + static_cast<uint64_t>(row0) * stride, stride * (t.rows - 1) + bytes, hw::kAccessRead);
+    const std::byte* memory =
+        memory_.span(first + static_cast<uint64_t>(row0) * stride, stride * (t.rows - 1) + bytes, hw::kAccessRead);
     if (memory != nullptr) {
       count_traffic(base, bytes * t.rows, false);
-      if (stride == bytes && t.pitch == bytes) std::memcpy(data(t), memory, bytes * t.rows);
+      if (stride == bytes && t.pitch == bytes)
+        std::memcpy(data(t), memory, bytes * t.rows);
       else
         for (uint32_t r = 0; r < t.rows; ++r) std::memcpy(data(t, r), memory + stride * r, bytes);
       return;
@@ -126,10 +148,12 @@ void Core::dma_box(const Instruction& i, bool store) {
   }
   for (uint32_t r = 0; r < t.rows; ++r) {
     const bool row_valid = valid > 0 && row0 + r >= 0 && row0 + r < rows;
-    if (!store && (!row_valid || valid != t.columns)) fill_row(host_, scratch_[2], data(t, r), t.dtype, t.columns, fill_value(i));
+    if (!store && (!row_valid || valid != t.columns))
+      fill_row(host_, scratch_[2], data(t, r), t.dtype, t.columns, fill_value(i));
     if (!row_valid) continue;
     const uint64_t address = first + static_cast<uint64_t>(row0 + r) * stride;
-    move_row(x, address, data(t, r) + hw::row_bytes(t.dtype, static_cast<uint64_t>(skip)), t.dtype, static_cast<uint32_t>(valid), store, add);
+    move_row(x, address, data(t, r) + hw::row_bytes(t.dtype, static_cast<uint64_t>(skip)), t.dtype,
+             static_cast<uint32_t>(valid), store, add);
     count_traffic(address, bytes * (add ? 2 : 1), store);
   }
 }
@@ -141,10 +165,13 @@ void Core::dma_rows(const Instruction& i, bool store) {
   const uint32_t unit = static_cast<uint32_t>(i.imm1);
   const int64_t column0 = reg(i.r[0]);
   const hw::DTypeInfo& d = hw::info(x.dtype);
-  if (x.rank != 2 || unit == 0 || index.dtype != hw::DType::kI32 || uint64_t{index.rows} * index.columns * unit < t.rows || column0 < 0 || column0 % d.block != 0 ||
+  if (x.rank != 2 || unit == 0 || index.dtype != hw::DType::kI32 ||
+      uint64_t{index.rows} * index.columns * unit < t.rows || column0 < 0 || column0 % d.block != 0 ||
       column0 + t.columns > x.shape[1])
-    throw Fault(Status::kTileFault, "%s of %ux%u from column %lld of a rank-%u tensor of %u columns by %ux%u %s indices of %u rows each", store ? "DSCATTER" : "DGATHER",
-                t.rows, t.columns, static_cast<long long>(column0), x.rank, x.shape[1], index.rows, index.columns, hw::info(index.dtype).name, unit)
+    throw Fault(Status::kTileFault,
+                "%s of %ux%u from column %lld of a rank-%u tensor of %u columns by %ux%u %s indices of %u rows each",
+                store ? "DSCATTER" : "DGATHER", t.rows, t.columns, static_cast<long long>(column0), x.rank, x.shape[1],
+                index.rows, index.columns, hw::info(index.dtype).name, unit)
         .tile(i.t[1]);
   const uint64_t bytes = hw::row_bytes(x.dtype, t.columns);
   for (uint32_t r = 0; r < t.rows; ++r) {
@@ -154,11 +181,14 @@ void Core::dma_rows(const Instruction& i, bool store) {
     const int64_t row = int64_t{which} * unit + r % unit;
     if (which < 0 || row >= x.shape[0]) {  // outside: reads as zero, writes nothing
       if (options_.check_bounds && which >= 0)
-        throw Fault(Status::kOutOfBounds, "index %d selects row %lld of a tensor of %u rows", which, static_cast<long long>(row), x.shape[0]).tile(i.t[1]);
+        throw Fault(Status::kOutOfBounds, "index %d selects row %lld of a tensor of %u rows", which,
+                    static_cast<long long>(row), x.shape[0])
+            .tile(i.t[1]);
       if (!store) fill_row(host_, scratch_[2], data(t, r), t.dtype, t.columns, 0);
       continue;
     }
-    const uint64_t address = hw::raw(x.base) + static_cast<uint64_t>(row) * x.stride[0] + hw::row_bytes(x.dtype, static_cast<uint64_t>(column0));
+    const uint64_t address = hw::raw(x.base) + static_cast<uint64_t>(row) * x.stride[0] +
+                             hw::row_bytes(x.dtype, static_cast<uint64_t>(column0));
     move_row(x, address, data(t, r), t.dtype, t.columns, store, false);
     count_traffic(address, bytes, store);
   }
@@ -169,7 +199,9 @@ void Core::dma_copy(const Instruction& i) {
   const Tile& d = out(i, 0);
   const bool transposed = static_cast<hw::CopyOp>(i.sub) == hw::CopyOp::kTransposed;
   if (transposed ? d.rows != s.columns || d.columns != s.rows : d.rows != s.rows || d.columns != s.columns)
-    throw Fault(Status::kTileFault, "DCPY %ux%u from %ux%u%s", d.rows, d.columns, s.rows, s.columns, transposed ? " transposed" : "").tile(i.t[0]);
+    throw Fault(Status::kTileFault, "DCPY %ux%u from %ux%u%s", d.rows, d.columns, s.rows, s.columns,
+                transposed ? " transposed" : "")
+        .tile(i.t[0]);
   dma_bytes_ += hw::row_bytes(s.dtype, s.columns) * s.rows;
   if (!transposed) {
     for (uint32_t r = 0; r < d.rows; ++r) {
@@ -192,21 +224,33 @@ double Core::dma(const Instruction& i) {
   dma_latency_ = config_.hbm_latency_ns;
   const uint64_t host_before = tally_.host_bytes;
   switch (static_cast<Op>(i.op)) {
-    case Op::DLD: dma_box(i, false); break;
-    case Op::DST: dma_box(i, true); break;
-    case Op::DGATHER: dma_rows(i, false); break;
-    case Op::DSCATTER: dma_rows(i, true); break;
+    case Op::DLD:
+      dma_box(i, false);
+      break;
+    case Op::DST:
+      dma_box(i, true);
+      break;
+    case Op::DGATHER:
+      dma_rows(i, false);
+      break;
+    case Op::DSCATTER:
+      dma_rows(i, true);
+      break;
     case Op::DCPY:
       dma_copy(i);
       dma_latency_ = 0;
       break;
-    default: throw Fault(Status::kIllegalInstruction, "opcode %u on a DMA engine", i.op);
+    default:
+      throw Fault(Status::kIllegalInstruction, "opcode %u on a DMA engine", i.op);
   }
   const uint64_t host = tally_.host_bytes - host_before;
   double rate = config_.spm_bytes_per_cycle * config_.core_clock_ghz;  // bytes per ns
   if (i.op != uint8_t(Op::DCPY)) rate = std::min(rate, config_.hbm_gbytes_per_second / launch_->active_cores);
-  if (host > 0) rate = std::min(rate, config_.host_gbytes_per_second / launch_->active_cores), dma_latency_ = config_.host_latency_ns;
-  tally_.picojoules += static_cast<double>(dma_bytes_ - host) * (i.op == uint8_t(Op::DCPY) ? config_.pj_per_spm_byte : config_.pj_per_hbm_byte) +
+  if (host > 0)
+    rate = std::min(rate, config_.host_gbytes_per_second / launch_->active_cores),
+    dma_latency_ = config_.host_latency_ns;
+  tally_.picojoules += static_cast<double>(dma_bytes_ - host) *
+                           (i.op == uint8_t(Op::DCPY) ? config_.pj_per_spm_byte : config_.pj_per_hbm_byte) +
                        static_cast<double>(host) * config_.pj_per_host_byte;
   return static_cast<double>(dma_bytes_) / rate;
 }

@@ -1,7 +1,7 @@
 // The embedded emulator: the one file that sees both the driver's and the emulator's side.
-#include <jalapeno_driver/transport.hpp>
 #include <sys/socket.h>
 #include <unistd.h>
+#include <jalapeno_driver/transport.hpp>
 
 #include <cerrno>
 #include <cstring>
@@ -36,16 +36,24 @@ emu::EmulatorOptions parse(const std::string& text) {
     auto number = [&] {
       char* end = nullptr;
       const unsigned long v = std::strtoul(value.c_str(), &end, 10);
-      if (value.empty() || *end != 0 || v == 0 || v > 100'000'000) throw std::runtime_error("emu:?" + word + ": expected a positive number");
+      if (value.empty() || *end != 0 || v == 0 || v > 100'000'000)
+        throw std::runtime_error("emu:?" + word + ": expected a positive number");
       return static_cast<uint32_t>(v);
     };
-    if (key == "hbm") options.hbm_bytes = emu::parse_size(value);
-    else if (key == "threads") options.threads = number();
-    else if (key == "watchdog_ms") options.watchdog_ms = number();
-    else if (key == "config") options.config_file = value;
-    else if (key == "fault") options.faults = value;
-    else if (key == "check") emu::set_checks(options, value);
-    else throw std::runtime_error("emu:?" + word + ": expected hbm, threads, watchdog_ms, config, fault or check");
+    if (key == "hbm")
+      options.hbm_bytes = emu::parse_size(value);
+    else if (key == "threads")
+      options.threads = number();
+    else if (key == "watchdog_ms")
+      options.watchdog_ms = number();
+    else if (key == "config")
+      options.config_file = value;
+    else if (key == "fault")
+      options.faults = value;
+    else if (key == "check")
+      emu::set_checks(options, value);
+    else
+      throw std::runtime_error("emu:?" + word + ": expected hbm, threads, watchdog_ms, config, fault or check");
   }
   return options;
 }
@@ -55,7 +63,8 @@ driver::Embedded launch(const std::string& text) {
   running->chip = std::make_unique<emu::Chip>(parse(text), 0);
   running->server = std::make_unique<emu::Server>(*running->chip);
   int pair[2];
-  if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0) throw std::runtime_error(std::string("socketpair: ") + std::strerror(errno));
+  if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0)
+    throw std::runtime_error(std::string("socketpair: ") + std::strerror(errno));
   running->thread = std::thread([server = running->server.get(), fd = pair[1]] { server->serve(fd); });
   return {pair[0], std::move(running)};
 }

@@ -20,7 +20,8 @@ struct Trigger {
   const char* name;
   FaultTrigger trigger;
 };
-constexpr Trigger kTriggers[] = {{"launch", FaultTrigger::kLaunch}, {"packet", FaultTrigger::kPacket}, {"interrupt", FaultTrigger::kInterrupt}};
+constexpr Trigger kTriggers[] = {
+    {"launch", FaultTrigger::kLaunch}, {"packet", FaultTrigger::kPacket}, {"interrupt", FaultTrigger::kInterrupt}};
 
 }  // namespace
 
@@ -30,9 +31,10 @@ FaultPlan::FaultPlan(const std::string& text) {
     if (word.empty()) continue;
     const size_t at = word.find('@'), colon = word.find(':');
     auto refuse = [&] {
-      throw std::runtime_error("fault \"" + word +
-                               "\": expected KIND@TRIGGER:N with KIND ecc_uncorrectable, ecc_corrected, hang, drop_interrupt or fatal, "
-                               "TRIGGER launch, packet or interrupt, and N counted from 1");
+      throw std::runtime_error(
+          "fault \"" + word +
+          "\": expected KIND@TRIGGER:N with KIND ecc_uncorrectable, ecc_corrected, hang, drop_interrupt or fatal, "
+          "TRIGGER launch, packet or interrupt, and N counted from 1");
     };
     if (at == std::string::npos || colon == std::string::npos || colon < at) refuse();
     Order order{};

@@ -25,15 +25,19 @@ using namespace jalapeno::emu;
 int listen_at(const std::string& path) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
-  if (path.size() >= sizeof address.sun_path) throw std::runtime_error("--socket " + path + ": longer than " + std::to_string(sizeof address.sun_path - 1) + " characters");
+  if (path.size() >= sizeof address.sun_path)
+    throw std::runtime_error("--socket " + path + ": longer than " + std::to_string(sizeof address.sun_path - 1) +
+                             " characters");
   std::memcpy(address.sun_path, path.c_str(), path.size());
   const int lock = open((path + ".lock").c_str(), O_CREAT | O_RDWR | O_CLOEXEC | O_NOFOLLOW, 0600);
   if (lock < 0) throw std::runtime_error("--socket " + path + ": " + std::strerror(errno));
-  if (flock(lock, LOCK_EX | LOCK_NB) != 0) throw std::runtime_error("--socket " + path + ": another emulator serves it");
+  if (flock(lock, LOCK_EX | LOCK_NB) != 0)
+    throw std::runtime_error("--socket " + path + ": another emulator serves it");
   unlink(path.c_str());
   const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
   const mode_t old = umask(0177);
-  const bool bound = fd >= 0 && bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0 && listen(fd, 4) == 0;
+  const bool bound =
+      fd >= 0 && bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0 && listen(fd, 4) == 0;
   umask(old);
   if (!bound) throw std::runtime_error("--socket " + path + ": " + std::strerror(errno));
   return fd;
@@ -42,8 +46,10 @@ int listen_at(const std::string& path) {
 }  // namespace
 
 int main(int argc, char** argv) try {
-  CLI::App app{"The Jalapeno chip as a process: serves vfio-user on a UNIX socket per chip.\n"
-               "With --chips N > 1 the sockets are PATH.0 .. PATH.N-1. Ends on SIGTERM, SIGINT or when its parent asked with --until-eof closes standard input."};
+  CLI::App app{
+      "The Jalapeno chip as a process: serves vfio-user on a UNIX socket per chip.\n"
+      "With --chips N > 1 the sockets are PATH.0 .. PATH.N-1. Ends on SIGTERM, SIGINT or when its parent asked with "
+      "--until-eof closes standard input."};
   std::string socket_path, hbm, check;
   EmulatorOptions options;
   uint32_t chips = 1;
@@ -53,7 +59,8 @@ int main(int argc, char** argv) try {
   app.add_option("--config", options.config_file, "chip configuration, JSON (default: the built-in assumed chip)");
   app.add_option("--hbm", hbm, "HBM to emulate, as in 8G; mapped on demand");
   app.add_option("--threads", options.threads, "host threads per chip");
-  app.add_option("--watchdog-ms", options.watchdog_ms, "patience with a program instance")->check(CLI::Range(1, 100000000));
+  app.add_option("--watchdog-ms", options.watchdog_ms, "patience with a program instance")
+      ->check(CLI::Range(1, 100000000));
   app.add_option("--fault", options.faults, "faults to inject, as in ecc_uncorrectable@launch:3");
   app.add_option("--check", check, "checked level: races,uninit,oob");
   app.add_flag("--until-eof", until_eof, "end when standard input is closed");

@@ -16,10 +16,14 @@ namespace {
 
 bool permitted(const Extent& e, hw::Access access) {
   switch (access) {
-    case hw::kAccessRead: return e.read;
-    case hw::kAccessWrite: return e.write;
-    case hw::kAccessExecute: return e.execute;
-    case hw::kAccessNone: return true;
+    case hw::kAccessRead:
+      return e.read;
+    case hw::kAccessWrite:
+      return e.write;
+    case hw::kAccessExecute:
+      return e.execute;
+    case hw::kAccessNone:
+      return true;
   }
   return false;
 }
@@ -27,7 +31,8 @@ bool permitted(const Extent& e, hw::Access access) {
 }  // namespace
 
 Mapping::Mapping(int fd, uint64_t offset, uint64_t bytes, bool writable) : bytes_(bytes) {
-  void* p = mmap(nullptr, bytes, PROT_READ | (writable ? PROT_WRITE : 0), MAP_SHARED | MAP_NORESERVE, fd, static_cast<off_t>(offset));
+  void* p = mmap(nullptr, bytes, PROT_READ | (writable ? PROT_WRITE : 0), MAP_SHARED | MAP_NORESERVE, fd,
+                 static_cast<off_t>(offset));
   if (p == MAP_FAILED) fail("mapping " + std::to_string(bytes) + " bytes");
   data_ = static_cast<std::byte*>(p);
 }
@@ -38,10 +43,12 @@ std::byte* Memory::span(uint64_t address, uint64_t bytes, hw::Access access) {
   const auto& extents = map_->extents();
   if (last_ < extents.size()) {
     const Extent& e = extents[last_];
-    if (address >= e.begin && address - e.begin <= e.bytes && bytes <= e.bytes - (address - e.begin) && permitted(e, access))
+    if (address >= e.begin && address - e.begin <= e.bytes && bytes <= e.bytes - (address - e.begin) &&
+        permitted(e, access))
       return e.host + (address - e.begin);
   }
-  auto it = std::upper_bound(extents.begin(), extents.end(), address, [](uint64_t a, const Extent& e) { return a < e.begin; });
+  auto it = std::upper_bound(extents.begin(), extents.end(), address,
+                             [](uint64_t a, const Extent& e) { return a < e.begin; });
   if (it == extents.begin()) return nullptr;
   --it;
   uint64_t inside = address - it->begin;
@@ -52,13 +59,15 @@ std::byte* Memory::span(uint64_t address, uint64_t bytes, hw::Access access) {
 
 const Extent& Memory::find(uint64_t at, uint64_t address, uint64_t bytes, hw::Access access) {
   const auto& extents = map_->extents();
-  auto it = std::upper_bound(extents.begin(), extents.end(), at, [](uint64_t a, const Extent& e) { return a < e.begin; });
+  auto it =
+      std::upper_bound(extents.begin(), extents.end(), at, [](uint64_t a, const Extent& e) { return a < e.begin; });
   const bool mapped = it != extents.begin() && at - std::prev(it)->begin < std::prev(it)->bytes;
   if (!mapped || !permitted(*std::prev(it), access)) {
     static const char* const kVerb[] = {"access", "read", "write", "fetch"};
-    throw Fault(address & hw::kHostWindow ? hw::Status::kDmaFault : hw::Status::kAddressFault, "%s of %llu bytes at 0x%llx: 0x%llx %s",
-                kVerb[access], static_cast<unsigned long long>(bytes), static_cast<unsigned long long>(address),
-                static_cast<unsigned long long>(at), mapped ? "does not permit it" : "is not mapped")
+    throw Fault(address & hw::kHostWindow ? hw::Status::kDmaFault : hw::Status::kAddressFault,
+                "%s of %llu bytes at 0x%llx: 0x%llx %s", kVerb[access], static_cast<unsigned long long>(bytes),
+                static_cast<unsigned long long>(address), static_cast<unsigned long long>(at),
+                mapped ? "does not permit it" : "is not mapped")
         .at(at, bytes, access);
   }
   return *std::prev(it);
@@ -66,8 +75,8 @@ const Extent& Memory::find(uint64_t at, uint64_t address, uint64_t bytes, hw::Ac
 
 std::byte* Memory::word(uint64_t address, uint64_t bytes, hw::Access access) {
   if (address % bytes != 0)
-    throw Fault(hw::Status::kBadPacket, "address 0x%llx is not aligned to %llu bytes", static_cast<unsigned long long>(address),
-                static_cast<unsigned long long>(bytes))
+    throw Fault(hw::Status::kBadPacket, "address 0x%llx is not aligned to %llu bytes",
+                static_cast<unsigned long long>(address), static_cast<unsigned long long>(bytes))
         .at(address, bytes, access);
   std::byte* p = nullptr;
   each(address, bytes, access, [&](std::byte* at, uint64_t, uint64_t) { p = at; });
@@ -89,23 +98,30 @@ void MemorySystem::map_host(int fd, uint64_t offset, uint64_t iova, uint64_t byt
   struct stat st {};
   if (fstat(fd, &st) != 0) fail("fstat of a DMA file");
   auto refuse = [&](const std::string& why) {
-    throw std::runtime_error("DMA map of " + std::to_string(bytes) + " bytes at iova " + std::to_string(iova) + ": " + why);
+    throw std::runtime_error("DMA map of " + std::to_string(bytes) + " bytes at iova " + std::to_string(iova) + ": " +
+                             why);
   };
   if (bytes == 0 || iova & hw::kHostWindow || iova + bytes < iova) refuse("impossible range");
   if (offset % 4096 != 0 || bytes % 4096 != 0 || iova % 4096 != 0) refuse("not page aligned");
-  if (!S_ISREG(st.st_mode) || offset + bytes < offset || offset + bytes > static_cast<uint64_t>(st.st_size)) refuse("the file is too small");
-  if (int seals = fcntl(fd, F_GET_SEALS); seals < 0 || !(seals & F_SEAL_SHRINK)) refuse("the file can shrink; seal it with F_SEAL_SHRINK");
+  if (!S_ISREG(st.st_mode) || offset + bytes < offset || offset + bytes > static_cast<uint64_t>(st.st_size))
+    refuse("the file is too small");
+  if (int seals = fcntl(fd, F_GET_SEALS); seals < 0 || !(seals & F_SEAL_SHRINK))
+    refuse("the file can shrink; seal it with F_SEAL_SHRINK");
   auto mapping = std::make_shared<Mapping>(fd, offset, bytes, write);
   std::lock_guard lock(mutex_);
-  auto at = std::lower_bound(host_.begin(), host_.end(), iova, [](const HostRange& r, uint64_t v) { return r.iova < v; });
-  if ((at != host_.end() && at->iova < iova + bytes) || (at != host_.begin() && std::prev(at)->iova + std::prev(at)->bytes > iova))
+  auto at =
+      std::lower_bound(host_.begin(), host_.end(), iova, [](const HostRange& r, uint64_t v) { return r.iova < v; });
+  if ((at != host_.end() && at->iova < iova + bytes) ||
+      (at != host_.begin() && std::prev(at)->iova + std::prev(at)->bytes > iova))
     refuse("already mapped");
   host_.insert(at, HostRange{iova, bytes, read, write, std::move(mapping)});
 }
 
 void MemorySystem::unmap_host(uint64_t iova, uint64_t bytes) {
   std::lock_guard lock(mutex_);
-  std::erase_if(host_, [&](const HostRange& r) { return r.iova >= iova && r.iova - iova < bytes && r.bytes <= bytes - (r.iova - iova); });
+  std::erase_if(host_, [&](const HostRange& r) {
+    return r.iova >= iova && r.iova - iova < bytes && r.bytes <= bytes - (r.iova - iova);
+  });
 }
 
 void MemorySystem::unmap_all_host() {
@@ -136,7 +152,8 @@ std::shared_ptr<const AddressMap> MemorySystem::build(uint64_t root) const {
     if (table % kTableBytes != 0 || table + kTableBytes > hbm_bytes_) return;  // a table outside HBM maps nothing
     for (uint32_t i = 0; i < hw::kTableEntries; ++i) {
       // The client may write tables while we walk: load each entry once.
-      uint64_t entry = std::atomic_ref(reinterpret_cast<uint64_t*>(hbm_->data() + table)[i]).load(std::memory_order_relaxed);
+      uint64_t entry =
+          std::atomic_ref(reinterpret_cast<uint64_t*>(hbm_->data() + table)[i]).load(std::memory_order_relaxed);
       if (!(entry & hw::pte::kValid)) continue;
       uint64_t address = entry & hw::pte::kAddressMask, at = va | uint64_t{i} << (39 - 9 * level);
       if (level < 2) {
@@ -144,11 +161,15 @@ std::shared_ptr<const AddressMap> MemorySystem::build(uint64_t root) const {
         continue;
       }
       if (address % hw::kPageBytes != 0 || address + hw::kPageBytes > hbm_bytes_) continue;
-      Extent e{at, hw::kPageBytes, hbm_->data() + address, (entry & hw::pte::kRead) != 0, (entry & hw::pte::kWrite) != 0,
+      Extent e{at,
+               hw::kPageBytes,
+               hbm_->data() + address,
+               (entry & hw::pte::kRead) != 0,
+               (entry & hw::pte::kWrite) != 0,
                (entry & hw::pte::kExecute) != 0};
       Extent* last = extents.empty() ? nullptr : &extents.back();
-      if (last != nullptr && last->begin + last->bytes == e.begin && last->host + last->bytes == e.host && last->read == e.read &&
-          last->write == e.write && last->execute == e.execute)
+      if (last != nullptr && last->begin + last->bytes == e.begin && last->host + last->bytes == e.host &&
+          last->read == e.read && last->write == e.write && last->execute == e.execute)
         last->bytes += e.bytes;
       else
         extents.push_back(e);

@@ -5,8 +5,8 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <jalapeno_hw/registers.hpp>
 #include <jalapeno_hw/packets.hpp>
+#include <jalapeno_hw/registers.hpp>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -66,10 +66,12 @@ class Memory {
     }
   }
   void read(uint64_t address, void* out, uint64_t bytes, hw::Access access = hw::kAccessRead) {
-    each(address, bytes, access, [&](std::byte* p, uint64_t n, uint64_t at) { std::memcpy(static_cast<std::byte*>(out) + at, p, n); });
+    each(address, bytes, access,
+         [&](std::byte* p, uint64_t n, uint64_t at) { std::memcpy(static_cast<std::byte*>(out) + at, p, n); });
   }
   void write(uint64_t address, const void* data, uint64_t bytes) {
-    each(address, bytes, hw::kAccessWrite, [&](std::byte* p, uint64_t n, uint64_t at) { std::memcpy(p, static_cast<const std::byte*>(data) + at, n); });
+    each(address, bytes, hw::kAccessWrite,
+         [&](std::byte* p, uint64_t n, uint64_t at) { std::memcpy(p, static_cast<const std::byte*>(data) + at, n); });
   }
   // A naturally aligned word another agent reads or writes concurrently; throws Fault.
   std::byte* word(uint64_t address, uint64_t bytes, hw::Access access);

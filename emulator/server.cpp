@@ -63,8 +63,10 @@ bool receive(int socket, int stop, void* out, size_t bytes, std::vector<int>* fd
       for (size_t k = 0; k < count; ++k) {
         int fd;
         std::memcpy(&fd, CMSG_DATA(c) + k * sizeof(int), sizeof fd);
-        if (fds != nullptr && fds->size() < vu::kMaxDescriptors) fds->push_back(fd);
-        else close(fd);
+        if (fds != nullptr && fds->size() < vu::kMaxDescriptors)
+          fds->push_back(fd);
+        else
+          close(fd);
       }
     }
     at += n, bytes -= static_cast<size_t>(n);
@@ -74,7 +76,8 @@ bool receive(int socket, int stop, void* out, size_t bytes, std::vector<int>* fd
 
 // Header and payload in one sendmsg: QEMU takes a short header for a broken peer.
 bool send_reply(int socket, const vu::Header& request, uint32_t error, const void* payload, size_t bytes, int fd = -1) {
-  vu::Header h{request.id, request.command, static_cast<uint32_t>(sizeof h + bytes), vu::kTypeReply | (error != 0 ? vu::kError : 0), error};
+  vu::Header h{request.id, request.command, static_cast<uint32_t>(sizeof h + bytes),
+               vu::kTypeReply | (error != 0 ? vu::kError : 0), error};
   iovec iov[2] = {{&h, sizeof h}, {const_cast<void*>(payload), bytes}};
   alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
   msghdr m{};
@@ -119,12 +122,12 @@ void Server::reset_config() {
   auto put16 = [&](uint32_t at, uint16_t v) { std::memcpy(config_ + at, &v, 2); };
   auto put32 = [&](uint32_t at, uint32_t v) { std::memcpy(config_ + at, &v, 4); };
   put16(0x00, hw::kPciVendorId), put16(0x02, hw::kPciDeviceId);
-  put16(0x06, 0x0010);                  // status: has a capability list
-  put32(0x08, 0x12000000 | 1);          // class: processing accelerator; revision 1
+  put16(0x06, 0x0010);                                               // status: has a capability list
+  put32(0x08, 0x12000000 | 1);                                       // class: processing accelerator; revision 1
   put32(0x10, 0x4), put32(0x18, 0x4 | 0x8), put32(0x20, 0x4 | 0x8);  // BARs 0, 2, 4: 64-bit, the last two prefetchable
   put16(0x2C, hw::kPciVendorId), put16(0x2E, 1);
   config_[0x34] = 0x40;
-  put16(0x40, 0x11);                    // MSI-X; table and pending bits in BAR 0 past the registers
+  put16(0x40, 0x11);  // MSI-X; table and pending bits in BAR 0 past the registers
   put16(0x42, kVectors - 1);
 }
 
@@ -152,7 +155,9 @@ void Server::serve(int socket) {
   for (;;) {
     Message m;
     if (!receive(socket, stop_event_, &m.header, sizeof m.header, &m.fds)) break;
-    if (m.header.size < sizeof m.header || m.header.size > vu::kMaxMessage || (m.header.flags & vu::kTypeMask) != vu::kTypeCommand) break;
+    if (m.header.size < sizeof m.header || m.header.size > vu::kMaxMessage ||
+        (m.header.flags & vu::kTypeMask) != vu::kTypeCommand)
+      break;
     m.payload.resize(m.header.size - sizeof m.header);
     if (!m.payload.empty() && !receive(socket, stop_event_, m.payload.data(), m.payload.size(), &m.fds)) break;
     if (!handle(socket, m)) break;
@@ -164,8 +169,12 @@ void Server::serve(int socket) {
 
 bool Server::handle(int socket, Message& m) {
   const bool quiet = m.header.flags & vu::kNoReply;
-  auto reply = [&](const void* data, size_t bytes, int fd = -1) { return quiet || send_reply(socket, m.header, 0, data, bytes, fd); };
-  auto refuse = [&](int error) { return quiet || send_reply(socket, m.header, static_cast<uint32_t>(error), nullptr, 0); };
+  auto reply = [&](const void* data, size_t bytes, int fd = -1) {
+    return quiet || send_reply(socket, m.header, 0, data, bytes, fd);
+  };
+  auto refuse = [&](int error) {
+    return quiet || send_reply(socket, m.header, static_cast<uint32_t>(error), nullptr, 0);
+  };
 
   switch (m.header.command) {
     case vu::kVersion: {
@@ -183,7 +192,8 @@ bool Server::handle(int socket, Message& m) {
       vu::DmaMap d{};
       if (!m.get(d)) return refuse(EINVAL);
       const int fd = m.take(0);
-      if (fd < 0) return reply(nullptr, 0);  // memory without a file: reachable by messages only, which engines do not use yet
+      if (fd < 0)
+        return reply(nullptr, 0);  // memory without a file: reachable by messages only, which engines do not use yet
       int error = 0;
       try {
         chip_.map_host(fd, d.offset, d.address, d.size, d.flags & vu::kMapReadable, d.flags & vu::kMapWritable);
@@ -196,8 +206,10 @@ bool Server::handle(int socket, Message& m) {
     case vu::kDmaUnmap: {
       vu::DmaUnmap d{};
       if (!m.get(d)) return refuse(EINVAL);
-      if (d.flags & vu::kUnmapAll) chip_.unmap_host(0, UINT64_MAX);
-      else chip_.unmap_host(d.address, d.size);
+      if (d.flags & vu::kUnmapAll)
+        chip_.unmap_host(0, UINT64_MAX);
+      else
+        chip_.unmap_host(d.address, d.size);
       return reply(&d, sizeof d);
     }
     case vu::kDeviceGetInfo: {
@@ -232,7 +244,8 @@ bool Server::handle(int socket, Message& m) {
         for (uint32_t v = 0; v < kVectors; ++v) chip_.set_interrupt(v, -1);
         return reply(nullptr, 0);
       }
-      if (s.flags != (vu::kIrqDataEventfd | vu::kIrqTrigger) || s.start > kVectors || s.count > kVectors - s.start) return refuse(EINVAL);
+      if (s.flags != (vu::kIrqDataEventfd | vu::kIrqTrigger) || s.start > kVectors || s.count > kVectors - s.start)
+        return refuse(EINVAL);
       for (uint32_t k = 0; k < s.count; ++k) {
         const int fd = m.take(k);
         if (fd >= 0) fcntl(fd, F_SETFL, O_NONBLOCK);  // a full counter must not stop the processor
@@ -240,10 +253,12 @@ bool Server::handle(int socket, Message& m) {
       }
       return reply(nullptr, 0);
     }
-    case vu::kRegionRead: case vu::kRegionWrite: {
+    case vu::kRegionRead:
+    case vu::kRegionWrite: {
       const bool is_write = m.header.command == vu::kRegionWrite;
       vu::RegionAccess a{};
-      if (!m.get(a) || a.count == 0 || a.count > 4096 || (is_write && m.payload.size() < sizeof a + a.count)) return refuse(EINVAL);
+      if (!m.get(a) || a.count == 0 || a.count > 4096 || (is_write && m.payload.size() < sizeof a + a.count))
+        return refuse(EINVAL);
       std::vector<std::byte> out(sizeof a + (is_write ? 0 : a.count));
       std::memcpy(out.data(), &a, sizeof a);
       std::byte* data = is_write ? m.payload.data() + sizeof a : out.data() + sizeof a;
@@ -252,13 +267,16 @@ bool Server::handle(int socket, Message& m) {
         good = true;
         for (uint32_t k = 0; k < a.count; ++k) {
           const uint64_t at = a.offset + k;
-          if (!is_write) data[k] = at < sizeof config_ ? std::byte{config_[at]} : std::byte{0};
-          else if (at == 0x04 || at == 0x05 || at == 0x3C || at == 0x42 || at == 0x43) config_[at] = std::to_integer<uint8_t>(data[k]);
+          if (!is_write)
+            data[k] = at < sizeof config_ ? std::byte{config_[at]} : std::byte{0};
+          else if (at == 0x04 || at == 0x05 || at == 0x3C || at == 0x42 || at == 0x43)
+            config_[at] = std::to_integer<uint8_t>(data[k]);
         }
       } else if (a.region == hw::kBarRegisters && (a.count == 4 || a.count == 8)) {
         uint64_t value = 0;
         if (is_write) std::memcpy(&value, data, a.count);
-        good = is_write ? chip_.write_register(a.offset, a.count, value) : chip_.read_register(a.offset, a.count, value);
+        good =
+            is_write ? chip_.write_register(a.offset, a.count, value) : chip_.read_register(a.offset, a.count, value);
         if (!is_write && good) std::memcpy(data, &value, a.count);
       }
       return good ? reply(out.data(), out.size()) : refuse(EINVAL);
@@ -266,7 +284,8 @@ bool Server::handle(int socket, Message& m) {
     case vu::kDeviceReset:
       chip_.reset();
       return reply(nullptr, 0);
-    default: return refuse(EOPNOTSUPP);
+    default:
+      return refuse(EOPNOTSUPP);
   }
 }
 

@@ -25,17 +25,36 @@ float as_float(uint64_t bits) {
 
 void same_shape(const Instruction& i, const Tile& a, const Tile& b) {
   if (a.rows != b.rows || a.columns != b.columns)
-    throw Fault(Status::kTileFault, "%s: %ux%u and %ux%u do not match", hw::find_op(i.op)->name.data(), a.rows, a.columns, b.rows, b.columns).tile(i.t[0]);
+    throw Fault(Status::kTileFault, "%s: %ux%u and %ux%u do not match", hw::find_op(i.op)->name.data(), a.rows,
+                a.columns, b.rows, b.columns)
+        .tile(i.t[0]);
 }
 
-[[noreturn]] void shapes(const Instruction& i, const char* what) { throw Fault(Status::kTileFault, "%s: %s", hw::find_op(i.op)->name.data(), what).tile(i.t[0]); }
+[[noreturn]] void shapes(const Instruction& i, const char* what) {
+  throw Fault(Status::kTileFault, "%s: %s", hw::find_op(i.op)->name.data(), what).tile(i.t[0]);
+}
 
 bool special(hw::UnaryOp op) {
   using U = hw::UnaryOp;
   switch (op) {
-    case U::kExp: case U::kLog: case U::kSqrt: case U::kRsqrt: case U::kRcp: case U::kTanh: case U::kSigmoid: case U::kSilu: case U::kGelu: case U::kSin: case U::kCos:
+    case U::kExp:
+    case U::kLog:
+    case U::kSqrt:
+    case U::kRsqrt:
+    case U::kRcp:
+    case U::kTanh:
+    case U::kSigmoid:
+    case U::kSilu:
+    case U::kGelu:
+    case U::kSin:
+    case U::kCos:
       return true;
-    case U::kCopy: case U::kNeg: case U::kAbs: case U::kRelu: case U::kFloor: return false;
+    case U::kCopy:
+    case U::kNeg:
+    case U::kAbs:
+    case U::kRelu:
+    case U::kFloor:
+      return false;
   }
   return false;
 }
@@ -46,7 +65,8 @@ void philox(uint64_t seed, uint64_t counter, uint32_t block, uint32_t out[4]) {
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
     uint64_t p0 = uint64_t{0xD2511F53} * c[0], p1 = uint64_t{0xCD9E8D57} * c[2];
-    uint32_t next[4] = {static_cast<uint32_t>(p1 >> 32) ^ c[1] ^ k0, static_cast<uint32_t>(p1), static_cast<uint32_t>(p0 >> 32) ^ c[3] ^ k1, static_cast<uint32_t>(p0)};
+    uint32_t next[4] = {static_cast<uint32_t>(p1 >> 32) ^ c[1] ^ k0, static_cast<uint32_t>(p1),
+                        static_cast<uint32_t>(p0 >> 32) ^ c[3] ^ k1, static_cast<uint32_t>(p0)};
     std::memcpy(c, next, sizeof c);
     k0 += 0x9E3779B9, k1 += 0xBB67AE85;
   }
@@ -62,10 +82,13 @@ void Core::top_k(const Instruction& i) {
   if (merge) in(i, 0), in(i, 1);
   const Tile &values = out(i, 0), &indices = out(i, 1);
   const uint32_t k = values.columns;
-  if (values.rows != x.rows || indices.rows != x.rows || indices.columns != k || k > hw::kMaxTopK || values.dtype != hw::DType::kF32 || indices.dtype != hw::DType::kI32)
+  if (values.rows != x.rows || indices.rows != x.rows || indices.columns != k || k > hw::kMaxTopK ||
+      values.dtype != hw::DType::kF32 || indices.dtype != hw::DType::kI32)
     shapes(i, "needs f32 values and i32 indices of the same shape, at most 1024 columns, and the input's rows");
   const int64_t base = reg(i.r[0]);
-  auto before = [](const auto& a, const auto& b) { return a.first > b.first || (a.first == b.first && a.second < b.second); };
+  auto before = [](const auto& a, const auto& b) {
+    return a.first > b.first || (a.first == b.first && a.second < b.second);
+  };
   for (uint32_t r = 0; r < x.rows; ++r) {
     const float* row = load_row(x, r, 0);
     auto* v = reinterpret_cast<float*>(data(values, r));
@@ -76,7 +99,8 @@ void Core::top_k(const Instruction& i) {
         if (n[c] >= 0) candidates_.emplace_back(v[c], n[c]);
     if (candidates_.size() == k) std::make_heap(candidates_.begin(), candidates_.end(), before);
     for (uint32_t c = 0; c < x.columns; ++c) {
-      if (row[c] == -std::numeric_limits<float>::infinity() || row[c] != row[c]) continue;  // -inf is "absent", a NaN has no rank
+      if (row[c] == -std::numeric_limits<float>::infinity() || row[c] != row[c])
+        continue;  // -inf is "absent", a NaN has no rank
       std::pair<float, int32_t> candidate(row[c], static_cast<int32_t>(base + c));
       if (candidates_.size() < k) {
         candidates_.push_back(candidate);
@@ -101,7 +125,8 @@ void Core::softmax(const Instruction& i) {
   const Tile& p = out(i, 0);
   out(i, 2);
   same_shape(i, p, s);
-  if (state.rows != s.rows || state.columns < 3 || state.dtype != hw::DType::kF32) shapes(i, "the state needs f32 columns max, sum, correction for each row");
+  if (state.rows != s.rows || state.columns < 3 || state.dtype != hw::DType::kF32)
+    shapes(i, "the state needs f32 columns max, sum, correction for each row");
   const float scale = i.r[0] == hw::kNone ? 1.f : reg_f32(i.r[0]);
   for (uint32_t r = 0; r < s.rows; ++r) {
     const float* x = load_row(s, r, 0);
@@ -126,8 +151,9 @@ void Core::rope(const Instruction& i) {
   const Tile& o = out(i, 0);
   same_shape(i, o, x);
   const uint32_t head = static_cast<uint32_t>(i.imm0), rotated = static_cast<uint32_t>(i.imm1), half = rotated / 2;
-  if (i.imm0 == 0 || i.imm0 > x.columns || x.columns % head != 0 || i.imm1 > head || rotated % 2 != 0 || half == 0 || cosine.columns != half || sine.columns != half ||
-      (cosine.rows != 1 && cosine.rows != x.rows) || sine.rows != cosine.rows)
+  if (i.imm0 == 0 || i.imm0 > x.columns || x.columns % head != 0 || i.imm1 > head || rotated % 2 != 0 || half == 0 ||
+      cosine.columns != half || sine.columns != half || (cosine.rows != 1 && cosine.rows != x.rows) ||
+      sine.rows != cosine.rows)
     shapes(i, "needs columns in whole heads, an even number of rotated columns, and cos and sin of half as many");
   for (uint32_t r = 0; r < x.rows; ++r) {
     const float* in_row = load_row(x, r, 0);
@@ -171,7 +197,9 @@ double Core::vector(const Instruction& i) {
       const Tile& o = out(i, 0);
       same_shape(i, o, a);
       if (b != nullptr && ((b->rows != 1 && b->rows != a.rows) || (b->columns != 1 && b->columns != a.columns)))
-        throw Fault(Status::kTileFault, "VBIN: %ux%u does not broadcast to %ux%u", b->rows, b->columns, a.rows, a.columns).tile(i.t[2]);
+        throw Fault(Status::kTileFault, "VBIN: %ux%u does not broadcast to %ux%u", b->rows, b->columns, a.rows,
+                    a.columns)
+            .tile(i.t[2]);
       shape = &a;
       const auto op = static_cast<hw::BinaryOp>(i.sub);
       if (op == hw::BinaryOp::kDiv) passes = config_.vector_cycles_special;
@@ -182,7 +210,9 @@ double Core::vector(const Instruction& i) {
           const float* y = load_row(*b, b->rows == 1 ? 0 : r, 2);
           reverse ? host_.binary(op, y, x, d, o.columns) : host_.binary(op, x, y, d, o.columns);
         } else {
-          const float y = b != nullptr ? load_row(*b, b->rows == 1 ? 0 : r, 2)[0] : i.r[0] == hw::kNone ? as_float(i.imm0) : reg_f32(i.r[0]);
+          const float y = b != nullptr          ? load_row(*b, b->rows == 1 ? 0 : r, 2)[0]
+                          : i.r[0] == hw::kNone ? as_float(i.imm0)
+                                                : reg_f32(i.r[0]);
           host_.binary_scalar(op, x, y, reverse, d, o.columns);
         }
         store_row(o, r, d);
@@ -210,7 +240,10 @@ double Core::vector(const Instruction& i) {
       shape = &a;
       const int64_t column0 = reg(i.r[0]), limit0 = reg(i.r[1]), step = static_cast<int64_t>(i.imm0);
       for (uint32_t r = 0; r < o.rows; ++r) {
-        const int64_t keep = std::clamp<int64_t>(static_cast<int64_t>(static_cast<uint64_t>(limit0) + r * static_cast<uint64_t>(step) - static_cast<uint64_t>(column0)), 0, o.columns);
+        const int64_t keep =
+            std::clamp<int64_t>(static_cast<int64_t>(static_cast<uint64_t>(limit0) + r * static_cast<uint64_t>(step) -
+                                                     static_cast<uint64_t>(column0)),
+                                0, o.columns);
         float* d = row_buffer(o, r, 1);
         const float* x = load_row(a, r, 0);
         if (d != x) std::memcpy(d, x, static_cast<size_t>(keep) * 4);
@@ -227,7 +260,8 @@ double Core::vector(const Instruction& i) {
       const auto op = static_cast<hw::ReduceOp>(i.sub);
       for (uint32_t r = 0; r < a.rows; ++r) {
         const float* x = load_row(a, r, 0);
-        float v = op == hw::ReduceOp::kArgMax ? static_cast<float>(std::max_element(x, x + a.columns) - x) : host_.reduce(op, x, a.columns);
+        float v = op == hw::ReduceOp::kArgMax ? static_cast<float>(std::max_element(x, x + a.columns) - x)
+                                              : host_.reduce(op, x, a.columns);
         store_row(o, r, &v);
       }
       break;
@@ -266,8 +300,13 @@ double Core::vector(const Instruction& i) {
       for (uint32_t r = 0; r < o.rows; ++r) {
         const float *x = load_row(a, r, 0), *y = load_row(b, r, 2);
         float* g = scratch_[3].data();
-        if (act == hw::ActOp::kNone) std::memcpy(g, x, size_t{o.columns} * 4);
-        else host_.unary(act == hw::ActOp::kSilu ? hw::UnaryOp::kSilu : act == hw::ActOp::kGelu ? hw::UnaryOp::kGelu : hw::UnaryOp::kRelu, x, g, o.columns);
+        if (act == hw::ActOp::kNone)
+          std::memcpy(g, x, size_t{o.columns} * 4);
+        else
+          host_.unary(act == hw::ActOp::kSilu   ? hw::UnaryOp::kSilu
+                      : act == hw::ActOp::kGelu ? hw::UnaryOp::kGelu
+                                                : hw::UnaryOp::kRelu,
+                      x, g, o.columns);
         float* d = row_buffer(o, r, 1);
         host_.binary(hw::BinaryOp::kMul, g, y, d, o.columns);
         store_row(o, r, d);
@@ -327,7 +366,8 @@ double Core::vector(const Instruction& i) {
       }
       break;
     }
-    default: throw Fault(Status::kIllegalInstruction, "opcode %u on the vector engine", i.op);
+    default:
+      throw Fault(Status::kIllegalInstruction, "opcode %u on the vector engine", i.op);
   }
   const double elements = static_cast<double>(shape->rows) * shape->columns;
   tally_.picojoules += elements * passes * config_.pj_per_vector_op;

@@ -40,8 +40,10 @@ void WorkerPool::serve(Core& core) {
     int spins = 0;
     uint32_t now;
     while ((now = generation_.load(std::memory_order_acquire)) == seen) {
-      if (++spins < kSpins) relax();
-      else generation_.wait(seen, std::memory_order_acquire);
+      if (++spins < kSpins)
+        relax();
+      else
+        generation_.wait(seen, std::memory_order_acquire);
     }
     seen = now;
     if (stop_.load()) return;
@@ -67,8 +69,10 @@ void WorkerPool::run(uint32_t count, const std::function<void(Core&, uint32_t)>&
   // A helper that has not woken by now finds the door closed: only those inside are waited for.
   uint32_t inside;
   for (int spins = 0; (inside = active_.load(std::memory_order_seq_cst)) != 0;) {
-    if (++spins < kSpins) relax();
-    else active_.wait(inside, std::memory_order_acquire);
+    if (++spins < kSpins)
+      relax();
+    else
+      active_.wait(inside, std::memory_order_acquire);
   }
 }
 

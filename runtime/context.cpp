@@ -23,6 +23,12 @@ namespace {
 
 constexpr uint64_t kLinesPerPage = 1024;
 
+std::mutex closers_mutex;
+std::vector<Closer>& closers() {
+  static auto* list = new std::vector<Closer>;
+  return *list;
+}
+
 uint32_t next_ordinal() {
   static std::atomic<uint32_t> next{1};
   return next.fetch_add(1) & 0x3FFF;  // 14 bits of a device pointer
@@ -30,12 +36,27 @@ uint32_t next_ordinal() {
 
 }  // namespace
 
+void register_closer(Closer closer) {
+  std::lock_guard lock(closers_mutex);
+  closers().push_back(closer);
+}
+
+void close_all_of(const void* owner) {
+  std::vector<Closer> all;
+  {
+    std::lock_guard lock(closers_mutex);
+    all = closers();
+  }
+  for (Closer close : all) close(owner);
+}
+
 uint64_t default_timeout_ns() {
   static const uint64_t value = [] {
     const char* text = std::getenv("JAL_WAIT_TIMEOUT_MS");
     char* end = nullptr;
     const uint64_t ms = text != nullptr ? std::strtoull(text, &end, 10) : 0;
-    if (text != nullptr && (*text == 0 || *end != 0 || ms == 0)) driver::runtime_log().warn("JAL_WAIT_TIMEOUT_MS={}: expected milliseconds; using 60000", text);
+    if (text != nullptr && (*text == 0 || *end != 0 || ms == 0))
+      driver::runtime_log().warn("JAL_WAIT_TIMEOUT_MS={}: expected milliseconds; using 60000", text);
     return (ms == 0 || ms > 1'000'000'000'000 ? 60'000 : ms) * 1'000'000;
   }();
   return value;
@@ -47,10 +68,6 @@ Context::Context(const std::string& uri) : ordinal_(next_ordinal()), device_(uri
 
 Context::~Context() {
   close();
-  for (void* m : library_modules_) try {
-      HandleTable<Module>::remove(m);
-    } catch (const Error&) {  // unloaded with the device
-    }
   free_pinned_of(this);
   Registry::get().remove_all(this);
 }
@@ -93,9 +110,11 @@ std::shared_ptr<const KernelImage> Context::find_kernel(uint64_t cookie) {
 Context::Line Context::take_line() {
   std::lock_guard lock(lines_mutex_);
   if (free_lines_.empty()) {
-    auto page = std::make_unique<driver::DmaMemory>(device_.transport(), device_.iova_space(), kLinesPerPage * sizeof(hw::Timeline));
+    auto page = std::make_unique<driver::DmaMemory>(device_.transport(), device_.iova_space(),
+                                                    kLinesPerPage * sizeof(hw::Timeline));
     for (uint64_t k = 0; k < kLinesPerPage; ++k)
-      free_lines_.push_back({reinterpret_cast<hw::Timeline*>(page->data()) + k, page->device_address(k * sizeof(hw::Timeline))});
+      free_lines_.push_back(
+          {reinterpret_cast<hw::Timeline*>(page->data()) + k, page->device_address(k * sizeof(hw::Timeline))});
     line_pages_.push_back(std::move(page));
   }
   Line line = free_lines_.back();
@@ -148,7 +167,9 @@ void Context::run_host_calls() {
       // Calls of one stream stand in order: only its first can be due.
       bool first = true;
       for (size_t j = 0; j < k && first; ++j) first = calls_[j].request != calls_[k].request;
-      if (!first || (std::atomic_ref(calls_[k].request->value).load(std::memory_order_acquire) < calls_[k].value && !device_.lost())) continue;
+      if (!first || (std::atomic_ref(calls_[k].request->value).load(std::memory_order_acquire) < calls_[k].value &&
+                     !device_.lost()))
+        continue;
       HostCall call = std::move(calls_[k]);
       calls_.erase(calls_.begin() + static_cast<std::ptrdiff_t>(k));
       lock.unlock();
@@ -205,7 +226,7 @@ void* Context::library_kernel(const std::string& name) {
   const std::vector<std::byte> image = build_library_module(name);
   auto module = std::make_shared<Module>(*this, image.data(), image.size(), "library:" + name);
   Module& m = *module;
-  library_modules_.push_back(HandleTable<Module>::add(std::move(module)));
+  HandleTable<Module>::add(std::move(module));  // freed with the device
   return library_[name] = m.kernel(name);
 }
 
@@ -225,7 +246,8 @@ jalErrorRecord Context::describe(const hw::FaultRecord& f, const Stream& stream)
   copy_text(r.detail, f.detail);
   if (auto kernel = find_kernel(f.cookie)) {
     copy_text(r.kernel, kernel->name);
-    if (const SourceLine* line = f.instruction != hw::kNoInstruction ? kernel->line_of(f.instruction) : nullptr; line != nullptr && line->line != 0) {
+    if (const SourceLine* line = f.instruction != hw::kNoInstruction ? kernel->line_of(f.instruction) : nullptr;
+        line != nullptr && line->line != 0) {
       copy_text(r.source_file, line->file);
       r.source_line = line->line;
     }
@@ -255,7 +277,8 @@ std::vector<std::string> pci_devices() {
       in >> std::hex >> v;
       return v;
     };
-    if (name[0] != '.' && id("vendor") == hw::kPciVendorId && id("device") == hw::kPciDeviceId) out.push_back("vfio:" + name);
+    if (name[0] != '.' && id("vendor") == hw::kPciVendorId && id("device") == hw::kPciDeviceId)
+      out.push_back("vfio:" + name);
   }
   closedir(dir);
   std::sort(out.begin(), out.end());
@@ -294,8 +317,11 @@ jalError_t jalGetDeviceUri(int index, char* uri, size_t size) {
   return guard([&] {
     required(uri, "uri");
     const auto all = device_uris();
-    if (index < 0 || static_cast<size_t>(index) >= all.size()) fail(jalErrorNoDevice, "device " + std::to_string(index) + ", there are " + std::to_string(all.size()));
-    if (size <= all[static_cast<size_t>(index)].size()) invalid("uri needs " + std::to_string(all[static_cast<size_t>(index)].size() + 1) + " bytes, got " + std::to_string(size));
+    if (index < 0 || static_cast<size_t>(index) >= all.size())
+      fail(jalErrorNoDevice, "device " + std::to_string(index) + ", there are " + std::to_string(all.size()));
+    if (size <= all[static_cast<size_t>(index)].size())
+      invalid("uri needs " + std::to_string(all[static_cast<size_t>(index)].size() + 1) + " bytes, got " +
+              std::to_string(size));
     std::strcpy(uri, all[static_cast<size_t>(index)].c_str());
   });
 }
@@ -310,7 +336,9 @@ jalError_t jalDeviceOpen(const char* uri, jalDevice_t* device) {
     if (uri == nullptr && chosen == "emu:" && std::getenv("JAL_DEVICE_URI") == nullptr) {
       static std::once_flag once;
       std::call_once(once, [&] {
-        jalapeno::driver::runtime_log().warn("no Jalapeno device on this machine: using the embedded emulator, chip configuration {}", context->device().identity().config_name);
+        jalapeno::driver::runtime_log().warn(
+            "no Jalapeno device on this machine: using the embedded emulator, chip configuration {}",
+            context->device().identity().config_name);
       });
     }
     *device = static_cast<jalDevice_t>(HandleTable<Context>::add(std::move(context)));
@@ -320,7 +348,9 @@ jalError_t jalDeviceOpen(const char* uri, jalDevice_t* device) {
 jalError_t jalDeviceClose(jalDevice_t device) {
   return guard([&] {
     auto context = HandleTable<Context>::remove(device);
+    close_all_of(context.get());
     context->close();
+    Registry::get().remove_all(context.get());
   });
 }
 
@@ -333,7 +363,8 @@ jalError_t jalDeviceGetProperties(jalDevice_t device, jalDeviceProperties* p) {
     copy_text(p->config_name, i.config_name);
     p->emulated = (i.capabilities & jalapeno::hw::kCapabilityEmulated) != 0;
     p->assumed = (i.capabilities & jalapeno::hw::kCapabilityAssumedRates) != 0;
-    p->cores = i.cores, p->spm_bytes = i.spm_bytes, p->acc_bytes = i.acc_bytes, p->links = i.links, p->queues = i.queues;
+    p->cores = i.cores, p->spm_bytes = i.spm_bytes, p->acc_bytes = i.acc_bytes, p->links = i.links,
+    p->queues = i.queues;
     p->interface_version = i.interface_version, p->isa_version = i.isa_version, p->hbm_bytes = i.hbm_bytes;
     p->core_clock_ghz = i.core_clock_khz * 1e-6, p->hbm_gbytes_per_second = i.hbm_megabytes_per_second * 1e-3;
     p->link_gbits_per_second = i.link_megabits_per_second * 1e-3, p->peak_tflops_bf16 = i.peak_gigaflops_bf16 * 1e-3;
@@ -347,9 +378,26 @@ jalError_t jalDeviceGetTelemetry(jalDevice_t device, jalTelemetry* out) {
     Context& c = context_of(device);
     check_struct(required(out, "telemetry"), "jalTelemetry");
     const auto t = c.device().telemetry();
-    *out = jalTelemetry{sizeof *out, t.temperature_millicelsius * 1e-3, t.power_milliwatts * 1e-3, static_cast<double>(t.energy_microjoules) * 1e-6, t.device_ns,
-                        t.busy_cores_ns, t.busy_matrix_ns, t.busy_vector_ns, t.busy_dma_ns, t.busy_copy_ns, t.hbm_read_bytes, t.hbm_write_bytes, t.host_bytes,
-                        t.packets, t.launches, t.instances, t.instructions, t.faults, t.ecc_corrected, t.ecc_uncorrected,
+    *out = jalTelemetry{sizeof *out,
+                        t.temperature_millicelsius * 1e-3,
+                        t.power_milliwatts * 1e-3,
+                        static_cast<double>(t.energy_microjoules) * 1e-6,
+                        t.device_ns,
+                        t.busy_cores_ns,
+                        t.busy_matrix_ns,
+                        t.busy_vector_ns,
+                        t.busy_dma_ns,
+                        t.busy_copy_ns,
+                        t.hbm_read_bytes,
+                        t.hbm_write_bytes,
+                        t.host_bytes,
+                        t.packets,
+                        t.launches,
+                        t.instances,
+                        t.instructions,
+                        t.faults,
+                        t.ecc_corrected,
+                        t.ecc_uncorrected,
                         c.device().health() == jalapeno::hw::kHealthReady};
   });
 }

@@ -34,6 +34,7 @@ class Context : public std::enable_shared_from_this<Context> {
   static constexpr const char* kHandleName = "device";
 
   explicit Context(const std::string& uri);
+  const void* owner() const { return nullptr; }  // devices belong to nobody
   ~Context();
 
   driver::Device& device() { return device_; }
@@ -91,7 +92,6 @@ class Context : public std::enable_shared_from_this<Context> {
   uint64_t next_cookie_ = 1;
   std::mutex library_mutex_;
   std::unordered_map<std::string, void*> library_;
-  std::vector<void*> library_modules_;
 
   std::mutex transfer_mutex_;
   std::shared_ptr<Stream> transfer_;

@@ -21,7 +21,8 @@ constexpr Entry kErrors[] = {
     {jalErrorOutOfMemory, "jalErrorOutOfMemory", "not enough device memory"},
     {jalErrorNoDevice, "jalErrorNoDevice", "no such device"},
     {jalErrorInvalidDevice, "jalErrorInvalidDevice", "the objects belong to different devices"},
-    {jalErrorInvalidImage, "jalErrorInvalidImage", "the module is damaged, of another version, or breaks a rule of the instruction set"},
+    {jalErrorInvalidImage, "jalErrorInvalidImage",
+     "the module is damaged, of another version, or breaks a rule of the instruction set"},
     {jalErrorEccUncorrectable, "jalErrorEccUncorrectable", "memory returned data that could not be corrected"},
     {jalErrorOperatingSystem, "jalErrorOperatingSystem", "the operating system refused a call"},
     {jalErrorInvalidHandle, "jalErrorInvalidHandle", "the handle is null, freed or of another kind"},
@@ -31,12 +32,14 @@ constexpr Entry kErrors[] = {
     {jalErrorIllegalAddress, "jalErrorIllegalAddress", "the device accessed memory that is not mapped for it"},
     {jalErrorLaunchTimeout, "jalErrorLaunchTimeout", "the watchdog ended a kernel that made no progress"},
     {jalErrorAssert, "jalErrorAssert", "the kernel stopped itself with TRAP"},
-    {jalErrorIllegalInstruction, "jalErrorIllegalInstruction", "the kernel contains an instruction the device does not know"},
+    {jalErrorIllegalInstruction, "jalErrorIllegalInstruction",
+     "the kernel contains an instruction the device does not know"},
     {jalErrorMisalignedAddress, "jalErrorMisalignedAddress", "a pointer is not aligned as its use requires"},
     {jalErrorLaunchFailure, "jalErrorLaunchFailure", "the device could not run the packet"},
     {jalErrorNotSupported, "jalErrorNotSupported", "not supported by this version or device"},
     {jalErrorStreamCaptureUnsupported, "jalErrorStreamCaptureUnsupported", "the call cannot be captured"},
-    {jalErrorStreamCaptureInvalidated, "jalErrorStreamCaptureInvalidated", "the capture contains a call that cannot be captured"},
+    {jalErrorStreamCaptureInvalidated, "jalErrorStreamCaptureInvalidated",
+     "the capture contains a call that cannot be captured"},
     {jalErrorUnknown, "jalErrorUnknown", "unknown error"},
     {jalErrorOutOfHostMemory, "jalErrorOutOfHostMemory", "not enough host memory"},
     {jalErrorDeviceLost, "jalErrorDeviceLost", "the device is gone; close it and open it again"},
@@ -77,7 +80,6 @@ bool forked() noexcept {
   return (void)kForkHandler, false;
 }
 
-
 void mark_used() noexcept { used.store(true, std::memory_order_relaxed); }
 
 void set_error_detail(const char* text) noexcept {
@@ -87,37 +89,64 @@ void set_error_detail(const char* text) noexcept {
 
 jalError_t code_of(driver::Code code) {
   switch (code) {
-    case driver::Code::kInvalidValue: return jalErrorInvalidValue;
-    case driver::Code::kOutOfHostMemory: return jalErrorOutOfHostMemory;
-    case driver::Code::kOutOfDeviceMemory: return jalErrorOutOfMemory;
-    case driver::Code::kNoDevice: return jalErrorNoDevice;
-    case driver::Code::kNotSupported: return jalErrorNotSupported;
-    case driver::Code::kVersionMismatch: return jalErrorVersionMismatch;
-    case driver::Code::kDeviceLost: return jalErrorDeviceLost;
-    case driver::Code::kTimeout: return jalErrorWaitTimeout;
-    case driver::Code::kBusy: return jalErrorBusy;
-    case driver::Code::kOperatingSystem: return jalErrorOperatingSystem;
+    case driver::Code::kInvalidValue:
+      return jalErrorInvalidValue;
+    case driver::Code::kOutOfHostMemory:
+      return jalErrorOutOfHostMemory;
+    case driver::Code::kOutOfDeviceMemory:
+      return jalErrorOutOfMemory;
+    case driver::Code::kNoDevice:
+      return jalErrorNoDevice;
+    case driver::Code::kNotSupported:
+      return jalErrorNotSupported;
+    case driver::Code::kVersionMismatch:
+      return jalErrorVersionMismatch;
+    case driver::Code::kDeviceLost:
+      return jalErrorDeviceLost;
+    case driver::Code::kTimeout:
+      return jalErrorWaitTimeout;
+    case driver::Code::kBusy:
+      return jalErrorBusy;
+    case driver::Code::kOperatingSystem:
+      return jalErrorOperatingSystem;
   }
   return jalErrorUnknown;
 }
 
 jalError_t code_of(hw::Status status) {
   switch (status) {
-    case hw::Status::kOk: return jalSuccess;
-    case hw::Status::kAddressFault: case hw::Status::kDmaFault: return jalErrorIllegalAddress;
-    case hw::Status::kIllegalInstruction: return jalErrorIllegalInstruction;
-    case hw::Status::kDivideByZero: return jalErrorDivideByZero;
-    case hw::Status::kSemaphoreLeak: return jalErrorSemaphoreLeak;
-    case hw::Status::kDeadlock: return jalErrorDeadlock;
-    case hw::Status::kWatchdog: return jalErrorLaunchTimeout;
-    case hw::Status::kTrap: return jalErrorAssert;
-    case hw::Status::kTileFault: return jalErrorTileFault;
-    case hw::Status::kBadPacket: return jalErrorLaunchFailure;
-    case hw::Status::kDependencyFailed: case hw::Status::kDiscarded: return jalErrorDependencyFailed;
-    case hw::Status::kEccUncorrectable: return jalErrorEccUncorrectable;
-    case hw::Status::kRace: return jalErrorRace;
-    case hw::Status::kUninitialized: return jalErrorUninitialized;
-    case hw::Status::kOutOfBounds: return jalErrorOutOfBounds;
+    case hw::Status::kOk:
+      return jalSuccess;
+    case hw::Status::kAddressFault:
+    case hw::Status::kDmaFault:
+      return jalErrorIllegalAddress;
+    case hw::Status::kIllegalInstruction:
+      return jalErrorIllegalInstruction;
+    case hw::Status::kDivideByZero:
+      return jalErrorDivideByZero;
+    case hw::Status::kSemaphoreLeak:
+      return jalErrorSemaphoreLeak;
+    case hw::Status::kDeadlock:
+      return jalErrorDeadlock;
+    case hw::Status::kWatchdog:
+      return jalErrorLaunchTimeout;
+    case hw::Status::kTrap:
+      return jalErrorAssert;
+    case hw::Status::kTileFault:
+      return jalErrorTileFault;
+    case hw::Status::kBadPacket:
+      return jalErrorLaunchFailure;
+    case hw::Status::kDependencyFailed:
+    case hw::Status::kDiscarded:
+      return jalErrorDependencyFailed;
+    case hw::Status::kEccUncorrectable:
+      return jalErrorEccUncorrectable;
+    case hw::Status::kRace:
+      return jalErrorRace;
+    case hw::Status::kUninitialized:
+      return jalErrorUninitialized;
+    case hw::Status::kOutOfBounds:
+      return jalErrorOutOfBounds;
   }
   return jalErrorUnknown;
 }

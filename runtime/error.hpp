@@ -30,7 +30,9 @@ void mark_used() noexcept;  // from now on a forked child is refused
 template <class F>
 jalError_t guard(F&& body) noexcept {
   try {
-    if (forked()) throw Error(jalErrorForkedChild, "the process forked after it used libjalapeno; open devices in the child only after exec");
+    if (forked())
+      throw Error(jalErrorForkedChild,
+                  "the process forked after it used libjalapeno; open devices in the child only after exec");
     body();
     return jalSuccess;
   } catch (const Error& e) {
@@ -61,7 +63,8 @@ T& required(T* pointer, const char* name) {
 template <class T>
 void check_struct(const T& s, const char* name) {
   if (s.struct_size != sizeof(T))
-    invalid(std::string(name) + ".struct_size is " + std::to_string(s.struct_size) + ", expected sizeof = " + std::to_string(sizeof(T)));
+    invalid(std::string(name) + ".struct_size is " + std::to_string(s.struct_size) +
+            ", expected sizeof = " + std::to_string(sizeof(T)));
 }
 
 template <size_t N>

@@ -20,9 +20,12 @@ Event::Mark Event::mark() {
 }
 
 void Event::record(Stream& stream) {
-  if (&stream.context() != context_.get()) fail(jalErrorInvalidDevice, "jalEventRecord: event and stream belong to different devices");
-  if (timing_) stream.timestamp(line_.device);
-  else if (stream.failed()) stream.throw_failure();
+  if (&stream.context() != context_.get())
+    fail(jalErrorInvalidDevice, "jalEventRecord: event and stream belong to different devices");
+  if (timing_)
+    stream.timestamp(line_.device);
+  else if (stream.failed())
+    stream.throw_failure();
   std::lock_guard lock(mutex_);
   mark_ = {stream.shared_from_this(), stream.submitted(), stream.capturing()};
 }
@@ -30,10 +33,14 @@ void Event::record(Stream& stream) {
 void Event::make_wait(Stream& stream) {
   const Mark m = mark();
   if (m.stream == nullptr) return;
-  if (&stream.context() != context_.get()) fail(jalErrorNotSupported, "jalStreamWaitEvent: event and stream belong to different devices; use a host function or a timeline of the stream's device");
+  if (&stream.context() != context_.get())
+    fail(jalErrorNotSupported,
+         "jalStreamWaitEvent: event and stream belong to different devices; use a host function or a timeline of the "
+         "stream's device");
   if (m.stream.get() == &stream) return;  // a stream is in order already
   if (stream.capturing() || m.captured) {
-    if (m.captured && !stream.capturing()) fail(jalErrorIllegalState, "jalStreamWaitEvent: the event was recorded in a capture");
+    if (m.captured && !stream.capturing())
+      fail(jalErrorIllegalState, "jalStreamWaitEvent: the event was recorded in a capture");
     stream.refuse_capture("jalStreamWaitEvent on an event of another stream");
   }
   stream.wait_for(m.stream->queue().timeline_address(), m.value);
@@ -86,7 +93,8 @@ jalError_t jalEventCreate(jalDevice_t device, unsigned flags, jalEvent_t* event)
     Context& c = context_of(device);
     required(event, "event");
     if (flags & ~JAL_EVENT_TIMING) invalid("event flags " + std::to_string(flags) + ", expected 0 or JAL_EVENT_TIMING");
-    *event = static_cast<jalEvent_t>(HandleTable<Event>::add(std::make_shared<Event>(c.shared_from_this(), flags & JAL_EVENT_TIMING)));
+    *event = static_cast<jalEvent_t>(
+        HandleTable<Event>::add(std::make_shared<Event>(c.shared_from_this(), flags & JAL_EVENT_TIMING)));
   });
 }
 jalError_t jalEventDestroy(jalEvent_t event) {
@@ -120,6 +128,7 @@ jalError_t jalEventElapsedTime(float* ms, jalEvent_t begin, jalEvent_t end) {
     required(ms, "ms");
     const auto a = event_of(begin).time("begin event"), b = event_of(end).time("end event");
     const bool host = a.host_ns != 0 && b.host_ns != 0;
-    *ms = static_cast<float>(static_cast<double>(static_cast<int64_t>(host ? b.host_ns - a.host_ns : b.device_ns - a.device_ns)) * 1e-6);
+    *ms = static_cast<float>(
+        static_cast<double>(static_cast<int64_t>(host ? b.host_ns - a.host_ns : b.device_ns - a.device_ns)) * 1e-6);
   });
 }

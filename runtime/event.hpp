@@ -17,10 +17,10 @@ class Event {
 
   void record(Stream& stream);
   void make_wait(Stream& stream);
-  void query();                            // throws Error(jalErrorNotReady) or the failure
+  void query();  // throws Error(jalErrorNotReady) or the failure
   void synchronize(uint64_t timeout_ns);
   hw::Timestamp time(const char* which);  // throws unless recorded, done and timed
-  Context& context() const { return *context_; }
+  const void* owner() const { return context_.get(); }
 
  private:
   struct Mark {

@@ -24,7 +24,8 @@ class GraphExec {
     uint64_t bytes = nodes_.size() * sizeof(hw::Packet);
     for (const Node& n : nodes_) bytes += (n.arguments.size() + 63) & ~uint64_t{63};
     if (nodes_.empty()) return;
-    block_ = std::make_unique<driver::DmaMemory>(context_->device().transport(), context_->device().iova_space(), bytes);
+    block_ =
+        std::make_unique<driver::DmaMemory>(context_->device().transport(), context_->device().iova_space(), bytes);
     uint64_t at = nodes_.size() * sizeof(hw::Packet);
     for (size_t k = 0; k < nodes_.size(); ++k) {
       Node& n = nodes_[k];
@@ -50,7 +51,9 @@ class GraphExec {
 
   void set_arguments(uint32_t node, const jalArg* args, uint32_t count) {
     if (node >= nodes_.size() || nodes_[node].kernel == nullptr)
-      invalid("node " + std::to_string(node) + (node < nodes_.size() ? std::string(" is a ") + nodes_[node].operation.kind + ", not a launch" : ", the graph has " + std::to_string(nodes_.size())));
+      invalid("node " + std::to_string(node) +
+              (node < nodes_.size() ? std::string(" is a ") + nodes_[node].operation.kind + ", not a launch"
+                                    : ", the graph has " + std::to_string(nodes_.size())));
     alignas(8) std::byte packed[hw::kArgumentBytes];
     nodes_[node].kernel->pack(args, count, *context_, packed);
     drain();
@@ -60,7 +63,8 @@ class GraphExec {
   }
 
   void launch(Stream& stream) {
-    if (&stream.context() != context_.get()) fail(jalErrorInvalidDevice, "jalGraphLaunch: graph and stream belong to different devices");
+    if (&stream.context() != context_.get())
+      fail(jalErrorInvalidDevice, "jalGraphLaunch: graph and stream belong to different devices");
     stream.refuse_capture("jalGraphLaunch");
     if (nodes_.empty()) return;
     stream.call(block_->device_address(), nodes_.size());
@@ -77,7 +81,9 @@ class GraphExec {
       std::lock_guard lock(mutex_);
       last = last_;
     }
-    if (auto s = last.stream.lock(); s != nullptr && s->queue().wait(last.value, driver_timeout(default_timeout_ns())) == driver::WaitResult::kTimeout)
+    if (auto s = last.stream.lock();
+        s != nullptr &&
+        s->queue().wait(last.value, driver_timeout(default_timeout_ns())) == driver::WaitResult::kTimeout)
       fail(jalErrorWaitTimeout, "the graph is still running");
   }
 
@@ -111,7 +117,8 @@ jalError_t jalGraphGetNodeCount(jalGraph_t graph, uint32_t* count) {
 jalError_t jalGraphInstantiate(jalGraph_t graph, jalGraphExec_t* exec) {
   return guard([&] {
     required(exec, "exec");
-    *exec = static_cast<jalGraphExec_t>(HandleTable<GraphExec>::add(std::make_shared<GraphExec>(HandleTable<Graph>::get(graph))));
+    *exec = static_cast<jalGraphExec_t>(
+        HandleTable<GraphExec>::add(std::make_shared<GraphExec>(HandleTable<Graph>::get(graph))));
   });
 }
 jalError_t jalGraphExecSetKernelArgs(jalGraphExec_t exec, uint32_t node, const jalArg* args, uint32_t arg_count) {

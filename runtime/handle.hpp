@@ -11,10 +11,18 @@
 
 namespace jalapeno::runtime {
 
+// What frees the handles of one kind that belong to a device, when the device is closed.
+using Closer = void (*)(const void* owner);
+void register_closer(Closer closer);
+void close_all_of(const void* owner);
+
+// T has kHandleTag, kHandleName and owner(), the context it belongs to.
 template <class T>
 class HandleTable {
  public:
   static void* add(std::shared_ptr<T> object) {
+    static const bool registered = (register_closer(close_owned), true);
+    (void)registered;
     Table& t = table();
     std::lock_guard lock(t.mutex);
     uint32_t index;
@@ -24,7 +32,8 @@ class HandleTable {
     } else {
       index = t.size++;
       if (index / kChunk >= kChunks) fail(jalErrorOutOfHostMemory, "more than a million handles of one kind");
-      if (t.chunks[index / kChunk].load(std::memory_order_relaxed) == nullptr) t.chunks[index / kChunk].store(new Slot[kChunk], std::memory_order_release);
+      if (t.chunks[index / kChunk].load(std::memory_order_relaxed) == nullptr)
+        t.chunks[index / kChunk].store(new Slot[kChunk], std::memory_order_release);
     }
     Slot& slot = t.chunks[index / kChunk].load(std::memory_order_relaxed)[index % kChunk];
     slot.object = std::move(object);
@@ -51,6 +60,20 @@ class HandleTable {
   }
 
  private:
+  static void close_owned(const void* owner) {
+    std::vector<std::shared_ptr<T>> objects;  // destroyed outside the lock: destructors free other handles
+    Table& t = table();
+    std::unique_lock lock(t.mutex);
+    for (uint32_t index = 0; index < t.size; ++index) {
+      Slot& slot = t.chunks[index / kChunk].load(std::memory_order_relaxed)[index % kChunk];
+      if (slot.object == nullptr || slot.object->owner() != owner) continue;
+      slot.handle.store(0, std::memory_order_release);
+      t.free.push_back(index);
+      objects.push_back(std::move(slot.object));
+    }
+    lock.unlock();
+    objects.clear();
+  }
   static constexpr uint32_t kChunk = 1024, kChunks = 1024;
   struct Slot {
     std::atomic<uint64_t> handle{0};
@@ -79,7 +102,9 @@ class HandleTable {
     char text[96];
     const uint64_t h = reinterpret_cast<uint64_t>(handle);
     std::snprintf(text, sizeof text, "%s handle 0x%llx is %s", T::kHandleName, static_cast<unsigned long long>(h),
-                  h == 0 ? "NULL" : h >> 56 == T::kHandleTag ? "already freed" : "of another kind or no handle");
+                  h == 0                     ? "NULL"
+                  : h >> 56 == T::kHandleTag ? "already freed"
+                                             : "of another kind or no handle");
     fail(jalErrorInvalidHandle, text);
   }
 };

@@ -44,6 +44,7 @@ class Kernel {
   static constexpr const char* kHandleName = "kernel";
   std::shared_ptr<const KernelImage> image;
   Context* context;
+  const void* owner() const { return context; }
 };
 
 }  // namespace jalapeno::runtime

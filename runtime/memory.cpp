@@ -44,7 +44,9 @@ std::optional<Region> Registry::nearest(uint64_t address, const Context* context
   uint64_t best_distance = ~uint64_t{0};
   for (const auto& [base, r] : regions_) {
     if (r.context != context || r.kind != MemoryKind::kDevice) continue;
-    const uint64_t distance = address < base ? base - address : address - base < r.bytes ? 0 : address - base - r.bytes + 1;
+    const uint64_t distance = address < base             ? base - address
+                              : address - base < r.bytes ? 0
+                                                         : address - base - r.bytes + 1;
     if (distance < best_distance) best = r, best_distance = distance;
   }
   return best;
@@ -127,9 +129,12 @@ Region Pool::allocate(uint64_t bytes, const Stream* stream) {
 void Pool::free(const Region& region, std::vector<Fence> fences) {
   std::lock_guard lock(mutex_);
   std::erase_if(fences, [](const Fence& f) { return f.passed(); });
-  const uint64_t capacity = region.bytes >= kLarge ? round_up(region.bytes, hw::kPageBytes) : round_up(region.bytes, kUnit);
-  if (fences.empty()) recycle(region, capacity);
-  else pending_.push_back({region, capacity, std::move(fences)});
+  const uint64_t capacity =
+      region.bytes >= kLarge ? round_up(region.bytes, hw::kPageBytes) : round_up(region.bytes, kUnit);
+  if (fences.empty())
+    recycle(region, capacity);
+  else
+    pending_.push_back({region, capacity, std::move(fences)});
 }
 
 void Pool::reap() {
@@ -201,8 +206,11 @@ std::vector<Fence> all_streams(Context& context) {
 
 Region device_region(const void* p, const char* what) {
   auto r = Registry::get().find(p);
-  if (!r || r->kind != MemoryKind::kDevice) invalid(std::string(what) + ": " + hex(p) + " is not device memory of jalMalloc");
-  if (r->base != reinterpret_cast<uint64_t>(p)) invalid(std::string(what) + ": " + hex(p) + " is inside an allocation; free its base " + hex(reinterpret_cast<void*>(r->base)));
+  if (!r || r->kind != MemoryKind::kDevice)
+    invalid(std::string(what) + ": " + hex(p) + " is not device memory of jalMalloc");
+  if (r->base != reinterpret_cast<uint64_t>(p))
+    invalid(std::string(what) + ": " + hex(p) + " is inside an allocation; free its base " +
+            hex(reinterpret_cast<void*>(r->base)));
   return *r;
 }
 
@@ -252,7 +260,8 @@ jalError_t jalFreeAsync(void* pointer, jalStream_t stream) {
     s.refuse_capture("jalFreeAsync");
     if (pointer == nullptr) return;
     const Region r = device_region(pointer, "jalFreeAsync");
-    if (r.context != &s.context()) fail(jalErrorInvalidDevice, "jalFreeAsync: the memory belongs to another device than the stream");
+    if (r.context != &s.context())
+      fail(jalErrorInvalidDevice, "jalFreeAsync: the memory belongs to another device than the stream");
     Registry::get().remove(pointer, MemoryKind::kDevice);
     r.context->pool().free(r, {s.fence()});
   });
@@ -268,7 +277,8 @@ jalError_t jalHostAlloc(jalDevice_t device, void** pointer, size_t bytes) {
     Context& c = context_of(device);
     c.device().throw_if_lost();
     auto block = std::make_unique<jalapeno::driver::DmaMemory>(c.device().transport(), c.device().iova_space(), bytes);
-    Registry::get().add({reinterpret_cast<uint64_t>(block->data()), bytes, MemoryKind::kPinned, &c, block->device_address()});
+    Registry::get().add(
+        {reinterpret_cast<uint64_t>(block->data()), bytes, MemoryKind::kPinned, &c, block->device_address()});
     void* p = block->data();
     std::lock_guard lock(pinned().mutex);
     pinned().blocks[reinterpret_cast<uint64_t>(p)] = std::move(block);
@@ -280,8 +290,10 @@ jalError_t jalHostFree(void* pointer) {
   return guard([&] {
     if (pointer == nullptr) return;
     auto r = Registry::get().find(pointer);
-    if (!r || r->kind != MemoryKind::kPinned || r->base != reinterpret_cast<uint64_t>(pointer)) invalid("jalHostFree: " + hex(pointer) + " is not memory of jalHostAlloc");
-    for (auto& s : r->context->streams()) s->synchronize(default_timeout_ns(), false);  // the device may still be using it
+    if (!r || r->kind != MemoryKind::kPinned || r->base != reinterpret_cast<uint64_t>(pointer))
+      invalid("jalHostFree: " + hex(pointer) + " is not memory of jalHostAlloc");
+    for (auto& s : r->context->streams())
+      s->synchronize(default_timeout_ns(), false);  // the device may still be using it
     Registry::get().remove(pointer, MemoryKind::kPinned);
     std::lock_guard lock(pinned().mutex);
     pinned().blocks.erase(reinterpret_cast<uint64_t>(pointer));
@@ -301,7 +313,8 @@ jalError_t jalHostRegister(jalDevice_t device, void* pointer, size_t bytes) {
 jalError_t jalHostUnregister(void* pointer) {
   return guard([&] {
     auto r = Registry::get().find(pointer);
-    if (!r || r->kind != MemoryKind::kRegistered || r->base != reinterpret_cast<uint64_t>(pointer)) invalid("jalHostUnregister: " + hex(pointer) + " is not registered");
+    if (!r || r->kind != MemoryKind::kRegistered || r->base != reinterpret_cast<uint64_t>(pointer))
+      invalid("jalHostUnregister: " + hex(pointer) + " is not registered");
     for (auto& s : r->context->streams()) s->synchronize(default_timeout_ns(), false);
     Registry::get().remove(pointer, MemoryKind::kRegistered);
   });
@@ -311,7 +324,8 @@ jalError_t jalHostGetDevicePointer(void** out, void* host_pointer) {
   return guard([&] {
     required(out, "device_pointer");
     auto r = Registry::get().find(host_pointer);
-    if (!r || r->kind != MemoryKind::kPinned) invalid("jalHostGetDevicePointer: " + hex(host_pointer) + " is not memory of jalHostAlloc");
+    if (!r || r->kind != MemoryKind::kPinned)
+      invalid("jalHostGetDevicePointer: " + hex(host_pointer) + " is not memory of jalHostAlloc");
     *out = host_pointer;  // the runtime tells them apart by address; a kernel argument may use it as it is
   });
 }

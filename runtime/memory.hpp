@@ -14,11 +14,16 @@ namespace jalapeno::runtime {
 class Context;
 class Stream;
 
-// A device pointer: bit 62, the context's ordinal, 48 bits of device address. Not canonical, so no host pointer equals it.
+// A device pointer: bit 62, the context's ordinal, 48 bits of device address. Not canonical, so no host pointer equals
+// it.
 inline constexpr uint64_t kDevicePointerBit = uint64_t{1} << 62;
 inline bool is_device_pointer(const void* p) { return (reinterpret_cast<uint64_t>(p) >> 62) == 1; }
-inline void* device_pointer(uint32_t ordinal, hw::DeviceAddr a) { return reinterpret_cast<void*>(kDevicePointerBit | uint64_t{ordinal} << 48 | hw::raw(a)); }
-inline hw::DeviceAddr device_address(const void* p) { return hw::DeviceAddr{reinterpret_cast<uint64_t>(p) & ((uint64_t{1} << 48) - 1)}; }
+inline void* device_pointer(uint32_t ordinal, hw::DeviceAddr a) {
+  return reinterpret_cast<void*>(kDevicePointerBit | uint64_t{ordinal} << 48 | hw::raw(a));
+}
+inline hw::DeviceAddr device_address(const void* p) {
+  return hw::DeviceAddr{reinterpret_cast<uint64_t>(p) & ((uint64_t{1} << 48) - 1)};
+}
 
 enum class MemoryKind { kDevice, kPinned, kRegistered };
 
@@ -38,7 +43,7 @@ class Registry {
  public:
   static Registry& get();
   void add(const Region& region);
-  std::optional<Region> find(const void* p) const;     // the region that holds p
+  std::optional<Region> find(const void* p) const;                                // the region that holds p
   std::optional<Region> nearest(uint64_t address, const Context* context) const;  // device regions only
   std::optional<Region> remove(const void* base, std::optional<MemoryKind> kind);
   void remove_all(const Context* context);
@@ -84,9 +89,9 @@ class Pool {
   Context& context_;
   std::mutex mutex_;
   std::vector<Pending> pending_;
-  std::multimap<uint64_t, driver::HbmBlock> cached_;       // by size
-  std::map<uint64_t, driver::HbmBlock> large_;             // in use, by address
-  std::map<uint64_t, std::unique_ptr<Slab>> slabs_;        // by address
+  std::multimap<uint64_t, driver::HbmBlock> cached_;  // by size
+  std::map<uint64_t, driver::HbmBlock> large_;        // in use, by address
+  std::map<uint64_t, std::unique_ptr<Slab>> slabs_;   // by address
 };
 
 }  // namespace jalapeno::runtime

@@ -8,7 +8,7 @@
 namespace jalapeno::runtime {
 namespace {
 
-constexpr uint64_t kArgumentRing = 256 << 10;                    // bytes
+constexpr uint64_t kArgumentRing = 256 << 10;                             // bytes
 constexpr uint64_t kCallLines = 128, kOwnerBytes = 4096 + kArgumentRing;  // two timelines, then arguments from 4096 on
 constexpr uint64_t kStagingChunk = 1 << 20;
 
@@ -31,8 +31,8 @@ Stream::Stream(std::shared_ptr<Context> context, uint32_t priority, uint32_t rin
     : context_(std::move(context)),
       queue_(context_->device(), context_->space().context(), priority, ring_log2, kOwnerBytes),
       operations_(size_t{1} << ring_log2),
-      call_request_(new(queue_.extra()) hw::Timeline{}),
-      call_done_(new(queue_.extra() + 64) hw::Timeline{}) {
+      call_request_(new (queue_.extra()) hw::Timeline{}),
+      call_done_(new (queue_.extra() + 64) hw::Timeline{}) {
   context_->add(this);
 }
 
@@ -46,14 +46,22 @@ void Stream::check_failed() {
 void Stream::throw_failure() {
   const jalErrorRecord r = record();
   std::string text;
-  if (r.kernel[0] != 0) text += std::string("kernel ") + r.kernel;
-  else text += r.operation[0] != 0 ? r.operation : "operation";
-  if (r.source_file[0] != 0) text += std::string(" (") + r.source_file + ":" + std::to_string(r.source_line) + ", instruction " + std::to_string(r.instruction) + ")";
-  else if (r.instruction != UINT32_MAX) text += " (instruction " + std::to_string(r.instruction) + ")";
-  if (r.kernel[0] != 0) text += " at grid (" + std::to_string(r.grid_position[0]) + ", " + std::to_string(r.grid_position[1]) + ", " + std::to_string(r.grid_position[2]) + ")";
+  if (r.kernel[0] != 0)
+    text += std::string("kernel ") + r.kernel;
+  else
+    text += r.operation[0] != 0 ? r.operation : "operation";
+  if (r.source_file[0] != 0)
+    text += std::string(" (") + r.source_file + ":" + std::to_string(r.source_line) + ", instruction " +
+            std::to_string(r.instruction) + ")";
+  else if (r.instruction != UINT32_MAX)
+    text += " (instruction " + std::to_string(r.instruction) + ")";
+  if (r.kernel[0] != 0)
+    text += " at grid (" + std::to_string(r.grid_position[0]) + ", " + std::to_string(r.grid_position[1]) + ", " +
+            std::to_string(r.grid_position[2]) + ")";
   text += std::string(": ") + r.detail;
   if (r.allocation != 0) {
-    text += "; nearest allocation " + pointer_text(reinterpret_cast<void*>(r.allocation)) + " of " + std::to_string(r.allocation_bytes) + " bytes, offset " + std::to_string(r.allocation_offset);
+    text += "; nearest allocation " + pointer_text(reinterpret_cast<void*>(r.allocation)) + " of " +
+            std::to_string(r.allocation_bytes) + " bytes, offset " + std::to_string(r.allocation_offset);
   }
   if (r.call_site[0] != 0) text += std::string("; launched at ") + r.call_site;
   fail(r.code, text);
@@ -65,7 +73,9 @@ void Stream::wait_until(std::unique_lock<std::mutex>& lock, uint64_t value) {
   lock.unlock();
   const auto result = queue_.wait(value, driver_timeout(default_timeout_ns()));
   lock.lock();
-  if (result == driver::WaitResult::kTimeout) fail(jalErrorWaitTimeout, "the stream's ring stayed full for " + std::to_string(default_timeout_ns() / 1'000'000) + " ms");
+  if (result == driver::WaitResult::kTimeout)
+    fail(jalErrorWaitTimeout,
+         "the stream's ring stayed full for " + std::to_string(default_timeout_ns() / 1'000'000) + " ms");
 }
 
 template <hw::PacketType P>
@@ -90,13 +100,17 @@ void Stream::submit(std::unique_lock<std::mutex>& lock, const P& packet, Operati
   if (ring) queue_.ring();
 }
 
-hw::DeviceAddr Stream::place_arguments(std::unique_lock<std::mutex>& lock, const std::byte* data, uint32_t bytes, uint64_t& end) {
+hw::DeviceAddr Stream::place_arguments(std::unique_lock<std::mutex>& lock, const std::byte* data, uint32_t bytes,
+                                       uint64_t& end) {
   const uint64_t size = (bytes + 63) & ~uint64_t{63};
   for (;;) {
     uint64_t begin = arguments_head_;
-    if (begin % kArgumentRing + size > kArgumentRing) begin = (begin / kArgumentRing + 1) * kArgumentRing;  // not across the seam
+    if (begin % kArgumentRing + size > kArgumentRing)
+      begin = (begin / kArgumentRing + 1) * kArgumentRing;  // not across the seam
     const uint64_t done = queue_.completed();
-    const uint64_t tail = done == 0 ? 0 : done >= queue_.next() ? begin : operations_[(done - 1) & (operations_.size() - 1)].arguments_end;
+    const uint64_t tail = done == 0               ? 0
+                          : done >= queue_.next() ? begin
+                                                  : operations_[(done - 1) & (operations_.size() - 1)].arguments_end;
     if (begin + size - std::min(tail, begin) <= kArgumentRing) {
       std::memcpy(queue_.extra() + 4096 + begin % kArgumentRing, data, bytes);
       end = begin + size;
@@ -107,10 +121,13 @@ hw::DeviceAddr Stream::place_arguments(std::unique_lock<std::mutex>& lock, const
   }
 }
 
-void Stream::launch(const std::shared_ptr<const KernelImage>& kernel, const jalLaunchConfig& config, const jalArg* args, uint32_t count) {
+void Stream::launch(const std::shared_ptr<const KernelImage>& kernel, const jalLaunchConfig& config, const jalArg* args,
+                    uint32_t count) {
   const uint64_t total = uint64_t{config.grid[0]} * config.grid[1] * config.grid[2];
-  if (config.grid[0] == 0 || config.grid[1] == 0 || config.grid[2] == 0 || config.grid[0] > 1u << 24 || config.grid[1] > 1u << 16 || config.grid[2] > 1u << 16 || total > 1u << 24)
-    invalid("kernel " + kernel->name + ": grid " + std::to_string(config.grid[0]) + " x " + std::to_string(config.grid[1]) + " x " + std::to_string(config.grid[2]) +
+  if (config.grid[0] == 0 || config.grid[1] == 0 || config.grid[2] == 0 || config.grid[0] > 1u << 24 ||
+      config.grid[1] > 1u << 16 || config.grid[2] > 1u << 16 || total > 1u << 24)
+    invalid("kernel " + kernel->name + ": grid " + std::to_string(config.grid[0]) + " x " +
+            std::to_string(config.grid[1]) + " x " + std::to_string(config.grid[2]) +
             ", expected each at least 1 and at most 2^24 instances");
   alignas(8) std::byte packed[hw::kArgumentBytes];
   kernel->pack(args, count, *context_, packed);
@@ -134,18 +151,25 @@ void Stream::launch(const std::shared_ptr<const KernelImage>& kernel, const jalL
   submit(lock, p, operation);
 }
 
-void Stream::copy(void* destination, const void* source, uint64_t width, uint64_t height, uint64_t destination_pitch, uint64_t source_pitch, const char* name) {
+void Stream::copy(void* destination, const void* source, uint64_t width, uint64_t height, uint64_t destination_pitch,
+                  uint64_t source_pitch, const char* name) {
   if (width == 0 || height == 0) return;
-  if (destination == nullptr || source == nullptr) invalid(std::string(name) + ": " + (source == nullptr ? "source" : "destination") + " is NULL");
+  if (destination == nullptr || source == nullptr)
+    invalid(std::string(name) + ": " + (source == nullptr ? "source" : "destination") + " is NULL");
   if (height > 1 && (destination_pitch < width || source_pitch < width))
-    invalid(std::string(name) + ": pitches " + std::to_string(destination_pitch) + " and " + std::to_string(source_pitch) + " are smaller than the width " + std::to_string(width));
-  if (height > 1u << 24 || width > uint64_t{1} << 46) invalid(std::string(name) + ": " + std::to_string(height) + " rows of " + std::to_string(width) + " bytes");
+    invalid(std::string(name) + ": pitches " + std::to_string(destination_pitch) + " and " +
+            std::to_string(source_pitch) + " are smaller than the width " + std::to_string(width));
+  if (height > 1u << 24 || width > uint64_t{1} << 46)
+    invalid(std::string(name) + ": " + std::to_string(height) + " rows of " + std::to_string(width) + " bytes");
   auto side = [&](const void* p, uint64_t pitch, const char* which) {
     const uint64_t bytes = pitch * (height - 1) + width;
     auto r = Registry::get().find(p);
-    if (!r && is_device_pointer(p)) invalid(std::string(name) + ": " + which + " " + pointer_text(p) + " is not in any allocation of a device");
+    if (!r && is_device_pointer(p))
+      invalid(std::string(name) + ": " + which + " " + pointer_text(p) + " is not in any allocation of a device");
     if (r && !r->contains(p, bytes))
-      invalid(std::string(name) + ": " + which + " of " + std::to_string(bytes) + " bytes at offset " + std::to_string(reinterpret_cast<uint64_t>(p) - r->base) + " leaves its allocation of " + std::to_string(r->bytes));
+      invalid(std::string(name) + ": " + which + " of " + std::to_string(bytes) + " bytes at offset " +
+              std::to_string(reinterpret_cast<uint64_t>(p) - r->base) + " leaves its allocation of " +
+              std::to_string(r->bytes));
     return r;
   };
   const auto from = side(source, source_pitch, "source"), to = side(destination, destination_pitch, "destination");
@@ -154,8 +178,10 @@ void Stream::copy(void* destination, const void* source, uint64_t width, uint64_
     return copy_peer(destination, source, width, *from->context, *to->context);
   }
   for (const auto& r : {from, to})
-    if (r && r->kind != MemoryKind::kRegistered && r->context != context_.get()) fail(jalErrorInvalidDevice, std::string(name) + ": the memory belongs to another device than the stream");
-  const bool from_direct = from && from->kind != MemoryKind::kRegistered, to_direct = to && to->kind != MemoryKind::kRegistered;
+    if (r && r->kind != MemoryKind::kRegistered && r->context != context_.get())
+      fail(jalErrorInvalidDevice, std::string(name) + ": the memory belongs to another device than the stream");
+  const bool from_direct = from && from->kind != MemoryKind::kRegistered,
+             to_direct = to && to->kind != MemoryKind::kRegistered;
   if (from_direct && to_direct) {
     auto p = make<hw::CopyPacket>(hw::PacketOp::kCopy);
     p.source = from->at(source), p.destination = to->at(destination);
@@ -165,9 +191,13 @@ void Stream::copy(void* destination, const void* source, uint64_t width, uint64_
   }
   refuse_capture(name);
   if (!from_direct && !to_direct) {  // host to host, in the stream's order
-    return host_function([=] {
-      for (uint64_t r = 0; r < height; ++r) std::memcpy(static_cast<char*>(destination) + r * destination_pitch, static_cast<const char*>(source) + r * source_pitch, width);
-    }, name);
+    return host_function(
+        [=] {
+          for (uint64_t r = 0; r < height; ++r)
+            std::memcpy(static_cast<char*>(destination) + r * destination_pitch,
+                        static_cast<const char*>(source) + r * source_pitch, width);
+        },
+        name);
   }
   if ((from && !from_direct) || (to && !to_direct))
     return copy_registered(destination, source, width, height, destination_pitch, source_pitch, to_direct);
@@ -176,9 +206,11 @@ void Stream::copy(void* destination, const void* source, uint64_t width, uint64_
 }
 
 // Through two pinned chunks: one fills while the device moves the other.
-void Stream::copy_plain(std::unique_lock<std::mutex>& lock, void* destination, const void* source, uint64_t width, uint64_t height, uint64_t destination_pitch,
-                        uint64_t source_pitch, bool to_device) {
-  if (staging_ == nullptr) staging_ = std::make_unique<driver::DmaMemory>(context_->device().transport(), context_->device().iova_space(), 2 * kStagingChunk);
+void Stream::copy_plain(std::unique_lock<std::mutex>& lock, void* destination, const void* source, uint64_t width,
+                        uint64_t height, uint64_t destination_pitch, uint64_t source_pitch, bool to_device) {
+  if (staging_ == nullptr)
+    staging_ = std::make_unique<driver::DmaMemory>(context_->device().transport(), context_->device().iova_space(),
+                                                   2 * kStagingChunk);
   struct Slot {
     uint64_t done = 0, bytes = 0;
     char* host = nullptr;  // where a finished chunk goes
@@ -214,8 +246,10 @@ void Stream::copy_plain(std::unique_lock<std::mutex>& lock, void* destination, c
 }
 
 // The transport cannot reach the caller's pages: each copy gets a pinned twin, filled or emptied in the stream's order.
-void Stream::copy_registered(void* destination, const void* source, uint64_t width, uint64_t height, uint64_t destination_pitch, uint64_t source_pitch, bool to_device) {
-  auto twin = std::make_shared<driver::DmaMemory>(context_->device().transport(), context_->device().iova_space(), width * height);
+void Stream::copy_registered(void* destination, const void* source, uint64_t width, uint64_t height,
+                             uint64_t destination_pitch, uint64_t source_pitch, bool to_device) {
+  auto twin = std::make_shared<driver::DmaMemory>(context_->device().transport(), context_->device().iova_space(),
+                                                  width * height);
   auto p = make<hw::CopyPacket>(hw::PacketOp::kCopy);
   p.width_bytes = width, p.height = height;
   auto rows = [=](std::byte* out, uint64_t out_pitch, const std::byte* in, uint64_t in_pitch) {
@@ -241,21 +275,25 @@ void Stream::copy_registered(void* destination, const void* source, uint64_t wid
 
 void Stream::copy_peer(void* destination, const void* source, uint64_t bytes, Context& from, Context& to) {
   refuse_capture("jalMemcpyPeerAsync");
-  if (context_.get() != &from && context_.get() != &to) fail(jalErrorInvalidDevice, "peer copy: the stream belongs to neither device");
+  if (context_.get() != &from && context_.get() != &to)
+    fail(jalErrorInvalidDevice, "peer copy: the stream belongs to neither device");
   auto hold_from = from.shared_from_this(), hold_to = to.shared_from_this();
-  host_function([=] {
-    std::vector<std::byte> chunk(std::min<uint64_t>(bytes, 4 * kStagingChunk));
-    for (uint64_t at = 0; at < bytes; at += chunk.size()) {
-      const uint64_t n = std::min<uint64_t>(chunk.size(), bytes - at);
-      {
-        std::lock_guard guard(hold_from->transfer_mutex());
-        hold_from->transfer_stream().copy(chunk.data(), static_cast<const char*>(source) + at, n, 1, n, n, "peer copy");
-      }
-      std::lock_guard guard(hold_to->transfer_mutex());
-      hold_to->transfer_stream().copy(static_cast<char*>(destination) + at, chunk.data(), n, 1, n, n, "peer copy");
-      hold_to->transfer_stream().synchronize(default_timeout_ns());
-    }
-  }, "peer copy");
+  host_function(
+      [=] {
+        std::vector<std::byte> chunk(std::min<uint64_t>(bytes, 4 * kStagingChunk));
+        for (uint64_t at = 0; at < bytes; at += chunk.size()) {
+          const uint64_t n = std::min<uint64_t>(chunk.size(), bytes - at);
+          {
+            std::lock_guard guard(hold_from->transfer_mutex());
+            hold_from->transfer_stream().copy(chunk.data(), static_cast<const char*>(source) + at, n, 1, n, n,
+                                              "peer copy");
+          }
+          std::lock_guard guard(hold_to->transfer_mutex());
+          hold_to->transfer_stream().copy(static_cast<char*>(destination) + at, chunk.data(), n, 1, n, n, "peer copy");
+          hold_to->transfer_stream().synchronize(default_timeout_ns());
+        }
+      },
+      "peer copy");
 }
 
 void Stream::copy_batch(void* const* destinations, const void* const* sources, const size_t* bytes, size_t count) {
@@ -264,9 +302,11 @@ void Stream::copy_batch(void* const* destinations, const void* const* sources, c
   std::vector<hw::CopyPacket> packets;
   for (size_t k = 0; k < count; ++k) {
     const auto from = Registry::get().find(sources[k]), to = Registry::get().find(destinations[k]);
-    if (!from || !to || from->kind == MemoryKind::kRegistered || to->kind == MemoryKind::kRegistered || from->context != context_.get() || to->context != context_.get() ||
-        !from->contains(sources[k], bytes[k]) || !to->contains(destinations[k], bytes[k]))
-      invalid("batch copy " + std::to_string(k) + " of " + std::to_string(bytes[k]) + " bytes: both sides must lie in device or pinned memory of the stream's device");
+    if (!from || !to || from->kind == MemoryKind::kRegistered || to->kind == MemoryKind::kRegistered ||
+        from->context != context_.get() || to->context != context_.get() || !from->contains(sources[k], bytes[k]) ||
+        !to->contains(destinations[k], bytes[k]))
+      invalid("batch copy " + std::to_string(k) + " of " + std::to_string(bytes[k]) +
+              " bytes: both sides must lie in device or pinned memory of the stream's device");
     if (bytes[k] == 0) continue;
     auto p = make<hw::CopyPacket>(hw::PacketOp::kCopy);
     p.source = from->at(sources[k]), p.destination = to->at(destinations[k]), p.width_bytes = bytes[k], p.height = 1;
@@ -279,13 +319,21 @@ void Stream::copy_batch(void* const* destinations, const void* const* sources, c
 
 void Stream::fill(void* pointer, uint32_t pattern, uint32_t pattern_bytes, uint64_t bytes) {
   if (bytes == 0) return;
-  if (pattern_bytes != 1 && pattern_bytes != 2 && pattern_bytes != 4) invalid("fill with a pattern of " + std::to_string(pattern_bytes) + " bytes, expected 1, 2 or 4");
+  if (pattern_bytes != 1 && pattern_bytes != 2 && pattern_bytes != 4)
+    invalid("fill with a pattern of " + std::to_string(pattern_bytes) + " bytes, expected 1, 2 or 4");
   if (reinterpret_cast<uint64_t>(pointer) % pattern_bytes != 0 || bytes % pattern_bytes != 0)
-    fail(jalErrorMisalignedAddress, "fill of " + std::to_string(bytes) + " bytes at " + pointer_text(pointer) + ": both must be multiples of the pattern's " + std::to_string(pattern_bytes) + " bytes");
+    fail(jalErrorMisalignedAddress, "fill of " + std::to_string(bytes) + " bytes at " + pointer_text(pointer) +
+                                        ": both must be multiples of the pattern's " + std::to_string(pattern_bytes) +
+                                        " bytes");
   const auto r = Registry::get().find(pointer);
-  if (!r || r->kind == MemoryKind::kRegistered) invalid("fill: " + pointer_text(pointer) + " is neither device nor pinned memory");
-  if (!r->contains(pointer, bytes)) invalid("fill of " + std::to_string(bytes) + " bytes at offset " + std::to_string(reinterpret_cast<uint64_t>(pointer) - r->base) + " leaves its allocation of " + std::to_string(r->bytes));
-  if (r->context != context_.get()) fail(jalErrorInvalidDevice, "fill: the memory belongs to another device than the stream");
+  if (!r || r->kind == MemoryKind::kRegistered)
+    invalid("fill: " + pointer_text(pointer) + " is neither device nor pinned memory");
+  if (!r->contains(pointer, bytes))
+    invalid("fill of " + std::to_string(bytes) + " bytes at offset " +
+            std::to_string(reinterpret_cast<uint64_t>(pointer) - r->base) + " leaves its allocation of " +
+            std::to_string(r->bytes));
+  if (r->context != context_.get())
+    fail(jalErrorInvalidDevice, "fill: the memory belongs to another device than the stream");
   auto p = make<hw::FillPacket>(hw::PacketOp::kFill);
   p.destination = r->at(pointer), p.bytes = bytes, p.pattern = pattern, p.pattern_bytes = pattern_bytes;
   std::unique_lock lock(mutex_);
@@ -340,7 +388,9 @@ void Stream::synchronize(uint64_t timeout_ns, bool check) {
   if (capture_ != nullptr) refuse_capture("jalStreamSynchronize");
   const uint64_t target = submitted();
   if (queue_.wait(target, driver_timeout(timeout_ns)) == driver::WaitResult::kTimeout)
-    fail(jalErrorWaitTimeout, "stream: " + std::to_string(target - queue_.completed()) + " of " + std::to_string(target) + " operations are not done after " + std::to_string(timeout_ns / 1'000'000) + " ms");
+    fail(jalErrorWaitTimeout, "stream: " + std::to_string(target - queue_.completed()) + " of " +
+                                  std::to_string(target) + " operations are not done after " +
+                                  std::to_string(timeout_ns / 1'000'000) + " ms");
   if (check && failed()) throw_failure();
 }
 
@@ -401,7 +451,8 @@ Capture Stream::end_capture() {
 void Stream::refuse_capture(const char* call) {
   std::lock_guard lock(mutex_);
   if (capture_ == nullptr) return;
-  if (capture_->offence.empty()) capture_->offence = std::string(call) + " after " + std::to_string(capture_->nodes.size()) + " recorded operations";
+  if (capture_->offence.empty())
+    capture_->offence = std::string(call) + " after " + std::to_string(capture_->nodes.size()) + " recorded operations";
   fail(jalErrorStreamCaptureUnsupported, std::string(call) + " cannot be captured");
 }
 
@@ -418,15 +469,18 @@ jalError_t jalStreamCreate(jalDevice_t device, const jalStreamOptions* options, 
     uint32_t priority = 0, ring_log2 = 10;
     if (options != nullptr) {
       check_struct(*options, "jalStreamOptions");
-      if (options->priority < 0 || options->priority > 3) invalid("stream priority " + std::to_string(options->priority) + ", expected 0 to 3");
+      if (options->priority < 0 || options->priority > 3)
+        invalid("stream priority " + std::to_string(options->priority) + ", expected 0 to 3");
       priority = static_cast<uint32_t>(options->priority);
       if (options->ring_entries != 0) {
         if (!std::has_single_bit(options->ring_entries) || options->ring_entries < 16 || options->ring_entries > 65536)
-          invalid("ring_entries " + std::to_string(options->ring_entries) + ", expected a power of two from 16 to 65536");
+          invalid("ring_entries " + std::to_string(options->ring_entries) +
+                  ", expected a power of two from 16 to 65536");
         ring_log2 = static_cast<uint32_t>(std::countr_zero(options->ring_entries));
       }
     }
-    *stream = static_cast<jalStream_t>(HandleTable<Stream>::add(std::make_shared<Stream>(c.shared_from_this(), priority, ring_log2)));
+    *stream = static_cast<jalStream_t>(
+        HandleTable<Stream>::add(std::make_shared<Stream>(c.shared_from_this(), priority, ring_log2)));
   });
 }
 
@@ -481,10 +535,12 @@ jalError_t jalLaunchHostFunc(jalStream_t stream, void (*function)(void*), void* 
 jalError_t jalStreamNotifyEventfd(jalStream_t stream, int eventfd) {
   return guard([&] {
     if (eventfd < 0) invalid("eventfd " + std::to_string(eventfd));
-    stream_of(stream).host_function([eventfd] {
-      const uint64_t one = 1;
-      (void)!write(eventfd, &one, sizeof one);
-    }, "jalStreamNotifyEventfd");
+    stream_of(stream).host_function(
+        [eventfd] {
+          const uint64_t one = 1;
+          (void)!write(eventfd, &one, sizeof one);
+        },
+        "jalStreamNotifyEventfd");
   });
 }
 jalError_t jalStreamBeginCapture(jalStream_t stream) {
@@ -497,10 +553,15 @@ jalError_t jalMemcpyAsync(void* destination, const void* source, size_t bytes, j
 jalError_t jalMemcpyPeerAsync(void* destination, const void* source, size_t bytes, jalStream_t stream) {
   return guard([&] { stream_of(stream).copy(destination, source, bytes, 1, bytes, bytes, "jalMemcpyPeerAsync"); });
 }
-jalError_t jalMemcpy2DAsync(void* destination, size_t destination_pitch, const void* source, size_t source_pitch, size_t width_bytes, size_t height, jalStream_t stream) {
-  return guard([&] { stream_of(stream).copy(destination, source, width_bytes, height, destination_pitch, source_pitch, "jalMemcpy2DAsync"); });
+jalError_t jalMemcpy2DAsync(void* destination, size_t destination_pitch, const void* source, size_t source_pitch,
+                            size_t width_bytes, size_t height, jalStream_t stream) {
+  return guard([&] {
+    stream_of(stream).copy(destination, source, width_bytes, height, destination_pitch, source_pitch,
+                           "jalMemcpy2DAsync");
+  });
 }
-jalError_t jalMemcpyBatchAsync(void* const* destinations, const void* const* sources, const size_t* bytes, size_t count, jalStream_t stream) {
+jalError_t jalMemcpyBatchAsync(void* const* destinations, const void* const* sources, const size_t* bytes, size_t count,
+                               jalStream_t stream) {
   return guard([&] { stream_of(stream).copy_batch(destinations, sources, bytes, count); });
 }
 jalError_t jalMemFillAsync(void* pointer, uint32_t pattern, unsigned pattern_bytes, size_t bytes, jalStream_t stream) {
@@ -534,17 +595,20 @@ jalError_t jalMemcpy(void* destination, const void* source, size_t bytes) {
   return guard([&] {
     if (bytes == 0) return;
     auto from = Registry::get().find(source), to = Registry::get().find(destination);
-    if (from && to && from->kind == MemoryKind::kDevice && to->kind == MemoryKind::kDevice && from->context != to->context) {
+    if (from && to && from->kind == MemoryKind::kDevice && to->kind == MemoryKind::kDevice &&
+        from->context != to->context) {
       auto s = std::make_shared<Stream>(from->context->shared_from_this(), 0, 4);
       s->copy(destination, source, bytes, 1, bytes, bytes, "jalMemcpy");
       return s->synchronize(default_timeout_ns());
     }
-    with_transfer_stream(destination, source, [&](Stream& s) { s.copy(destination, source, bytes, 1, bytes, bytes, "jalMemcpy"); });
+    with_transfer_stream(destination, source,
+                         [&](Stream& s) { s.copy(destination, source, bytes, 1, bytes, bytes, "jalMemcpy"); });
   });
 }
 jalError_t jalMemset(void* pointer, int value, size_t bytes) {
   return guard([&] {
     if (bytes == 0) return;
-    with_transfer_stream(pointer, nullptr, [&](Stream& s) { s.fill(pointer, static_cast<uint32_t>(value) & 255, 1, bytes); });
+    with_transfer_stream(pointer, nullptr,
+                         [&](Stream& s) { s.fill(pointer, static_cast<uint32_t>(value) & 255, 1, bytes); });
   });
 }

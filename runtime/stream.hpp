@@ -41,15 +41,20 @@ class Stream : public std::enable_shared_from_this<Stream> {
   ~Stream();
 
   Context& context() const { return *context_; }
+  const void* owner() const { return context_.get(); }
   const std::shared_ptr<Context>& shared_context() const { return context_; }
-  uint64_t submitted() const { return std::atomic_ref(const_cast<uint64_t&>(submitted_)).load(std::memory_order_acquire); }
+  uint64_t submitted() const {
+    return std::atomic_ref(const_cast<uint64_t&>(submitted_)).load(std::memory_order_acquire);
+  }
   uint64_t completed() const { return queue_.completed(); }
   Fence fence() { return {weak_from_this(), submitted()}; }
   const driver::Queue& queue() const { return queue_; }
 
   // Each throws the stream's error if it has failed.
-  void launch(const std::shared_ptr<const KernelImage>& kernel, const jalLaunchConfig& config, const jalArg* args, uint32_t count);
-  void copy(void* destination, const void* source, uint64_t width, uint64_t height, uint64_t destination_pitch, uint64_t source_pitch, const char* name);
+  void launch(const std::shared_ptr<const KernelImage>& kernel, const jalLaunchConfig& config, const jalArg* args,
+              uint32_t count);
+  void copy(void* destination, const void* source, uint64_t width, uint64_t height, uint64_t destination_pitch,
+            uint64_t source_pitch, const char* name);
   void copy_batch(void* const* destinations, const void* const* sources, const size_t* bytes, size_t count);
   void fill(void* pointer, uint32_t pattern, uint32_t pattern_bytes, uint64_t bytes);
   void wait_for(hw::DeviceAddr timeline, uint64_t value);
@@ -77,10 +82,12 @@ class Stream : public std::enable_shared_from_this<Stream> {
   template <hw::PacketType P>
   void submit(std::unique_lock<std::mutex>& lock, const P& packet, Operation operation, bool ring = true);
   void check_failed();
-  hw::DeviceAddr place_arguments(std::unique_lock<std::mutex>& lock, const std::byte* data, uint32_t bytes, uint64_t& end);
-  void copy_plain(std::unique_lock<std::mutex>& lock, void* destination, const void* source, uint64_t width, uint64_t height, uint64_t destination_pitch,
-                  uint64_t source_pitch, bool to_device);
-  void copy_registered(void* destination, const void* source, uint64_t width, uint64_t height, uint64_t destination_pitch, uint64_t source_pitch, bool to_device);
+  hw::DeviceAddr place_arguments(std::unique_lock<std::mutex>& lock, const std::byte* data, uint32_t bytes,
+                                 uint64_t& end);
+  void copy_plain(std::unique_lock<std::mutex>& lock, void* destination, const void* source, uint64_t width,
+                  uint64_t height, uint64_t destination_pitch, uint64_t source_pitch, bool to_device);
+  void copy_registered(void* destination, const void* source, uint64_t width, uint64_t height,
+                       uint64_t destination_pitch, uint64_t source_pitch, bool to_device);
   void copy_peer(void* destination, const void* source, uint64_t bytes, Context& from, Context& to);
   void wait_until(std::unique_lock<std::mutex>& lock, uint64_t value);
 

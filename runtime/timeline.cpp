@@ -11,12 +11,14 @@ class Timeline {
   static constexpr uint8_t kHandleTag = 0x54;
   static constexpr const char* kHandleName = "timeline";
 
-  Timeline(std::shared_ptr<Context> context, uint64_t initial) : context_(std::move(context)), line_(context_->take_line()) {
+  Timeline(std::shared_ptr<Context> context, uint64_t initial)
+      : context_(std::move(context)), line_(context_->take_line()) {
     std::atomic_ref(line_.host->value).store(initial, std::memory_order_release);
   }
   ~Timeline() { context_->give_line(line_); }
 
   Context& context() const { return *context_; }
+  const void* owner() const { return context_.get(); }
   hw::DeviceAddr address() const { return line_.device; }
   uint64_t value() const { return std::atomic_ref(line_.host->value).load(std::memory_order_acquire); }
   void signal(uint64_t value) {
@@ -28,10 +30,14 @@ class Timeline {
     context_->device().notify();
   }
   void wait(uint64_t value, uint64_t timeout_ns) {
-    if (context_->device().wait(*line_.host, value, driver_timeout(timeout_ns), driver::Device::kNoQueue) == driver::WaitResult::kTimeout)
-      fail(jalErrorWaitTimeout, "timeline: " + std::to_string(this->value()) + " after " + std::to_string(timeout_ns / 1'000'000) + " ms, waiting for " + std::to_string(value));
+    if (context_->device().wait(*line_.host, value, driver_timeout(timeout_ns), driver::Device::kNoQueue) ==
+        driver::WaitResult::kTimeout)
+      fail(jalErrorWaitTimeout, "timeline: " + std::to_string(this->value()) + " after " +
+                                    std::to_string(timeout_ns / 1'000'000) + " ms, waiting for " +
+                                    std::to_string(value));
     if (const hw::Status status = driver::failure(*line_.host, value); status != hw::Status::kOk)
-      fail(jalErrorDependencyFailed, "timeline: " + std::to_string(value) + " was reached because the work that would have signalled it failed");
+      fail(jalErrorDependencyFailed,
+           "timeline: " + std::to_string(value) + " was reached because the work that would have signalled it failed");
   }
 
  private:
@@ -54,7 +60,8 @@ jalError_t jalTimelineCreate(jalDevice_t device, uint64_t initial, jalTimeline_t
   return guard([&] {
     Context& c = context_of(device);
     required(timeline, "timeline");
-    *timeline = static_cast<jalTimeline_t>(HandleTable<Timeline>::add(std::make_shared<Timeline>(c.shared_from_this(), initial)));
+    *timeline = static_cast<jalTimeline_t>(
+        HandleTable<Timeline>::add(std::make_shared<Timeline>(c.shared_from_this(), initial)));
   });
 }
 jalError_t jalTimelineDestroy(jalTimeline_t timeline) {

@@ -60,7 +60,9 @@ inline uint16_t read16(const std::byte* p) {
 
 void load(DType type, const std::byte* source, uint32_t n, float* out) {
   switch (type) {
-    case DType::kF32: std::memcpy(out, source, size_t{n} * 4); return;
+    case DType::kF32:
+      std::memcpy(out, source, size_t{n} * 4);
+      return;
     case DType::kBF16: {
       auto* s = reinterpret_cast<const uint16_t*>(source);
       for (uint32_t i = 0; i < n; ++i) out[i] = from_bf16(s[i]);
@@ -108,7 +110,9 @@ void load(DType type, const std::byte* source, uint32_t n, float* out) {
 
 void store(DType type, const float* source, uint32_t n, std::byte* out) {
   switch (type) {
-    case DType::kF32: std::memcpy(out, source, size_t{n} * 4); return;
+    case DType::kF32:
+      std::memcpy(out, source, size_t{n} * 4);
+      return;
     case DType::kBF16: {
       auto* o = reinterpret_cast<uint16_t*>(out);
       for (uint32_t i = 0; i < n; ++i) o[i] = to_bf16(source[i]);
@@ -132,7 +136,8 @@ void store(DType type, const float* source, uint32_t n, std::byte* out) {
     case DType::kI32: {
       auto* o = reinterpret_cast<int32_t*>(out);
       for (uint32_t i = 0; i < n; ++i)
-        o[i] = static_cast<int32_t>(std::lrint(std::clamp(static_cast<double>(source[i]), -2147483648.0, 2147483647.0)));
+        o[i] =
+            static_cast<int32_t>(std::lrint(std::clamp(static_cast<double>(source[i]), -2147483648.0, 2147483647.0)));
       return;
     }
     case DType::kQ8_0:
@@ -287,7 +292,8 @@ void multiply_bf16(const MultiplyArgs& x) {
       for (auto& s : r) s = _mm512_setzero_ps();
     auto step = [&](uint32_t k, __mmask32 mask) {
       __m512bh b[N];
-      for (int j = 0; j < N; ++j) b[j] = (__m512bh)_mm512_maskz_loadu_epi16(mask, x.b + x.b_pitch * (n + j) + size_t{k} * 2);
+      for (int j = 0; j < N; ++j)
+        b[j] = (__m512bh)_mm512_maskz_loadu_epi16(mask, x.b + x.b_pitch * (n + j) + size_t{k} * 2);
       for (int i = 0; i < M; ++i) {
         __m512bh a = (__m512bh)_mm512_maskz_loadu_epi16(mask, x.a + x.a_pitch * (m + i) + size_t{k} * 2);
         for (int j = 0; j < N; ++j) sum[i][j] = _mm512_dpbf16_ps(sum[i][j], a, b[j]);
@@ -378,9 +384,9 @@ void multiply(const MultiplyArgs& x) {
 // exp within 2 ulp: 2^n * 2^f with f in [-0.5, 0.5], a polynomial for 2^f. No branches, so loops vectorise.
 inline float exp_fast(float v) {
   float clamped = std::min(std::max(v, -104.f), 89.f);
-  float n = clamped * 1.44269504f + 12582912.f;
-  int32_t e = static_cast<int32_t>(float_to_bits(n) - 0x4B400000);
-  n -= 12582912.f;
+  // Through the integer and back: with reassociation allowed, adding and subtracting the constant would cancel.
+  int32_t e = static_cast<int32_t>(float_to_bits(clamped * 1.44269504f + 12582912.f) - 0x4B400000);
+  float n = static_cast<float>(e);
   float f = clamped - n * 0.693359375f + n * 2.12194440e-4f;
   float p = 1.9875691500e-4f;
   p = p * f + 1.3981999507e-3f;
@@ -390,7 +396,8 @@ inline float exp_fast(float v) {
   p = p * f + 5.0000001201e-1f;
   p = p * f * f + f + 1.f;
   int32_t half = e >> 1;  // two steps reach subnormals and 2^128 without overflow of the exponent field
-  float r = p * bits_to_float(static_cast<uint32_t>(half + 127) << 23) * bits_to_float(static_cast<uint32_t>(e - half + 127) << 23);
+  float r = p * bits_to_float(static_cast<uint32_t>(half + 127) << 23) *
+            bits_to_float(static_cast<uint32_t>(e - half + 127) << 23);
   r = v < -104.f ? 0.f : r;
   r = v > 89.f ? std::numeric_limits<float>::infinity() : r;
   return v != v ? v : r;
@@ -407,22 +414,39 @@ inline void map(const float* a, float* out, uint32_t n, F f) {
 void unary(hw::UnaryOp op, const float* a, float* out, uint32_t n) {
   using U = hw::UnaryOp;
   switch (op) {
-    case U::kCopy: std::memmove(out, a, size_t{n} * 4); return;
-    case U::kNeg: return map(a, out, n, [](float v) { return -v; });
-    case U::kAbs: return map(a, out, n, [](float v) { return std::fabs(v); });
-    case U::kExp: return map(a, out, n, exp_fast);
-    case U::kLog: return map(a, out, n, [](float v) { return std::log(v); });
-    case U::kSqrt: return map(a, out, n, [](float v) { return std::sqrt(v); });
-    case U::kRsqrt: return map(a, out, n, [](float v) { return 1.f / std::sqrt(v); });
-    case U::kRcp: return map(a, out, n, [](float v) { return 1.f / v; });
-    case U::kTanh: return map(a, out, n, [](float v) { return std::tanh(v); });
-    case U::kSigmoid: return map(a, out, n, sigmoid);
-    case U::kSilu: return map(a, out, n, [](float v) { return v * sigmoid(v); });
-    case U::kGelu: return map(a, out, n, gelu);
-    case U::kRelu: return map(a, out, n, [](float v) { return std::max(v, 0.f); });
-    case U::kSin: return map(a, out, n, [](float v) { return std::sin(v); });
-    case U::kCos: return map(a, out, n, [](float v) { return std::cos(v); });
-    case U::kFloor: return map(a, out, n, [](float v) { return std::floor(v); });
+    case U::kCopy:
+      std::memmove(out, a, size_t{n} * 4);
+      return;
+    case U::kNeg:
+      return map(a, out, n, [](float v) { return -v; });
+    case U::kAbs:
+      return map(a, out, n, [](float v) { return std::fabs(v); });
+    case U::kExp:
+      return map(a, out, n, exp_fast);
+    case U::kLog:
+      return map(a, out, n, [](float v) { return std::log(v); });
+    case U::kSqrt:
+      return map(a, out, n, [](float v) { return std::sqrt(v); });
+    case U::kRsqrt:
+      return map(a, out, n, [](float v) { return 1.f / std::sqrt(v); });
+    case U::kRcp:
+      return map(a, out, n, [](float v) { return 1.f / v; });
+    case U::kTanh:
+      return map(a, out, n, [](float v) { return std::tanh(v); });
+    case U::kSigmoid:
+      return map(a, out, n, sigmoid);
+    case U::kSilu:
+      return map(a, out, n, [](float v) { return v * sigmoid(v); });
+    case U::kGelu:
+      return map(a, out, n, gelu);
+    case U::kRelu:
+      return map(a, out, n, [](float v) { return std::max(v, 0.f); });
+    case U::kSin:
+      return map(a, out, n, [](float v) { return std::sin(v); });
+    case U::kCos:
+      return map(a, out, n, [](float v) { return std::cos(v); });
+    case U::kFloor:
+      return map(a, out, n, [](float v) { return std::floor(v); });
   }
 }
 
@@ -436,28 +460,52 @@ inline void binary_with(hw::BinaryOp op, Get get, float* out, uint32_t n) {
     }
   };
   switch (op) {
-    case B::kAdd: return each([](float x, float y) { return x + y; });
-    case B::kSub: return each([](float x, float y) { return x - y; });
-    case B::kMul: return each([](float x, float y) { return x * y; });
-    case B::kDiv: return each([](float x, float y) { return x / y; });
-    case B::kMin: return each([](float x, float y) { return std::min(x, y); });
-    case B::kMax: return each([](float x, float y) { return std::max(x, y); });
-    case B::kLt: return each([](float x, float y) { return x < y ? 1.f : 0.f; });
-    case B::kLe: return each([](float x, float y) { return x <= y ? 1.f : 0.f; });
-    case B::kEq: return each([](float x, float y) { return x == y ? 1.f : 0.f; });
+    case B::kAdd:
+      return each([](float x, float y) { return x + y; });
+    case B::kSub:
+      return each([](float x, float y) { return x - y; });
+    case B::kMul:
+      return each([](float x, float y) { return x * y; });
+    case B::kDiv:
+      return each([](float x, float y) { return x / y; });
+    case B::kMin:
+      return each([](float x, float y) { return std::min(x, y); });
+    case B::kMax:
+      return each([](float x, float y) { return std::max(x, y); });
+    case B::kLt:
+      return each([](float x, float y) { return x < y ? 1.f : 0.f; });
+    case B::kLe:
+      return each([](float x, float y) { return x <= y ? 1.f : 0.f; });
+    case B::kEq:
+      return each([](float x, float y) { return x == y ? 1.f : 0.f; });
   }
 }
 struct Pair {
   float x, y;
 };
 void binary(hw::BinaryOp op, const float* a, const float* b, float* out, uint32_t n) {
-  binary_with(op, [=](uint32_t i) { return Pair{a[i], b[i]}; }, out, n);
+  binary_with(
+      op,
+      [=](uint32_t i) {
+        return Pair{a[i], b[i]};
+      },
+      out, n);
 }
 void binary_scalar(hw::BinaryOp op, const float* a, float b, bool reverse, float* out, uint32_t n) {
   if (reverse)
-    binary_with(op, [=](uint32_t i) { return Pair{b, a[i]}; }, out, n);
+    binary_with(
+        op,
+        [=](uint32_t i) {
+          return Pair{b, a[i]};
+        },
+        out, n);
   else
-    binary_with(op, [=](uint32_t i) { return Pair{a[i], b}; }, out, n);
+    binary_with(
+        op,
+        [=](uint32_t i) {
+          return Pair{a[i], b};
+        },
+        out, n);
 }
 
 float reduce(hw::ReduceOp op, const float* a, uint32_t n) {
@@ -477,7 +525,8 @@ float reduce(hw::ReduceOp op, const float* a, uint32_t n) {
       r = a[0];
       for (uint32_t i = 1; i < n; ++i) r = a[i] < r ? a[i] : r;
       return r;
-    case hw::ReduceOp::kArgMax: break;
+    case hw::ReduceOp::kArgMax:
+      break;
   }
   return r;
 }
@@ -498,6 +547,7 @@ void scale_by_row(const float* a, float factor, const float* weight, float* out,
 
 }  // namespace
 
-const HostKernels JAL_KERNELS = {JAL_KERNELS_NAME, load, store, multiply, unary, binary, binary_scalar, reduce, exp_shifted, scale_by_row};
+const HostKernels JAL_KERNELS = {JAL_KERNELS_NAME, load,          store,  multiply,    unary,
+                                 binary,           binary_scalar, reduce, exp_shifted, scale_by_row};
 
 }  // namespace jalapeno::emu

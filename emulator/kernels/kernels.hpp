@@ -8,8 +8,8 @@
 namespace jalapeno::emu {
 
 struct MultiplyArgs {
-  const std::byte *a, *b;    // A is [m, k]; B is [n, k], or [k, n] when rows_are_k
-  float* c;                  // [m, n], int32 when both types are i8
+  const std::byte *a, *b;            // A is [m, k]; B is [n, k], or [k, n] when rows_are_k
+  float* c;                          // [m, n], int32 when both types are i8
   size_t a_pitch, b_pitch, c_pitch;  // bytes
   uint32_t m, n, k;
   hw::DType a_type, b_type;

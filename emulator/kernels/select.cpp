@@ -11,8 +11,9 @@ namespace {
 bool host_runs(const HostKernels& k) {
 #if defined(__x86_64__)
   if (&k == &kAvx512Kernels)
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
   if (&k == &kAvx2Kernels) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
   return &k == &kPortableKernels;
@@ -27,7 +28,8 @@ const HostKernels* const kBestFirst[] = {
 const HostKernels& choose() {
   if (const char* wanted = std::getenv("JAL_EMU_ISA"); wanted != nullptr && *wanted != 0) {
     if (const HostKernels* k = host_kernels_named(wanted)) return *k;
-    throw std::runtime_error(std::string("JAL_EMU_ISA=") + wanted + ": expected portable, avx2 or avx512, and a host that runs it");
+    throw std::runtime_error(std::string("JAL_EMU_ISA=") + wanted +
+                             ": expected portable, avx2 or avx512, and a host that runs it");
   }
   for (const HostKernels* k : kBestFirst)
     if (host_runs(*k)) return *k;

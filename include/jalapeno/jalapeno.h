@@ -121,9 +121,11 @@ typedef struct jalTelemetry {
 JAL_API jalError_t jalGetDeviceCount(int* count);
 JAL_API jalError_t jalGetDeviceUri(int index, char* uri, size_t size);
 /* uri: "emu:" (embedded emulator; "emu:?hbm=1G&threads=2"), "emu:/path/to.sock", "vfio:0000:3b:00.0", or NULL for the
- * first device jalGetDeviceCount counts. The device is the caller's until jalDeviceClose. Blocks up to a few seconds. */
+ * first device jalGetDeviceCount counts. The device is the caller's until jalDeviceClose. Blocks up to a few seconds.
+ */
 JAL_API jalError_t jalDeviceOpen(const char* uri, jalDevice_t* device);
-/* Ends everything that belongs to the device: its streams, events, memory, modules and graphs become invalid handles. */
+/* Ends everything that belongs to the device: its streams, events, memory, modules and graphs become invalid handles.
+ */
 JAL_API jalError_t jalDeviceClose(jalDevice_t device);
 JAL_API jalError_t jalDeviceGetProperties(jalDevice_t device, jalDeviceProperties* properties);
 JAL_API jalError_t jalDeviceGetTelemetry(jalDevice_t device, jalTelemetry* telemetry);
@@ -137,21 +139,21 @@ JAL_API jalError_t jalDeviceReset(jalDevice_t device);
 /* ---- Error records ---- */
 typedef struct jalErrorRecord {
   size_t struct_size;
-  jalError_t code, root_code;  /* root_code: what the failed dependency ended with */
-  uint64_t sequence;           /* position in the stream of the operation that failed */
-  char operation[32];          /* "launch", "copy", ...; "" unknown */
-  char kernel[64];             /* "" when no kernel ran */
-  char source_file[128];       /* of the instruction; "" unknown */
+  jalError_t code, root_code; /* root_code: what the failed dependency ended with */
+  uint64_t sequence;          /* position in the stream of the operation that failed */
+  char operation[32];         /* "launch", "copy", ...; "" unknown */
+  char kernel[64];            /* "" when no kernel ran */
+  char source_file[128];      /* of the instruction; "" unknown */
   uint32_t source_line;
-  uint32_t instruction;        /* UINT32_MAX: not in a kernel */
+  uint32_t instruction; /* UINT32_MAX: not in a kernel */
   uint32_t grid_position[3];
-  uint32_t core, tile;         /* tile register, 255: none */
-  uint64_t address;            /* a device pointer as jalMalloc returns it, or a scratchpad offset */
+  uint32_t core, tile; /* tile register, 255: none */
+  uint64_t address;    /* a device pointer as jalMalloc returns it, or a scratchpad offset */
   uint64_t bytes;
-  uint32_t access;             /* 1 read, 2 write, 3 execute, 0 none */
+  uint32_t access;                       /* 1 read, 2 write, 3 execute, 0 none */
   uint64_t allocation, allocation_bytes; /* the allocation nearest to address, 0: none */
-  int64_t allocation_offset;   /* of address from the allocation's begin */
-  char call_site[160];         /* "file:line" given at launch, "" unknown */
+  int64_t allocation_offset;             /* of address from the allocation's begin */
+  char call_site[160];                   /* "file:line" given at launch, "" unknown */
   char detail[160];
 } jalErrorRecord;
 
@@ -184,7 +186,8 @@ JAL_API jalError_t jalLaunchHostFunc(jalStream_t stream, void (*function)(void* 
 JAL_API jalError_t jalStreamNotifyEventfd(jalStream_t stream, int eventfd);
 /* The first failure since the stream was created or reset; jalErrorNotFound when there is none. */
 JAL_API jalError_t jalStreamGetErrorRecord(jalStream_t stream, jalErrorRecord* record);
-/* Brings a failed (or busy) stream back, empty. What had not run is discarded; discarded (may be NULL) tells how much. */
+/* Brings a failed (or busy) stream back, empty. What had not run is discarded; discarded (may be NULL) tells how much.
+ */
 JAL_API jalError_t jalStreamReset(jalStream_t stream, uint64_t* discarded);
 
 /* ---- Events ---- */
@@ -215,11 +218,14 @@ JAL_API jalError_t jalTimelineSignal(jalTimeline_t timeline, uint64_t value);
 JAL_API jalError_t jalTimelineWait(jalTimeline_t timeline, uint64_t value, uint64_t timeout_ns);
 
 /* ---- Memory ----
- * A device pointer is a void* that no host pointer can equal; arithmetic on it is allowed, reading through it is not. */
-JAL_API jalError_t jalMalloc(jalDevice_t device, void** pointer, size_t bytes); /* 256-byte aligned, contents undefined */
+ * A device pointer is a void* that no host pointer can equal; arithmetic on it is allowed, reading through it is not.
+ */
+JAL_API jalError_t jalMalloc(jalDevice_t device, void** pointer,
+                             size_t bytes); /* 256-byte aligned, contents undefined */
 /* Never waits: memory that enqueued work still uses is returned when that work is done. NULL is allowed. */
 JAL_API jalError_t jalFree(void* pointer);
-/* In the order of the stream, from the device's pool. Free returns the memory to the pool for later work of any stream. */
+/* In the order of the stream, from the device's pool. Free returns the memory to the pool for later work of any stream.
+ */
 JAL_API jalError_t jalMallocAsync(void** pointer, size_t bytes, jalStream_t stream);
 JAL_API jalError_t jalFreeAsync(void* pointer, jalStream_t stream);
 /* Gives pooled memory beyond keep_bytes back to the device. */
@@ -240,8 +246,8 @@ JAL_API jalError_t jalPointerGetRange(const void* pointer, void** base, size_t* 
  * which. Plain host memory is read before the call returns; copies to it return when they are done. */
 JAL_API jalError_t jalMemcpy(void* destination, const void* source, size_t bytes); /* returns when done */
 JAL_API jalError_t jalMemcpyAsync(void* destination, const void* source, size_t bytes, jalStream_t stream);
-JAL_API jalError_t jalMemcpy2DAsync(void* destination, size_t destination_pitch, const void* source, size_t source_pitch,
-                                    size_t width_bytes, size_t height, jalStream_t stream);
+JAL_API jalError_t jalMemcpy2DAsync(void* destination, size_t destination_pitch, const void* source,
+                                    size_t source_pitch, size_t width_bytes, size_t height, jalStream_t stream);
 /* Device and pinned memory only. */
 JAL_API jalError_t jalMemcpyBatchAsync(void* const* destinations, const void* const* sources, const size_t* bytes,
                                        size_t count, jalStream_t stream);
@@ -250,18 +256,19 @@ JAL_API jalError_t jalMemcpyPeerAsync(void* destination, const void* source, siz
 JAL_API jalError_t jalMemset(void* pointer, int value, size_t bytes);
 JAL_API jalError_t jalMemsetAsync(void* pointer, int value, size_t bytes, jalStream_t stream);
 /* pattern of 1, 2 or 4 bytes; pointer and bytes are multiples of it. */
-JAL_API jalError_t jalMemFillAsync(void* pointer, uint32_t pattern, unsigned pattern_bytes, size_t bytes, jalStream_t stream);
+JAL_API jalError_t jalMemFillAsync(void* pointer, uint32_t pattern, unsigned pattern_bytes, size_t bytes,
+                                   jalStream_t stream);
 
 /* ---- Modules and kernels ---- */
 typedef enum jalDType { jalF32 = 0, jalBF16 = 1, jalF16 = 2, jalI8 = 3, jalI32 = 4, jalQ8_0 = 5, jalQ4_0 = 6 } jalDType;
 typedef enum jalArgKind { jalArgI32 = 0, jalArgI64 = 1, jalArgF32 = 2, jalArgTensor = 3 } jalArgKind;
 
 typedef struct jalTensor {
-  void* data;          /* device pointer, or NULL when any extent is 0 */
+  void* data; /* device pointer, or NULL when any extent is 0 */
   jalDType dtype;
-  uint32_t rank;       /* 1..4 */
-  uint32_t shape[4];   /* elements; shape[rank - 1] is contiguous */
-  uint64_t stride[4];  /* bytes; 0: dense */
+  uint32_t rank;      /* 1..4 */
+  uint32_t shape[4];  /* elements; shape[rank - 1] is contiguous */
+  uint64_t stride[4]; /* bytes; 0: dense */
 } jalTensor;
 
 typedef struct jalArg {
@@ -295,16 +302,18 @@ JAL_API jalError_t jalModuleLoadData(jalDevice_t device, const void* image, size
 JAL_API jalError_t jalModuleUnload(jalModule_t module); /* waits for launches of it (default timeout) */
 JAL_API jalError_t jalModuleGetKernelCount(jalModule_t module, uint32_t* count);
 JAL_API jalError_t jalModuleGetKernelByIndex(jalModule_t module, uint32_t index, jalKernel_t* kernel);
-JAL_API jalError_t jalModuleGetKernel(jalModule_t module, const char* name, jalKernel_t* kernel); /* lives as long as the module */
+JAL_API jalError_t jalModuleGetKernel(jalModule_t module, const char* name,
+                                      jalKernel_t* kernel); /* lives as long as the module */
 JAL_API jalError_t jalKernelGetInfo(jalKernel_t kernel, jalKernelInfo* info);
 /* A kernel of the library that comes with the runtime, such as "matmul_bf16" (docs/kernels.md lists them). Built and
  * loaded at first use; lives as long as the device. */
 JAL_API jalError_t jalLibraryGetKernel(jalDevice_t device, const char* name, jalKernel_t* kernel);
 /* Arguments are checked against the kernel's: number, kind, type, rank, alignment, and that a tensor lies in one
  * allocation (of HBM or pinned memory). They are copied before the call returns. */
-JAL_API jalError_t jalLaunchKernel(jalKernel_t kernel, uint32_t grid_x, uint32_t grid_y, uint32_t grid_z, const jalArg* args,
-                                   uint32_t arg_count, jalStream_t stream);
-JAL_API jalError_t jalLaunchKernelEx(jalKernel_t kernel, const jalLaunchConfig* config, const jalArg* args, uint32_t arg_count, jalStream_t stream);
+JAL_API jalError_t jalLaunchKernel(jalKernel_t kernel, uint32_t grid_x, uint32_t grid_y, uint32_t grid_z,
+                                   const jalArg* args, uint32_t arg_count, jalStream_t stream);
+JAL_API jalError_t jalLaunchKernelEx(jalKernel_t kernel, const jalLaunchConfig* config, const jalArg* args,
+                                     uint32_t arg_count, jalStream_t stream);
 
 /* ---- Graphs ---- */
 /* From here on the stream records instead of running, until jalStreamEndCapture. Launches, copies of device and pinned
@@ -315,8 +324,10 @@ JAL_API jalError_t jalStreamEndCapture(jalStream_t stream, jalGraph_t* graph);
 JAL_API jalError_t jalGraphDestroy(jalGraph_t graph);
 JAL_API jalError_t jalGraphGetNodeCount(jalGraph_t graph, uint32_t* count);
 JAL_API jalError_t jalGraphInstantiate(jalGraph_t graph, jalGraphExec_t* exec); /* independent of graph afterwards */
-/* Replaces the arguments of launch node `node` (counted in capture order over all nodes). Waits for launches in flight. */
-JAL_API jalError_t jalGraphExecSetKernelArgs(jalGraphExec_t exec, uint32_t node, const jalArg* args, uint32_t arg_count);
+/* Replaces the arguments of launch node `node` (counted in capture order over all nodes). Waits for launches in flight.
+ */
+JAL_API jalError_t jalGraphExecSetKernelArgs(jalGraphExec_t exec, uint32_t node, const jalArg* args,
+                                             uint32_t arg_count);
 JAL_API jalError_t jalGraphLaunch(jalGraphExec_t exec, jalStream_t stream);
 JAL_API jalError_t jalGraphExecDestroy(jalGraphExec_t exec); /* waits for launches in flight */
 

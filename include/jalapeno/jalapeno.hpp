@@ -1,8 +1,8 @@
 // libjalapeno for C++: header-only, calls nothing but jalapeno.h, owns what it creates.
 //
 // Handles are move-only and free themselves; get() gives the C handle, which stays owned. Failures throw
-// jalapeno::Error with the code and the library's text. Destructors do not throw. Blocking, threads and errors are those
-// of the C functions of the same name.
+// jalapeno::Error with the code and the library's text. Destructors do not throw. Blocking, threads and errors are
+// those of the C functions of the same name.
 #pragma once
 #include <jalapeno/jalapeno.h>
 
@@ -22,7 +22,8 @@ namespace jalapeno {
 
 class Error : public std::runtime_error {
  public:
-  explicit Error(jalError_t code) : std::runtime_error(std::string(jalGetErrorName(code)) + ": " + text(code)), code_(code) {}
+  explicit Error(jalError_t code)
+      : std::runtime_error(std::string(jalGetErrorName(code)) + ": " + text(code)), code_(code) {}
   jalError_t code() const noexcept { return code_; }
 
  private:
@@ -97,7 +98,9 @@ class Timeline : public detail::Owner<jalTimeline_t, jalTimelineDestroy> {
     return v;
   }
   void signal(uint64_t value) const { check(jalTimelineSignal(get(), value)); }
-  void wait(uint64_t value, std::chrono::nanoseconds timeout) const { check(jalTimelineWait(get(), value, detail::nanoseconds(timeout))); }
+  void wait(uint64_t value, std::chrono::nanoseconds timeout) const {
+    check(jalTimelineWait(get(), value, detail::nanoseconds(timeout)));
+  }
 
  private:
   static jalTimeline_t create(const Device& device, uint64_t initial) {
@@ -148,8 +151,12 @@ class Stream : public detail::Owner<jalStream_t, jalStreamDestroy> {
     return true;
   }
   void wait(const Event& event) const { check(jalStreamWaitEvent(get(), event.get())); }
-  void wait(const Timeline& timeline, uint64_t value) const { check(jalStreamWaitTimeline(get(), timeline.get(), value)); }
-  void signal(const Timeline& timeline, uint64_t value) const { check(jalStreamSignalTimeline(get(), timeline.get(), value)); }
+  void wait(const Timeline& timeline, uint64_t value) const {
+    check(jalStreamWaitTimeline(get(), timeline.get(), value));
+  }
+  void signal(const Timeline& timeline, uint64_t value) const {
+    check(jalStreamSignalTimeline(get(), timeline.get(), value));
+  }
   void copy(void* to, const void* from, size_t bytes) const { check(jalMemcpyAsync(to, from, bytes, get())); }
   void fill(void* pointer, int value, size_t bytes) const { check(jalMemsetAsync(pointer, value, bytes, get())); }
   uint64_t reset() const {
@@ -185,10 +192,14 @@ struct f16 {
 };
 template <class T>
 constexpr jalDType dtype_of() {
-  if constexpr (std::is_same_v<T, float>) return jalF32;
-  else if constexpr (std::is_same_v<T, bf16>) return jalBF16;
-  else if constexpr (std::is_same_v<T, f16>) return jalF16;
-  else if constexpr (std::is_same_v<T, int8_t>) return jalI8;
+  if constexpr (std::is_same_v<T, float>)
+    return jalF32;
+  else if constexpr (std::is_same_v<T, bf16>)
+    return jalBF16;
+  else if constexpr (std::is_same_v<T, f16>)
+    return jalF16;
+  else if constexpr (std::is_same_v<T, int8_t>)
+    return jalI8;
   else {
     static_assert(std::is_same_v<T, int32_t>, "no device type for this element type");
     return jalI32;
@@ -212,7 +223,9 @@ class Buffer {
   Buffer() = default;
   Buffer(const Device& device, size_t size) : memory_(allocate(device, size * sizeof(T))), size_(size) {}
   // Returns when the values are on the device.
-  Buffer(const Device& device, std::span<const T> values) : Buffer(device, values.size()) { check(jalMemcpy(data(), values.data(), bytes())); }
+  Buffer(const Device& device, std::span<const T> values) : Buffer(device, values.size()) {
+    check(jalMemcpy(data(), values.data(), bytes()));
+  }
   T* data() const { return static_cast<T*>(memory_.get()); }  // a device pointer: not to be read through
   size_t size() const { return size_; }
   size_t bytes() const { return size_ * sizeof(T); }
@@ -332,7 +345,8 @@ struct Grid {
   uint32_t x = 1, y = 1, z = 1;
   // Where the launch is written, for error records.
   std::source_location where = std::source_location::current();
-  Grid(uint32_t gx = 1, uint32_t gy = 1, uint32_t gz = 1, std::source_location w = std::source_location::current()) : x(gx), y(gy), z(gz), where(w) {}
+  Grid(uint32_t gx = 1, uint32_t gy = 1, uint32_t gz = 1, std::source_location w = std::source_location::current())
+      : x(gx), y(gy), z(gz), where(w) {}
 };
 
 template <class... Args>

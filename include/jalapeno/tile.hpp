@@ -13,8 +13,8 @@
 //   std::vector<std::byte> module = write_module({k.finish()});
 //
 // Semaphores are automatic: the builder knows which bytes every instruction reads and writes, orders engines where
-// they meet, and lets them run apart everywhere else. Give a tile Stages(2) and index it with the counter of the loop it
-// is used in, and loads of the next iteration overlap with the work of this one. Registers and tile registers are
+// they meet, and lets them run apart everywhere else. Give a tile Stages(2) and index it with the counter of the loop
+// it is used in, and loads of the next iteration overlap with the work of this one. Registers and tile registers are
 // reused when the last C++ copy of their handle is gone. Errors are BuildError and name what was exceeded and where.
 // Not thread-safe; one Builder makes one kernel.
 #pragma once
@@ -45,7 +45,8 @@ using hw::ReduceOp;
 using hw::RopeOp;
 using hw::TernaryOp;
 using hw::UnaryOp;
-inline constexpr DType f32 = DType::kF32, bf16 = DType::kBF16, f16 = DType::kF16, i8 = DType::kI8, i32 = DType::kI32, q8_0 = DType::kQ8_0, q4_0 = DType::kQ4_0;
+inline constexpr DType f32 = DType::kF32, bf16 = DType::kBF16, f16 = DType::kF16, i8 = DType::kI8, i32 = DType::kI32,
+                       q8_0 = DType::kQ8_0, q4_0 = DType::kQ4_0;
 
 class BuildError : public std::runtime_error {
  public:
@@ -155,8 +156,8 @@ class Tensor {
 };
 
 struct MmaOptions {
-  bool accumulate = true;    // add to the accumulators
-  bool rows_are_k = false;   // B is stored [K, N]
+  bool accumulate = true;   // add to the accumulators
+  bool rows_are_k = false;  // B is stored [K, N]
 };
 
 struct DrainOptions {
@@ -181,14 +182,24 @@ class Builder {
   Builder& operator=(const Builder&) = delete;
 
   // ---- Arguments, in the order of the launch ----
-  Tensor tensor(const std::string& name, DType dtype, uint32_t rank) { return add_tensor(name, static_cast<uint32_t>(dtype), rank); }
+  Tensor tensor(const std::string& name, DType dtype, uint32_t rank) {
+    return add_tensor(name, static_cast<uint32_t>(dtype), rank);
+  }
   Tensor any_tensor(const std::string& name, uint32_t rank) { return add_tensor(name, hw::kAnyDType, rank); }
-  Reg scalar_i32(const std::string& name, Where w = Where::current()) { return add_scalar(name, hw::ArgumentKind::kI32, w); }
-  Reg scalar_i64(const std::string& name, Where w = Where::current()) { return add_scalar(name, hw::ArgumentKind::kI64, w); }
-  Reg scalar_f32(const std::string& name, Where w = Where::current()) { return add_scalar(name, hw::ArgumentKind::kF32, w); }
+  Reg scalar_i32(const std::string& name, Where w = Where::current()) {
+    return add_scalar(name, hw::ArgumentKind::kI32, w);
+  }
+  Reg scalar_i64(const std::string& name, Where w = Where::current()) {
+    return add_scalar(name, hw::ArgumentKind::kI64, w);
+  }
+  Reg scalar_f32(const std::string& name, Where w = Where::current()) {
+    return add_scalar(name, hw::ArgumentKind::kF32, w);
+  }
 
   // ---- Memory ----
-  Tile spm(DType dtype, uint32_t rows, uint32_t columns, Where w = Where::current()) { return define(dtype, rows, columns, hw::Space::kSpm, 1, w); }
+  Tile spm(DType dtype, uint32_t rows, uint32_t columns, Where w = Where::current()) {
+    return define(dtype, rows, columns, hw::Space::kSpm, 1, w);
+  }
   StagedTile spm(DType dtype, uint32_t rows, uint32_t columns, Stages stages, Where w = Where::current()) {
     StagedTile s;
     s.builder_ = this;
@@ -196,9 +207,12 @@ class Builder {
     s.bytes_ = stage_bytes(dtype, rows, columns);
     return s;
   }
-  Tile acc(uint32_t rows, uint32_t columns, DType dtype = f32, Where w = Where::current()) { return define(dtype, rows, columns, hw::Space::kAcc, 1, w); }
+  Tile acc(uint32_t rows, uint32_t columns, DType dtype = f32, Where w = Where::current()) {
+    return define(dtype, rows, columns, hw::Space::kAcc, 1, w);
+  }
   // rows x columns of `tile` from (row, column) on; all may be registers.
-  Tile slice(const Tile& tile, const Value& row, const Value& column, const Value& rows, const Value& columns, Where w = Where::current()) {
+  Tile slice(const Tile& tile, const Value& row, const Value& column, const Value& rows, const Value& columns,
+             Where w = Where::current()) {
     Tile t = tile;
     t.slot_ = take_tile(w);
     const Reg r0 = reg(row, w), r1 = reg(column, w);
@@ -206,8 +220,10 @@ class Builder {
     i.t[0] = t.slot_->index, i.t[1] = tile.slot_->index, i.r[0] = r0.index(), i.r[1] = r1.index();
     std::vector<Reg> hold{r0, r1};
     auto size = [&](const Value& v, uint32_t& shown, uint64_t& imm, uint8_t& r) {
-      if (v.is_reg_) r = v.reg_.index();
-      else imm = static_cast<uint64_t>(v.constant_), shown = static_cast<uint32_t>(v.constant_);
+      if (v.is_reg_)
+        r = v.reg_.index();
+      else
+        imm = static_cast<uint64_t>(v.constant_), shown = static_cast<uint32_t>(v.constant_);
     };
     size(rows, t.rows_, i.imm0, i.r[2]), size(columns, t.columns_, i.imm1, i.r[3]);
     emit(i, {}, w);
@@ -233,8 +249,10 @@ class Builder {
     const Reg x = reg(a, w), r = take_register(w);
     Instruction i = make(Op::SALU);
     i.sub = static_cast<uint8_t>(op), i.r[0] = r.index(), i.r[1] = x.index();
-    if (b.is_reg_) i.r[2] = b.reg_.index();
-    else i.flags = hw::kFlagImmediate, i.imm0 = static_cast<uint64_t>(b.constant_);
+    if (b.is_reg_)
+      i.r[2] = b.reg_.index();
+    else
+      i.flags = hw::kFlagImmediate, i.imm0 = static_cast<uint64_t>(b.constant_);
     emit(i, {}, w);
     return r;
   }
@@ -258,7 +276,8 @@ class Builder {
 
   // ---- Control ----
   // for (i = begin; i < end; i += step) body(i)
-  void loop(const Value& begin, const Value& end, const Value& step, const std::function<void(Reg)>& body, Where w = Where::current()) {
+  void loop(const Value& begin, const Value& end, const Value& step, const std::function<void(Reg)>& body,
+            Where w = Where::current()) {
     const Reg b = reg(begin, w), e = reg(end, w), s = reg(step, w), counter = take_register(w);
     Instruction i = make(Op::LOOP);
     i.r[0] = counter.index(), i.r[1] = b.index(), i.r[2] = e.index(), i.r[3] = s.index();
@@ -267,7 +286,9 @@ class Builder {
     body(counter);
     open_.pop_back();
   }
-  void loop(const Value& begin, const Value& end, const std::function<void(Reg)>& body, Where w = Where::current()) { loop(begin, end, 1, body, w); }
+  void loop(const Value& begin, const Value& end, const std::function<void(Reg)>& body, Where w = Where::current()) {
+    loop(begin, end, 1, body, w);
+  }
   // Runs body when a cond b holds.
   void when(const Value& a, Cond cond, const Value& b, const std::function<void()>& body, Where w = Where::current()) {
     static constexpr Cond kOpposite[] = {Cond::kNe, Cond::kEq, Cond::kGe, Cond::kGt, Cond::kLe, Cond::kLt};
@@ -285,14 +306,24 @@ class Builder {
   }
 
   // ---- DMA: coordinates name the tile's first element in every dimension of the tensor ----
-  void load(const Tile& to, const Tensor& from, std::initializer_list<Value> at, float fill = 0, Where w = Where::current()) { box(Op::DLD, from, at, to, false, fill, w); }
-  void store(const Tensor& to, std::initializer_list<Value> at, const Tile& from, Where w = Where::current()) { box(Op::DST, to, at, from, false, 0, w); }
-  void store_add(const Tensor& to, std::initializer_list<Value> at, const Tile& from, Where w = Where::current()) { box(Op::DST, to, at, from, true, 0, w); }
-  // Row r of `to` is row index[r / unit] * unit + r % unit of `from`, columns from `column` on; an index outside reads as 0.
-  void gather(const Tile& to, const Tensor& from, const Tile& index, const Value& column, uint32_t unit = 1, Where w = Where::current()) {
+  void load(const Tile& to, const Tensor& from, std::initializer_list<Value> at, float fill = 0,
+            Where w = Where::current()) {
+    box(Op::DLD, from, at, to, false, fill, w);
+  }
+  void store(const Tensor& to, std::initializer_list<Value> at, const Tile& from, Where w = Where::current()) {
+    box(Op::DST, to, at, from, false, 0, w);
+  }
+  void store_add(const Tensor& to, std::initializer_list<Value> at, const Tile& from, Where w = Where::current()) {
+    box(Op::DST, to, at, from, true, 0, w);
+  }
+  // Row r of `to` is row index[r / unit] * unit + r % unit of `from`, columns from `column` on; an index outside reads
+  // as 0.
+  void gather(const Tile& to, const Tensor& from, const Tile& index, const Value& column, uint32_t unit = 1,
+              Where w = Where::current()) {
     rows(Op::DGATHER, from, to, index, column, unit, w);
   }
-  void scatter(const Tensor& to, const Tile& from, const Tile& index, const Value& column, uint32_t unit = 1, Where w = Where::current()) {
+  void scatter(const Tensor& to, const Tile& from, const Tile& index, const Value& column, uint32_t unit = 1,
+               Where w = Where::current()) {
     rows(Op::DSCATTER, to, from, index, column, unit, w);
   }
   void copy(const Tile& to, const Tile& from, bool transposed = false, Where w = Where::current()) {
@@ -324,51 +355,72 @@ class Builder {
   }
 
   // ---- Vector engine ----
-  void unary(UnaryOp op, const Tile& to, const Tile& a, Where w = Where::current()) { vector(Op::VUNI, static_cast<uint8_t>(op), {to}, {a}, w); }
+  void unary(UnaryOp op, const Tile& to, const Tile& a, Where w = Where::current()) {
+    vector(Op::VUNI, static_cast<uint8_t>(op), {to}, {a}, w);
+  }
   void convert(const Tile& to, const Tile& a, Where w = Where::current()) { unary(UnaryOp::kCopy, to, a, w); }
   // b may be 1 x N or M x 1
-  void binary(BinaryOp op, const Tile& to, const Tile& a, const Tile& b, Where w = Where::current()) { vector(Op::VBIN, static_cast<uint8_t>(op), {to}, {a, b}, w); }
+  void binary(BinaryOp op, const Tile& to, const Tile& a, const Tile& b, Where w = Where::current()) {
+    vector(Op::VBIN, static_cast<uint8_t>(op), {to}, {a, b}, w);
+  }
   // b holds f32 bits; reverse: b op a
-  void binary(BinaryOp op, const Tile& to, const Tile& a, const Reg& b, bool reverse = false, Where w = Where::current()) {
+  void binary(BinaryOp op, const Tile& to, const Tile& a, const Reg& b, bool reverse = false,
+              Where w = Where::current()) {
     Instruction i = make(Op::VBIN);
-    i.sub = static_cast<uint8_t>(op), i.flags = static_cast<uint8_t>(hw::kFlagScalar | (reverse ? hw::kFlagReverse : 0));
+    i.sub = static_cast<uint8_t>(op),
+    i.flags = static_cast<uint8_t>(hw::kFlagScalar | (reverse ? hw::kFlagReverse : 0));
     i.t[0] = to.slot_->index, i.t[1] = a.slot_->index, i.r[0] = b.index();
     emit(i, {{a, false}, {to, true}}, w);
   }
-  void binary(BinaryOp op, const Tile& to, const Tile& a, float b, bool reverse = false, Where w = Where::current()) { binary(op, to, a, constant_f32(b, w), reverse, w); }
-  void add(const Tile& to, const Tile& a, const Tile& b, Where w = Where::current()) { binary(BinaryOp::kAdd, to, a, b, w); }
-  void mul(const Tile& to, const Tile& a, const Tile& b, Where w = Where::current()) { binary(BinaryOp::kMul, to, a, b, w); }
+  void binary(BinaryOp op, const Tile& to, const Tile& a, float b, bool reverse = false, Where w = Where::current()) {
+    binary(op, to, a, constant_f32(b, w), reverse, w);
+  }
+  void add(const Tile& to, const Tile& a, const Tile& b, Where w = Where::current()) {
+    binary(BinaryOp::kAdd, to, a, b, w);
+  }
+  void mul(const Tile& to, const Tile& a, const Tile& b, Where w = Where::current()) {
+    binary(BinaryOp::kMul, to, a, b, w);
+  }
   void ternary(TernaryOp op, const Tile& to, const Tile& a, const Tile& b, const Tile& c, Where w = Where::current()) {
     vector(Op::VTER, static_cast<uint8_t>(op), {to}, {a, b, c}, w);
   }
   // Keeps element (r, c) where c + column0 < limit + r * step.
-  void mask(const Tile& to, const Tile& a, const Value& column0, const Value& limit, uint32_t step, float fill, Where w = Where::current()) {
+  void mask(const Tile& to, const Tile& a, const Value& column0, const Value& limit, uint32_t step, float fill,
+            Where w = Where::current()) {
     const Reg c = reg(column0, w), l = reg(limit, w);
     Instruction i = make(Op::VMASK);
-    i.t[0] = to.slot_->index, i.t[1] = a.slot_->index, i.r[0] = c.index(), i.r[1] = l.index(), i.imm0 = step, i.imm1 = static_cast<uint64_t>(bits(fill));
+    i.t[0] = to.slot_->index, i.t[1] = a.slot_->index, i.r[0] = c.index(), i.r[1] = l.index(), i.imm0 = step,
+    i.imm1 = static_cast<uint64_t>(bits(fill));
     emit(i, {{a, false}, {to, true}}, w);
   }
-  void reduce(ReduceOp op, const Tile& to, const Tile& a, Where w = Where::current()) { vector(Op::VRED, static_cast<uint8_t>(op), {to}, {a}, w); }
+  void reduce(ReduceOp op, const Tile& to, const Tile& a, Where w = Where::current()) {
+    vector(Op::VRED, static_cast<uint8_t>(op), {to}, {a}, w);
+  }
   void rmsnorm(const Tile& to, const Tile& a, const Tile& weight, const Reg& eps, Where w = Where::current()) {
     Instruction i = make(Op::VNORM);
     i.t[0] = to.slot_->index, i.t[1] = a.slot_->index, i.t[2] = weight.slot_->index, i.r[0] = eps.index();
     emit(i, {{a, false}, {weight, false}, {to, true}}, w);
   }
-  void rope(RopeOp op, const Tile& to, const Tile& a, const Tile& cosine, const Tile& sine, uint32_t head, uint32_t rotated, Where w = Where::current()) {
+  void rope(RopeOp op, const Tile& to, const Tile& a, const Tile& cosine, const Tile& sine, uint32_t head,
+            uint32_t rotated, Where w = Where::current()) {
     Instruction i = make(Op::VROPE);
     i.sub = static_cast<uint8_t>(op), i.imm0 = head, i.imm1 = rotated;
     i.t[0] = to.slot_->index, i.t[1] = a.slot_->index, i.t[2] = cosine.slot_->index, i.t[3] = sine.slot_->index;
     emit(i, {{a, false}, {cosine, false}, {sine, false}, {to, true}}, w);
   }
   // One step of online softmax: state is M x 3 (max, sum, correction); start it at -inf, 0, 0.
-  void softmax_step(const Tile& p, const Tile& scores, const Tile& state, const Reg& scale, Where w = Where::current()) {
+  void softmax_step(const Tile& p, const Tile& scores, const Tile& state, const Reg& scale,
+                    Where w = Where::current()) {
     Instruction i = make(Op::VSMX);
     i.t[0] = p.slot_->index, i.t[1] = scores.slot_->index, i.t[2] = state.slot_->index, i.r[0] = scale.index();
     emit(i, {{scores, false}, {state, true}, {p, true}}, w);
   }
-  void glu(ActOp act, const Tile& to, const Tile& gate, const Tile& up, Where w = Where::current()) { vector(Op::VGLU, static_cast<uint8_t>(act), {to}, {gate, up}, w); }
+  void glu(ActOp act, const Tile& to, const Tile& gate, const Tile& up, Where w = Where::current()) {
+    vector(Op::VGLU, static_cast<uint8_t>(act), {to}, {gate, up}, w);
+  }
   // values M x k f32, indices M x k i32; merge keeps what they hold as candidates
-  void top_k(const Tile& values, const Tile& indices, const Tile& a, const Value& base, bool merge, Where w = Where::current()) {
+  void top_k(const Tile& values, const Tile& indices, const Tile& a, const Value& base, bool merge,
+             Where w = Where::current()) {
     const Reg b = reg(base, w);
     Instruction i = make(Op::VTOPK);
     i.flags = merge ? hw::kFlagAccumulate : 0;
@@ -385,7 +437,8 @@ class Builder {
   void iota(const Tile& to, const Value& start, int64_t row_step, int64_t column_step, Where w = Where::current()) {
     const Reg s = reg(start, w);
     Instruction i = make(Op::VIOTA);
-    i.t[0] = to.slot_->index, i.r[0] = s.index(), i.imm0 = static_cast<uint64_t>(row_step), i.imm1 = static_cast<uint64_t>(column_step);
+    i.t[0] = to.slot_->index, i.r[0] = s.index(), i.imm0 = static_cast<uint64_t>(row_step),
+    i.imm1 = static_cast<uint64_t>(column_step);
     emit(i, {{to, true}}, w);
   }
   void fill(const Tile& to, float value, Where w = Where::current()) {
@@ -454,7 +507,9 @@ class Builder {
     for (int k = 0; k < 2; ++k) i.wait[k] = i.signal[k] = hw::kNone;
     return i;
   }
-  [[noreturn]] void fail(const Where& w, const std::string& what) const { throw BuildError("kernel " + kernel_.name + ", " + file_of(w) + ":" + std::to_string(w.line()) + ": " + what); }
+  [[noreturn]] void fail(const Where& w, const std::string& what) const {
+    throw BuildError("kernel " + kernel_.name + ", " + file_of(w) + ":" + std::to_string(w.line()) + ": " + what);
+  }
 
   Reg take_register(const Where& w) {
     Reg r;
@@ -490,17 +545,23 @@ class Builder {
   }
 
   Tensor add_tensor(const std::string& name, uint32_t dtype, uint32_t rank) {
-    if (rank < 1 || rank > 4) throw BuildError("kernel " + kernel_.name + ": tensor " + name + " of rank " + std::to_string(rank) + ", expected 1 to 4");
+    if (rank < 1 || rank > 4)
+      throw BuildError("kernel " + kernel_.name + ": tensor " + name + " of rank " + std::to_string(rank) +
+                       ", expected 1 to 4");
     Tensor t;
-    t.builder_ = this, t.rank_ = rank, t.offset_ = add_argument(name, hw::ArgumentKind::kTensor, dtype, rank, sizeof(hw::TensorDescriptor));
+    t.builder_ = this, t.rank_ = rank,
+    t.offset_ = add_argument(name, hw::ArgumentKind::kTensor, dtype, rank, sizeof(hw::TensorDescriptor));
     t.buffer_ = next_buffer_++;
     return t;
   }
   Reg add_scalar(const std::string& name, hw::ArgumentKind kind, const Where& w) {
-    return load_argument(add_argument(name, kind, 0, 0, 8), kind == hw::ArgumentKind::kI32 ? hw::LoadKind::kI32 : hw::LoadKind::kU64, w);
+    return load_argument(add_argument(name, kind, 0, 0, 8),
+                         kind == hw::ArgumentKind::kI32 ? hw::LoadKind::kI32 : hw::LoadKind::kU64, w);
   }
   uint32_t add_argument(const std::string& name, hw::ArgumentKind kind, uint32_t dtype, uint32_t rank, uint32_t bytes) {
-    if (argument_bytes_ + bytes > hw::kArgumentBytes) throw BuildError("kernel " + kernel_.name + ": more than " + std::to_string(hw::kArgumentBytes) + " argument bytes");
+    if (argument_bytes_ + bytes > hw::kArgumentBytes)
+      throw BuildError("kernel " + kernel_.name + ": more than " + std::to_string(hw::kArgumentBytes) +
+                       " argument bytes");
     kernel_.arguments.push_back({name, kind, argument_bytes_, dtype, rank});
     argument_bytes_ += bytes;
     return argument_bytes_ - bytes;
@@ -513,15 +574,27 @@ class Builder {
     return r;
   }
 
-  static uint32_t stage_bytes(DType dtype, uint32_t rows, uint32_t columns) { return (static_cast<uint32_t>(hw::row_bytes(dtype, columns)) * rows + 63) & ~63u; }
+  static uint32_t stage_bytes(DType dtype, uint32_t rows, uint32_t columns) {
+    return (static_cast<uint32_t>(hw::row_bytes(dtype, columns)) * rows + 63) & ~63u;
+  }
   Tile define(DType dtype, uint32_t rows, uint32_t columns, hw::Space space, uint32_t stages, const Where& w) {
-    const bool good = rows > 0 && columns > 0 && rows < 65536 && columns < 65536 && stages > 0 && columns % hw::info(dtype).block == 0;
-    if (!good) fail(w, "tile of " + std::to_string(rows) + " x " + std::to_string(columns) + " " + hw::info(dtype).name + " with " + std::to_string(stages) + " stages");
+    const bool good = rows > 0 && columns > 0 && rows < 65536 && columns < 65536 && stages > 0 &&
+                      columns % hw::info(dtype).block == 0;
+    if (!good)
+      fail(w, "tile of " + std::to_string(rows) + " x " + std::to_string(columns) + " " + hw::info(dtype).name +
+                  " with " + std::to_string(stages) + " stages");
     uint32_t& used = space == hw::Space::kSpm ? spm_used_ : acc_used_;
-    hw::TileDescriptor d{used, static_cast<uint32_t>(hw::row_bytes(dtype, columns)), static_cast<uint16_t>(rows), static_cast<uint16_t>(columns), dtype, space, 0};
+    hw::TileDescriptor d{used,
+                         static_cast<uint32_t>(hw::row_bytes(dtype, columns)),
+                         static_cast<uint16_t>(rows),
+                         static_cast<uint16_t>(columns),
+                         dtype,
+                         space,
+                         0};
     used += stage_bytes(dtype, rows, columns) * stages;
     Tile t;
-    t.slot_ = take_tile(w), t.buffer_ = next_buffer_++, t.rows_ = rows, t.columns_ = columns, t.dtype_ = dtype, t.stages_ = stages;
+    t.slot_ = take_tile(w), t.buffer_ = next_buffer_++, t.rows_ = rows, t.columns_ = columns, t.dtype_ = dtype,
+    t.stages_ = stages;
     Instruction i = make(Op::TDEF);
     i.t[0] = t.slot_->index;
     std::memcpy(&i.imm0, &d, 8);
@@ -535,13 +608,16 @@ class Builder {
     const Block& block = blocks_[static_cast<size_t>(open_.back())];
     t.stage_loop_ = block.unit_counter == i.index() ? block.loop_id : 0;
     Instruction x = make(Op::TSTAGE);
-    x.t[0] = t.slot_->index, x.t[1] = s.base_.slot_->index, x.r[0] = i.index(), x.imm0 = s.bytes_, x.imm1 = s.base_.stages_;
+    x.t[0] = t.slot_->index, x.t[1] = s.base_.slot_->index, x.r[0] = i.index(), x.imm0 = s.bytes_,
+    x.imm1 = s.base_.stages_;
     emit(x, {}, w);
     return t;
   }
 
-  void box(Op op, const Tensor& tensor, std::initializer_list<Value> at, const Tile& tile, bool add, float fill_value, const Where& w) {
-    if (at.size() != tensor.rank_) fail(w, std::to_string(at.size()) + " coordinates for a tensor of rank " + std::to_string(tensor.rank_));
+  void box(Op op, const Tensor& tensor, std::initializer_list<Value> at, const Tile& tile, bool add, float fill_value,
+           const Where& w) {
+    if (at.size() != tensor.rank_)
+      fail(w, std::to_string(at.size()) + " coordinates for a tensor of rank " + std::to_string(tensor.rank_));
     Instruction i = make(op);
     std::vector<Reg> hold;
     for (const Value& v : at) {
@@ -555,7 +631,8 @@ class Builder {
     if (!is_store) i.imm1 = static_cast<uint64_t>(bits(fill_value));
     emit(i, {{tile, !is_store}}, w, tensor.buffer_, is_store);
   }
-  void rows(Op op, const Tensor& tensor, const Tile& tile, const Tile& index, const Value& column, uint32_t unit, const Where& w) {
+  void rows(Op op, const Tensor& tensor, const Tile& tile, const Tile& index, const Value& column, uint32_t unit,
+            const Where& w) {
     const Reg c = reg(column, w);
     Instruction i = make(op);
     const bool is_store = op == Op::DSCATTER;
@@ -573,12 +650,14 @@ class Builder {
     emit(i, a, w);
   }
 
-  void emit(const Instruction& i, const std::vector<Access>& accesses, const Where& w, uint32_t tensor_buffer = 0, bool tensor_write = false) {
+  void emit(const Instruction& i, const std::vector<Access>& accesses, const Where& w, uint32_t tensor_buffer = 0,
+            bool tensor_write = false) {
     where_ = w;
     Item item;
     item.instruction = i;
     item.line = w.line();
-    for (const Access& a : accesses) item.touches.push_back({a.tile.buffer_, a.tile.stages_, a.tile.stage_loop_, a.write});
+    for (const Access& a : accesses)
+      item.touches.push_back({a.tile.buffer_, a.tile.stages_, a.tile.stage_loop_, a.write});
     if (tensor_buffer != 0) item.touches.push_back({tensor_buffer, 1, 0, tensor_write});
     blocks_[static_cast<size_t>(open_.back())].items.push_back(std::move(item));
   }
@@ -597,7 +676,9 @@ class Builder {
   // ---- Lowering: straight-line runs get edges, blocks are fenced by joins, leaf loops are pipelined ----
   static size_t engine(const Instruction& i) { return static_cast<size_t>(hw::engine_of(i)); }
   uint8_t new_semaphore(uint32_t line) {
-    if (semaphore_ >= hw::kSemaphores) throw BuildError("kernel " + kernel_.name + ", line " + std::to_string(line) + ": needs more than " + std::to_string(hw::kSemaphores) + " semaphores at once; split the loop body");
+    if (semaphore_ >= hw::kSemaphores)
+      throw BuildError("kernel " + kernel_.name + ", line " + std::to_string(line) + ": needs more than " +
+                       std::to_string(hw::kSemaphores) + " semaphores at once; split the loop body");
     return semaphore_++;
   }
   size_t put(const Instruction& i, uint32_t line) {
@@ -647,14 +728,17 @@ class Builder {
       if (source == target || source == 0) return;  // same queue, or issued later anyway
       auto [it, fresh] = wants[to].try_emplace(source, distance, from);
       if (fresh) return;
-      if (distance < it->second.first || (distance == it->second.first && from > it->second.second)) it->second = {distance, from};
+      if (distance < it->second.first || (distance == it->second.first && from > it->second.second))
+        it->second = {distance, from};
     };
     for (size_t to = 0; to < run.size(); ++to)
       for (size_t from = 0; from < run.size(); ++from) {
         uint32_t distance;
         if (from == to || !conflict(*run[from], *run[to], loop_id, distance)) continue;
-        if (from < to) want(from, to, 0);
-        else if (loop_id != 0) want(from, to, distance);
+        if (from < to)
+          want(from, to, 0);
+        else if (loop_id != 0)
+          want(from, to, distance);
       }
     // An earlier instruction of the same queue that waits for as much makes a wait redundant.
     std::vector<Edge> edges;
@@ -663,7 +747,8 @@ class Builder {
       for (const auto& [source, wish] : wants[to]) {
         auto& before = seen[{source, engine(run[to]->instruction)}];
         bool covered = false;
-        for (const auto& [distance, from] : before) covered |= distance < wish.first || (distance == wish.first && from >= wish.second);
+        for (const auto& [distance, from] : before)
+          covered |= distance < wish.first || (distance == wish.first && from >= wish.second);
         if (covered) continue;
         before.push_back(wish);
         edges.push_back({wish.second, to, wish.first, new_semaphore(run[to]->line)});
@@ -760,7 +845,9 @@ inline Reg Tensor::dim(uint32_t k) const {
   if (k >= rank_) throw BuildError("dimension " + std::to_string(k) + " of a tensor of rank " + std::to_string(rank_));
   return builder_->load_argument(offset_ + 16 + 4 * k, hw::LoadKind::kU32, builder_->where_);
 }
-inline Reg emit_scalar(hw::SaluOp op, const Reg& a, const Value& b) { return a.builder_->scalar(op, a, b, a.builder_->where_); }
+inline Reg emit_scalar(hw::SaluOp op, const Reg& a, const Value& b) {
+  return a.builder_->scalar(op, a, b, a.builder_->where_);
+}
 inline Reg operator+(const Reg& a, const Value& b) { return emit_scalar(hw::SaluOp::kAdd, a, b); }
 inline Reg operator-(const Reg& a, const Value& b) { return emit_scalar(hw::SaluOp::kSub, a, b); }
 inline Reg operator*(const Reg& a, const Value& b) { return emit_scalar(hw::SaluOp::kMul, a, b); }
@@ -773,9 +860,11 @@ namespace detail {
 class ElfWriter {
  public:
   ElfWriter() { names_.push_back('\0'); }
-  uint16_t section(const std::string& name, uint32_t type, const void* data, size_t bytes, uint32_t link = 0, uint32_t info = 0, uint64_t entry = 0, uint64_t flags = 0) {
+  uint16_t section(const std::string& name, uint32_t type, const void* data, size_t bytes, uint32_t link = 0,
+                   uint32_t info = 0, uint64_t entry = 0, uint64_t flags = 0) {
     while (body_.size() % 64 != 0) body_.push_back(std::byte{0});
-    headers_.push_back({static_cast<uint32_t>(names_.size()), type, flags, 0, kHeader + body_.size(), bytes, link, info, 64, entry});
+    headers_.push_back(
+        {static_cast<uint32_t>(names_.size()), type, flags, 0, kHeader + body_.size(), bytes, link, info, 64, entry});
     names_.insert(names_.end(), name.c_str(), name.c_str() + name.size() + 1);
     body_.insert(body_.end(), static_cast<const std::byte*>(data), static_cast<const std::byte*>(data) + bytes);
     return static_cast<uint16_t>(headers_.size());  // index 0 is the null section
@@ -785,7 +874,8 @@ class ElfWriter {
     const std::string own_name = ".shstrtab";
     names_.insert(names_.end(), own_name.c_str(), own_name.c_str() + own_name.size() + 1);
     headers_.push_back({own, 3, 0, 0, kHeader + body_.size(), names_.size(), 0, 0, 1, 0});
-    body_.insert(body_.end(), reinterpret_cast<const std::byte*>(names_.data()), reinterpret_cast<const std::byte*>(names_.data()) + names_.size());
+    body_.insert(body_.end(), reinterpret_cast<const std::byte*>(names_.data()),
+                 reinterpret_cast<const std::byte*>(names_.data()) + names_.size());
     while (body_.size() % 64 != 0) body_.push_back(std::byte{0});
     struct {
       uint8_t ident[16] = {0x7F, 'E', 'L', 'F', 2, 1, 1};
@@ -797,7 +887,8 @@ class ElfWriter {
     } h;
     static_assert(sizeof h == 64);
     h.sections = kHeader + body_.size();
-    h.section_count = static_cast<uint16_t>(headers_.size() + 1), h.names = static_cast<uint16_t>(headers_.size());  // the null section comes first
+    h.section_count = static_cast<uint16_t>(headers_.size() + 1),
+    h.names = static_cast<uint16_t>(headers_.size());  // the null section comes first
     headers_.insert(headers_.begin(), Header{});
     const size_t table = headers_.size() * sizeof(Header);
     std::vector<std::byte> out(h.sections + table);
@@ -843,7 +934,8 @@ inline std::vector<std::byte> write_module(const std::vector<KernelCode>& kernel
     r.first = static_cast<uint32_t>(code.size()), r.count = static_cast<uint32_t>(k.code.size());
     r.first_argument = static_cast<uint32_t>(arguments.size()), r.arguments = static_cast<uint32_t>(k.arguments.size());
     r.argument_bytes = k.argument_bytes, r.spm_bytes = k.spm_bytes, r.acc_bytes = k.acc_bytes;
-    for (const KernelArgument& a : k.arguments) arguments.push_back({text(a.name), a.kind, a.offset, a.dtype, a.rank, {}});
+    for (const KernelArgument& a : k.arguments)
+      arguments.push_back({text(a.name), a.kind, a.offset, a.dtype, a.rank, {}});
     uint32_t last = ~0u;
     for (size_t i = 0; i < k.code.size(); ++i) {
       const uint32_t line = i < k.lines.size() ? k.lines[i] : 0;
@@ -865,14 +957,16 @@ inline std::vector<std::byte> write_module(const std::vector<KernelCode>& kernel
     uint64_t value, size;
   };
   detail::ElfWriter elf;
-  const uint16_t text_section = elf.section(".text.jti", 1, code.data(), code.size() * sizeof(Instruction), 0, 0, sizeof(Instruction), 6);
+  const uint16_t text_section =
+      elf.section(".text.jti", 1, code.data(), code.size() * sizeof(Instruction), 0, 0, sizeof(Instruction), 6);
   elf.section(".jti.kernels", 1, records.data(), records.size() * sizeof records[0]);
   elf.section(".jti.args", 1, arguments.data(), arguments.size() * sizeof arguments[0]);
   elf.section(".jti.lines", 1, lines.data(), lines.size() * sizeof lines[0]);
   elf.section(".jti.strings", 1, strings.data(), strings.size());
   elf.section(".note.jalapeno", 7, &note, sizeof note);
   std::vector<Symbol> symbols{Symbol{}};
-  for (const hw::KernelRecord& r : records) symbols.push_back({r.name, 0x12, 0, text_section, r.first * sizeof(Instruction), r.count * sizeof(Instruction)});
+  for (const hw::KernelRecord& r : records)
+    symbols.push_back({r.name, 0x12, 0, text_section, r.first * sizeof(Instruction), r.count * sizeof(Instruction)});
   const uint16_t string_section = elf.section(".strtab", 3, strings.data(), strings.size());
   elf.section(".symtab", 2, symbols.data(), symbols.size() * sizeof symbols[0], string_section, 1, sizeof(Symbol));
   return elf.finish();

@@ -23,9 +23,9 @@ inline constexpr std::string_view kEngineNames[kEngines] = {"ctrl", "dma0", "dma
 
 struct alignas(32) Instruction {
   uint8_t op;
-  uint8_t sub;    // variant, see the *Op enums
-  uint8_t flags;  // kFlag*
-  uint8_t queue;  // DMA: 0..3; WAIT and SIGNAL: the Engine whose queue it sits in; otherwise 0
+  uint8_t sub;                 // variant, see the *Op enums
+  uint8_t flags;               // kFlag*
+  uint8_t queue;               // DMA: 0..3; WAIT and SIGNAL: the Engine whose queue it sits in; otherwise 0
   uint8_t wait[2], signal[2];  // semaphores: start when each is >= 1 and take 1; add 1 when done
   uint8_t t[4];                // tile registers
   uint8_t r[4];                // scalar registers
@@ -108,16 +108,57 @@ constexpr const OpInfo* find_op(uint8_t code) {
 }
 
 // The variants. The name tables are the assembler's; a value past the table is an illegal instruction.
-enum class SaluOp : uint8_t { kAdd, kSub, kMul, kDiv, kMod, kCeilDiv, kAnd, kOr, kXor, kShl, kShr, kMin, kMax, kFAdd, kFSub, kFMul, kFDiv, kIntToFloat, kFloatToInt };
-inline constexpr std::string_view kSaluNames[] = {"add", "sub", "mul", "div", "mod", "cdiv", "and", "or", "xor", "shl", "shr", "min", "max", "fadd", "fsub", "fmul", "fdiv", "i2f", "f2i"};
+enum class SaluOp : uint8_t {
+  kAdd,
+  kSub,
+  kMul,
+  kDiv,
+  kMod,
+  kCeilDiv,
+  kAnd,
+  kOr,
+  kXor,
+  kShl,
+  kShr,
+  kMin,
+  kMax,
+  kFAdd,
+  kFSub,
+  kFMul,
+  kFDiv,
+  kIntToFloat,
+  kFloatToInt
+};
+inline constexpr std::string_view kSaluNames[] = {"add",  "sub",  "mul",  "div", "mod", "cdiv", "and",
+                                                  "or",   "xor",  "shl",  "shr", "min", "max",  "fadd",
+                                                  "fsub", "fmul", "fdiv", "i2f", "f2i"};
 enum class Cond : uint8_t { kEq, kNe, kLt, kLe, kGt, kGe };
 inline constexpr std::string_view kCondNames[] = {"eq", "ne", "lt", "le", "gt", "ge"};
 enum class Special : uint8_t { kPidX, kPidY, kPidZ, kGridX, kGridY, kGridZ, kCore, kCores };
-inline constexpr std::string_view kSpecialNames[] = {"pid_x", "pid_y", "pid_z", "grid_x", "grid_y", "grid_z", "core", "cores"};
+inline constexpr std::string_view kSpecialNames[] = {"pid_x",  "pid_y",  "pid_z", "grid_x",
+                                                     "grid_y", "grid_z", "core",  "cores"};
 enum class LoadKind : uint8_t { kU64, kU32, kI32 };
 inline constexpr std::string_view kLoadKindNames[] = {"u64", "u32", "i32"};
-enum class UnaryOp : uint8_t { kCopy, kNeg, kAbs, kExp, kLog, kSqrt, kRsqrt, kRcp, kTanh, kSigmoid, kSilu, kGelu, kRelu, kSin, kCos, kFloor };
-inline constexpr std::string_view kUnaryNames[] = {"copy", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "rcp", "tanh", "sigmoid", "silu", "gelu", "relu", "sin", "cos", "floor"};
+enum class UnaryOp : uint8_t {
+  kCopy,
+  kNeg,
+  kAbs,
+  kExp,
+  kLog,
+  kSqrt,
+  kRsqrt,
+  kRcp,
+  kTanh,
+  kSigmoid,
+  kSilu,
+  kGelu,
+  kRelu,
+  kSin,
+  kCos,
+  kFloor
+};
+inline constexpr std::string_view kUnaryNames[] = {"copy", "neg",     "abs",  "exp",  "log",  "sqrt", "rsqrt", "rcp",
+                                                   "tanh", "sigmoid", "silu", "gelu", "relu", "sin",  "cos",   "floor"};
 enum class BinaryOp : uint8_t { kAdd, kSub, kMul, kDiv, kMin, kMax, kLt, kLe, kEq };
 inline constexpr std::string_view kBinaryNames[] = {"add", "sub", "mul", "div", "min", "max", "lt", "le", "eq"};
 enum class TernaryOp : uint8_t { kFma, kSelect };
@@ -137,21 +178,56 @@ struct SubNames {
 };
 constexpr SubNames sub_names(Op op) {
   switch (op) {
-    case Op::SALU: return {kSaluNames, std::size(kSaluNames)};
-    case Op::BR: return {kCondNames, std::size(kCondNames)};
-    case Op::SPR: return {kSpecialNames, std::size(kSpecialNames)};
-    case Op::LDARG: return {kLoadKindNames, std::size(kLoadKindNames)};
-    case Op::DCPY: return {kCopyNames, std::size(kCopyNames)};
-    case Op::MDRAIN: case Op::VGLU: return {kActNames, std::size(kActNames)};
-    case Op::VUNI: return {kUnaryNames, std::size(kUnaryNames)};
-    case Op::VBIN: return {kBinaryNames, std::size(kBinaryNames)};
-    case Op::VTER: return {kTernaryNames, std::size(kTernaryNames)};
-    case Op::VRED: return {kReduceNames, std::size(kReduceNames)};
-    case Op::VROPE: return {kRopeNames, std::size(kRopeNames)};
-    case Op::HALT: case Op::MOVI: case Op::LOOP: case Op::ENDL: case Op::LDS: case Op::STS: case Op::TDEF:
-    case Op::TSLICE: case Op::TSTAGE: case Op::WAIT: case Op::SIGNAL: case Op::TRAP: case Op::DLD: case Op::DST:
-    case Op::DGATHER: case Op::DSCATTER: case Op::MINIT: case Op::MMA: case Op::VMASK: case Op::VNORM:
-    case Op::VSMX: case Op::VTOPK: case Op::VRNG: case Op::VSCAN: case Op::VIOTA: case Op::VFILL: return {};
+    case Op::SALU:
+      return {kSaluNames, std::size(kSaluNames)};
+    case Op::BR:
+      return {kCondNames, std::size(kCondNames)};
+    case Op::SPR:
+      return {kSpecialNames, std::size(kSpecialNames)};
+    case Op::LDARG:
+      return {kLoadKindNames, std::size(kLoadKindNames)};
+    case Op::DCPY:
+      return {kCopyNames, std::size(kCopyNames)};
+    case Op::MDRAIN:
+    case Op::VGLU:
+      return {kActNames, std::size(kActNames)};
+    case Op::VUNI:
+      return {kUnaryNames, std::size(kUnaryNames)};
+    case Op::VBIN:
+      return {kBinaryNames, std::size(kBinaryNames)};
+    case Op::VTER:
+      return {kTernaryNames, std::size(kTernaryNames)};
+    case Op::VRED:
+      return {kReduceNames, std::size(kReduceNames)};
+    case Op::VROPE:
+      return {kRopeNames, std::size(kRopeNames)};
+    case Op::HALT:
+    case Op::MOVI:
+    case Op::LOOP:
+    case Op::ENDL:
+    case Op::LDS:
+    case Op::STS:
+    case Op::TDEF:
+    case Op::TSLICE:
+    case Op::TSTAGE:
+    case Op::WAIT:
+    case Op::SIGNAL:
+    case Op::TRAP:
+    case Op::DLD:
+    case Op::DST:
+    case Op::DGATHER:
+    case Op::DSCATTER:
+    case Op::MINIT:
+    case Op::MMA:
+    case Op::VMASK:
+    case Op::VNORM:
+    case Op::VSMX:
+    case Op::VTOPK:
+    case Op::VRNG:
+    case Op::VSCAN:
+    case Op::VIOTA:
+    case Op::VFILL:
+      return {};
   }
   return {};
 }
@@ -163,9 +239,12 @@ constexpr Engine engine_of(const Instruction& i) {
   switch (op->engine) {
     case EngineClass::Control:
       return i.op == uint8_t(Op::WAIT) || i.op == uint8_t(Op::SIGNAL) ? Engine{i.queue} : Engine::kControl;
-    case EngineClass::Dma: return Engine(1 + (i.queue & 3));
-    case EngineClass::Matrix: return Engine::kMatrix;
-    case EngineClass::Vector: return Engine::kVector;
+    case EngineClass::Dma:
+      return Engine(1 + (i.queue & 3));
+    case EngineClass::Matrix:
+      return Engine::kMatrix;
+    case EngineClass::Vector:
+      return Engine::kVector;
   }
   return Engine::kControl;
 }
@@ -192,6 +271,7 @@ struct alignas(8) TensorDescriptor {
   uint32_t shape[4];   // elements; shape[rank - 1] is contiguous
   uint64_t stride[4];  // bytes; stride[rank - 1] is not used
 };
-static_assert(sizeof(TensorDescriptor) == 64 && offsetof(TensorDescriptor, shape) == 16 && offsetof(TensorDescriptor, stride) == 32);
+static_assert(sizeof(TensorDescriptor) == 64 && offsetof(TensorDescriptor, shape) == 16 &&
+              offsetof(TensorDescriptor, stride) == 32);
 
 }  // namespace jalapeno::hw

@@ -17,13 +17,13 @@ inline constexpr uint32_t kModuleVersion = 1;
 inline constexpr uint32_t kNoteVersion = 1;
 
 struct KernelRecord {
-  uint32_t name;         // in .jti.strings
-  uint32_t first;        // instruction in .text.jti
+  uint32_t name;   // in .jti.strings
+  uint32_t first;  // instruction in .text.jti
   uint32_t count;
   uint32_t first_argument, arguments;
   uint32_t argument_bytes;
   uint32_t spm_bytes, acc_bytes;
-  uint32_t source;       // file name in .jti.strings, 0: unknown
+  uint32_t source;  // file name in .jti.strings, 0: unknown
   uint32_t reserved[7];
 };
 static_assert(sizeof(KernelRecord) == 64 && std::is_trivially_copyable_v<KernelRecord>);

@@ -110,11 +110,11 @@ enum Access : uint32_t { kAccessNone = 0, kAccessRead = 1, kAccessWrite = 2, kAc
 inline constexpr uint32_t kNoInstruction = 0xFFFFFFFF;
 
 struct alignas(64) FaultRecord {
-  uint32_t status;       // Status; written last
+  uint32_t status;  // Status; written last
   uint32_t queue;
-  uint64_t packet;       // index in the queue
-  uint64_t cookie;       // of the launch; 0 when the packet was none
-  uint32_t pid[3];       // program instance
+  uint64_t packet;  // index in the queue
+  uint64_t cookie;  // of the launch; 0 when the packet was none
+  uint32_t pid[3];  // program instance
   uint32_t core;
   uint32_t instruction;  // kNoInstruction: not in a program
   uint32_t other;        // the instruction it collides with (kRace), the last one that signalled (kDeadlock)
@@ -122,24 +122,30 @@ struct alignas(64) FaultRecord {
   uint32_t tile;         // tile register, 0xFF: none
   uint64_t address;      // device address, or scratchpad offset for kTileFault and the checked level
   uint64_t bytes;
-  uint64_t value;        // semaphore number, trap code, or the operand that was wrong
+  uint64_t value;  // semaphore number, trap code, or the operand that was wrong
   uint64_t device_ns, host_ns;
-  uint32_t block;        // position in a called block, kNoInstruction: none
+  uint32_t block;  // position in a called block, kNoInstruction: none
   uint32_t reserved[7];
-  char detail[128];      // zero-terminated text
+  char detail[128];  // zero-terminated text
 };
 
 template <class P>
-concept PacketType = sizeof(P) == 64 && alignof(P) == 64 && std::is_trivially_copyable_v<P> && std::is_standard_layout_v<P>;
+concept PacketType = sizeof(P) == 64 &&
+                     alignof(P) == 64 && std::is_trivially_copyable_v<P>&& std::is_standard_layout_v<P>;
 static_assert(PacketType<Packet> && PacketType<LaunchPacket> && PacketType<CopyPacket> && PacketType<CopyBatchPacket>);
-static_assert(PacketType<FillPacket> && PacketType<TimelinePacket> && PacketType<TimestampPacket> && PacketType<CallPacket>);
+static_assert(PacketType<FillPacket> && PacketType<TimelinePacket> && PacketType<TimestampPacket> &&
+              PacketType<CallPacket>);
 static_assert(sizeof(PacketHeader) == 8 && sizeof(CopyDescriptor) == 32 && sizeof(Timestamp) == 16);
-static_assert(offsetof(LaunchPacket, code) == 8 && offsetof(LaunchPacket, arguments) == 16 && offsetof(LaunchPacket, instructions) == 24);
-static_assert(offsetof(LaunchPacket, grid) == 32 && offsetof(LaunchPacket, deadline_ms) == 44 && offsetof(LaunchPacket, cookie) == 48);
+static_assert(offsetof(LaunchPacket, code) == 8 && offsetof(LaunchPacket, arguments) == 16 &&
+              offsetof(LaunchPacket, instructions) == 24);
+static_assert(offsetof(LaunchPacket, grid) == 32 && offsetof(LaunchPacket, deadline_ms) == 44 &&
+              offsetof(LaunchPacket, cookie) == 48);
 static_assert(offsetof(CopyPacket, width_bytes) == 24 && offsetof(CopyPacket, source_pitch) == 40);
-static_assert(offsetof(FillPacket, pattern) == 24 && offsetof(TimelinePacket, value) == 16 && offsetof(CallPacket, count) == 16);
+static_assert(offsetof(FillPacket, pattern) == 24 && offsetof(TimelinePacket, value) == 16 &&
+              offsetof(CallPacket, count) == 16);
 static_assert(sizeof(Timeline) == 64 && offsetof(Timeline, failed_value) == 8 && offsetof(Timeline, status) == 16);
 static_assert(offsetof(Timeline, device_ns) == 24 && sizeof(FaultRecord) == 256 && offsetof(FaultRecord, pid) == 24);
-static_assert(offsetof(FaultRecord, instruction) == 40 && offsetof(FaultRecord, address) == 56 && offsetof(FaultRecord, detail) == 128);
+static_assert(offsetof(FaultRecord, instruction) == 40 && offsetof(FaultRecord, address) == 56 &&
+              offsetof(FaultRecord, detail) == 128);
 
 }  // namespace jalapeno::hw

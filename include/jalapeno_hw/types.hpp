@@ -39,7 +39,8 @@ inline constexpr std::array<DTypeInfo, kDTypes> kDTypeInfo = {{
     {"i8", 1, 1},
     {"i32", 1, 4},
     {"q8_0", 32, 34},  // f16 scale, int8[32]
-    {"q4_0", 32, 18},  // f16 scale, 16 bytes: low nibbles are elements 0..15, high nibbles 16..31, value = (nibble - 8) * scale
+    {"q4_0", 32,
+     18},  // f16 scale, 16 bytes: low nibbles are elements 0..15, high nibbles 16..31, value = (nibble - 8) * scale
 }};
 constexpr const DTypeInfo& info(DType t) { return kDTypeInfo[static_cast<size_t>(t)]; }
 constexpr bool valid(DType t) { return static_cast<size_t>(t) < kDTypes; }
@@ -56,14 +57,14 @@ enum class Status : uint32_t {
   kDeadlock = 6,            // a wait that nothing left in the program can satisfy
   kWatchdog = 7,            // a program instance ran longer than the watchdog allows
   kTrap = 8,                // the program asked to stop (TRAP)
-  kTileFault = 9,           // a tile outside scratchpad or accumulators, or shapes and types that do not fit the operation
-  kBadPacket = 10,          // a packet with an unknown opcode, a wrong sequence number or impossible fields
-  kDependencyFailed = 11,   // the timeline this packet waited for is poisoned
-  kEccUncorrectable = 12,   // memory returned data that could not be corrected
-  kDiscarded = 13,          // never ran: an earlier packet of its queue failed
-  kRace = 14,               // checked level: two engines touch the same bytes without an order
-  kUninitialized = 15,      // checked level: scratchpad bytes read before they were written
-  kOutOfBounds = 16,        // checked level: a DMA box wholly outside its tensor
+  kTileFault = 9,   // a tile outside scratchpad or accumulators, or shapes and types that do not fit the operation
+  kBadPacket = 10,  // a packet with an unknown opcode, a wrong sequence number or impossible fields
+  kDependencyFailed = 11,  // the timeline this packet waited for is poisoned
+  kEccUncorrectable = 12,  // memory returned data that could not be corrected
+  kDiscarded = 13,         // never ran: an earlier packet of its queue failed
+  kRace = 14,              // checked level: two engines touch the same bytes without an order
+  kUninitialized = 15,     // checked level: scratchpad bytes read before they were written
+  kOutOfBounds = 16,       // checked level: a DMA box wholly outside its tensor
 };
 
 }  // namespace jalapeno::hw

@@ -34,9 +34,12 @@ struct Steps {
   // rows of q, whose element r sees keys below limit + r * step; `count` keys in all. fetch loads a block.
   void run(const Reg& rows, const Reg& limit, uint32_t step, const Reg& count, const Reg& scale, uint32_t head,
            const std::function<void(const Tile&, const Tile&, const Reg&)>& fetch) {
-    Tile q = k.slice(query, 0, 0, rows, head), s = k.slice(scores, 0, 0, rows, kKeys), pt = k.slice(p, 0, 0, rows, kKeys);
-    Tile st = k.slice(state, 0, 0, rows, 4), o = k.slice(output, 0, 0, rows, head), out = k.slice(result, 0, 0, rows, head);
-    Tile peak = k.slice(state, 0, 0, rows, 1), sum = k.slice(state, 0, 1, rows, 1), correction = k.slice(state, 0, 2, rows, 1);
+    Tile q = k.slice(query, 0, 0, rows, head), s = k.slice(scores, 0, 0, rows, kKeys),
+         pt = k.slice(p, 0, 0, rows, kKeys);
+    Tile st = k.slice(state, 0, 0, rows, 4), o = k.slice(output, 0, 0, rows, head),
+         out = k.slice(result, 0, 0, rows, head);
+    Tile peak = k.slice(state, 0, 0, rows, 1), sum = k.slice(state, 0, 1, rows, 1),
+         correction = k.slice(state, 0, 2, rows, 1);
     k.fill(st, 0);
     k.fill(peak, kMinus);
     k.zero(o);
@@ -61,7 +64,8 @@ struct Steps {
 
 // q and out are [heads, tokens, head]; caches are [slots, kv_heads * head].
 KernelCode attention(DType kv, uint32_t head, bool paged) {
-  Builder k(std::string(paged ? "attention_paged_" : "attention_causal_") + hw::info(kv).name + "_d" + std::to_string(head));
+  Builder k(std::string(paged ? "attention_paged_" : "attention_causal_") + hw::info(kv).name + "_d" +
+            std::to_string(head));
   constexpr uint32_t kRows = 64;
   auto Q = k.tensor("q", f32, 3), K = k.tensor("k_cache", kv, 2), V = k.tensor("v_cache", kv, 2);
   auto position = k.tensor("position", i32, 1);

@@ -71,7 +71,8 @@ KernelCode pairwise(const char* name, const char* first, const char* second, F f
 }  // namespace
 
 KernelCode swiglu() {
-  return pairwise("swiglu", "gate", "up", [](Builder& k, const Tile& x, const Tile& y) { k.glu(ActOp::kSilu, x, x, y); });
+  return pairwise("swiglu", "gate", "up",
+                  [](Builder& k, const Tile& x, const Tile& y) { k.glu(ActOp::kSilu, x, x, y); });
 }
 
 KernelCode add() {
@@ -108,7 +109,8 @@ KernelCode softmax() {
 
 namespace {
 std::string rope_name(const char* base, RopeOp mode, uint32_t head, uint32_t rotated) {
-  return std::string(base) + "_" + std::string(hw::kRopeNames[static_cast<int>(mode)]) + "_d" + std::to_string(head) + "_r" + std::to_string(rotated);
+  return std::string(base) + "_" + std::string(hw::kRopeNames[static_cast<int>(mode)]) + "_d" + std::to_string(head) +
+         "_r" + std::to_string(rotated);
 }
 }  // namespace
 
@@ -116,7 +118,8 @@ KernelCode rope(RopeOp mode, uint32_t head, uint32_t rotated) {
   Builder k(rope_name("rope", mode, head, rotated));
   auto x = k.tensor("x", f32, 2), cosine = k.tensor("cos", f32, 2), sine = k.tensor("sin", f32, 2);
   auto position = k.tensor("position", i32, 1), out = k.tensor("out", f32, 2);
-  auto row = k.spm(f32, 1, kMaxRow), c = k.spm(f32, 1, rotated / 2), s = k.spm(f32, 1, rotated / 2), first = k.spm(i32, 1, 1);
+  auto row = k.spm(f32, 1, kMaxRow), c = k.spm(f32, 1, rotated / 2), s = k.spm(f32, 1, rotated / 2),
+       first = k.spm(i32, 1, 1);
   Reg width = x.dim(1);
   k.load(first, position, {0});
   Reg position0 = k.read(first, 0, 0);
@@ -135,11 +138,13 @@ KernelCode rope(RopeOp mode, uint32_t head, uint32_t rotated) {
 // Rotates the keys of new tokens and appends keys and values to a paged cache.
 KernelCode rope_kv(RopeOp mode, uint32_t head, uint32_t rotated) {
   Builder k(rope_name("rope_kv", mode, head, rotated));
-  auto key = k.tensor("k", f32, 2), value = k.tensor("v", f32, 2), cosine = k.tensor("cos", f32, 2), sine = k.tensor("sin", f32, 2);
+  auto key = k.tensor("k", f32, 2), value = k.tensor("v", f32, 2), cosine = k.tensor("cos", f32, 2),
+       sine = k.tensor("sin", f32, 2);
   auto position = k.tensor("position", i32, 1), table = k.tensor("table", i32, 1);
   auto key_cache = k.any_tensor("k_cache", 2), value_cache = k.any_tensor("v_cache", 2);
   auto kr = k.spm(f32, 1, kMaxRow), vr = k.spm(f32, 1, kMaxRow);
-  auto c = k.spm(f32, 1, rotated / 2), s = k.spm(f32, 1, rotated / 2), first = k.spm(i32, 1, 1), entry = k.spm(i32, 1, 1);
+  auto c = k.spm(f32, 1, rotated / 2), s = k.spm(f32, 1, rotated / 2), first = k.spm(i32, 1, 1),
+       entry = k.spm(i32, 1, 1);
   Reg width = key.dim(1);
   k.load(first, position, {0});
   Reg position0 = k.read(first, 0, 0);

@@ -65,7 +65,8 @@ KernelCode make(const std::string& name) {
 
 std::vector<std::byte> build_library_module(const std::string& name) {
   KernelCode code = make(name);
-  if (code.name != name) fail(jalErrorNotFound, "the kernel library has no \"" + name + "\"; did you mean \"" + code.name + "\"?");
+  if (code.name != name)
+    fail(jalErrorNotFound, "the kernel library has no \"" + name + "\"; did you mean \"" + code.name + "\"?");
   return tile::write_module({std::move(code)});
 }
 

@@ -34,8 +34,10 @@ KernelCode matmul(DType weight, bool add) {
         k.mma(c, at, wt);
       });
       k.drain(o, c);
-      if (add) k.store_add(C, {m0, n0}, o);
-      else k.store(C, {m0, n0}, o);
+      if (add)
+        k.store_add(C, {m0, n0}, o);
+      else
+        k.store(C, {m0, n0}, o);
     });
   });
   return k.finish();
@@ -44,7 +46,8 @@ KernelCode matmul(DType weight, bool add) {
 KernelCode matmul_i8() {
   Builder k("matmul_i8");
   constexpr uint32_t kDepth = 4096;
-  auto A = k.tensor("a", i8, 2), W = k.tensor("w", i8, 2), SA = k.tensor("a_scale", f32, 1), SW = k.tensor("w_scale", f32, 1), C = k.tensor("c", f32, 2);
+  auto A = k.tensor("a", i8, 2), W = k.tensor("w", i8, 2), SA = k.tensor("a_scale", f32, 1),
+       SW = k.tensor("w_scale", f32, 1), C = k.tensor("c", f32, 2);
   auto a = k.spm(i8, kRows, kDepth, Stages(2)), w = k.spm(i8, kColumns, kDepth, Stages(2));
   auto acc = k.acc(kRows, kColumns, i32), out = k.spm(f32, kRows, kColumns);
   auto sa = k.spm(f32, 1, kRows), sa_column = k.spm(f32, kRows, 1), sw = k.spm(f32, 1, kColumns);

@@ -11,7 +11,8 @@ namespace {
 constexpr float kMinus = -std::numeric_limits<float>::infinity();
 
 // The k largest of row `row`, in pieces of a tile.
-void largest(Builder& k, const Tensor& x, const Reg& row, const Reg& width, const Tile& piece, const Tile& values, const Tile& indices) {
+void largest(Builder& k, const Tensor& x, const Reg& row, const Reg& width, const Tile& piece, const Tile& values,
+             const Tile& indices) {
   k.fill(values, kMinus);
   k.fill(indices, -1);
   k.loop(0, width, piece.columns(), [&](Reg c) {
@@ -70,7 +71,8 @@ KernelCode sample(uint32_t count) {
   Builder k("sample_k" + std::to_string(count));
   auto logits = k.tensor("logits", f32, 2), token = k.tensor("token", i32, 1), position = k.tensor("position", i32, 1);
   Reg temperature = k.scalar_f32("temperature"), top_p = k.scalar_f32("top_p"), seed = k.scalar_i64("seed");
-  auto piece = k.spm(f32, 1, kMaxRow), v = k.spm(f32, 1, count), sums = k.spm(f32, 1, count), keep = k.spm(f32, 1, count);
+  auto piece = k.spm(f32, 1, kMaxRow), v = k.spm(f32, 1, count), sums = k.spm(f32, 1, count),
+       keep = k.spm(f32, 1, count);
   auto n = k.spm(i32, 1, count), place = k.spm(i32, 1, 1), chosen = k.spm(i32, 1, 1);
   auto state = k.spm(f32, 1, 3), draw = k.spm(f32, 1, 1), total = k.spm(f32, 1, 1), below = k.spm(i32, 1, 1);
   Tile peak = k.slice(state, 0, 0, 1, 1), sum = k.slice(state, 0, 1, 1, 1);

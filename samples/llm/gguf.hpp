@@ -18,7 +18,8 @@ struct TensorInfo {
   uint64_t bytes;
 };
 
-using Value = std::variant<uint64_t, int64_t, double, bool, std::string, std::vector<int64_t>, std::vector<double>, std::vector<std::string>>;
+using Value = std::variant<uint64_t, int64_t, double, bool, std::string, std::vector<int64_t>, std::vector<double>,
+                           std::vector<std::string>>;
 
 class Gguf {
  public:

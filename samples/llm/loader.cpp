@@ -40,8 +40,8 @@ struct Request {
 
 }  // namespace
 
-void load_weights(const jalapeno::Device& device, const jalapeno::Stream& stream, const std::string& path, const std::vector<Piece>& pieces,
-                  const std::function<void(uint64_t, uint64_t)>& progress) {
+void load_weights(const jalapeno::Device& device, const jalapeno::Stream& stream, const std::string& path,
+                  const std::vector<Piece>& pieces, const std::function<void(uint64_t, uint64_t)>& progress) {
   const File file(path);
   Ring ring;  // where the kernel refuses io_uring, plain reads do
   jalapeno::HostBuffer<char> pinned(device, kDepth * kChunk);
@@ -52,14 +52,17 @@ void load_weights(const jalapeno::Device& device, const jalapeno::Stream& stream
   for (const Piece& p : pieces) all += p.bytes;
 
   auto fail = [&](const Request& r, int error) {
-    throw std::runtime_error(path + ": " + (error != 0 ? std::strerror(error) : "ends") + " at byte " + std::to_string(r.offset + r.done) + (error != 0 ? "" : "; was it truncated while it was read?"));
+    throw std::runtime_error(path + ": " + (error != 0 ? std::strerror(error) : "ends") + " at byte " +
+                             std::to_string(r.offset + r.done) +
+                             (error != 0 ? "" : "; was it truncated while it was read?"));
   };
   auto submit = [&](unsigned k) {
     Request& r = slots[k];
     char* to = pinned.data() + k * kChunk + r.done;
     if (!ring.usable) {
       while (r.done < r.bytes) {
-        const ssize_t n = pread(file.fd, pinned.data() + k * kChunk + r.done, r.bytes - r.done, static_cast<off_t>(r.offset + r.done));
+        const ssize_t n = pread(file.fd, pinned.data() + k * kChunk + r.done, r.bytes - r.done,
+                                static_cast<off_t>(r.offset + r.done));
         if (n < 0 && errno == EINTR) continue;
         if (n <= 0) fail(r, n < 0 ? errno : 0);
         r.done += static_cast<uint64_t>(n);
@@ -82,10 +85,14 @@ void load_weights(const jalapeno::Device& device, const jalapeno::Stream& stream
       const int n = c->res;
       io_uring_cqe_seen(&ring.ring, c);
       Request& r = slots[which];
-      if (n == -EINTR || n == -EAGAIN) submit(which);
-      else if (n <= 0) fail(r, -n);
-      else if ((r.done += static_cast<uint64_t>(n)) < r.bytes) submit(which);
-      else r.finished = true;
+      if (n == -EINTR || n == -EAGAIN)
+        submit(which);
+      else if (n <= 0)
+        fail(r, -n);
+      else if ((r.done += static_cast<uint64_t>(n)) < r.bytes)
+        submit(which);
+      else
+        r.finished = true;
     }
   };
 

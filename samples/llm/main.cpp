@@ -14,7 +14,9 @@
 namespace {
 
 using Clock = std::chrono::steady_clock;
-double seconds(Clock::time_point from, Clock::time_point to) { return std::chrono::duration<double>(to - from).count(); }
+double seconds(Clock::time_point from, Clock::time_point to) {
+  return std::chrono::duration<double>(to - from).count();
+}
 
 // What one phase cost, on this machine and on the modelled chip.
 struct Phase {
@@ -27,7 +29,8 @@ class Meter {
   Phase stop(double tokens) const {
     const auto end = Clock::now();
     const jalTelemetry t = device_.telemetry();
-    return {tokens, seconds(start_, end), static_cast<double>(t.device_ns - begin_.device_ns) * 1e-9, t.energy_joules - begin_.energy_joules};
+    return {tokens, seconds(start_, end), static_cast<double>(t.device_ns - begin_.device_ns) * 1e-9,
+            t.energy_joules - begin_.energy_joules};
   }
 
  private:
@@ -38,13 +41,25 @@ class Meter {
 
 // .npy, version 1: float32, C order.
 void write_npy(const std::string& path, const std::vector<float>& values, size_t rows, size_t columns) {
-  std::string header = "{'descr': '<f4', 'fortran_order': False, 'shape': (" + std::to_string(rows) + ", " + std::to_string(columns) + "), }";
+  std::string header = "{'descr': '<f4', 'fortran_order': False, 'shape': (" + std::to_string(rows) + ", " +
+                       std::to_string(columns) + "), }";
   header.resize((10 + header.size() + 1 + 63) / 64 * 64 - 10 - 1, ' ');
   header += '\n';
   std::FILE* f = std::fopen(path.c_str(), "wb");
   if (f == nullptr) throw std::runtime_error(path + ": " + std::strerror(errno));
-  const unsigned char lead[10] = {0x93, 'N', 'U', 'M', 'P', 'Y', 1, 0, static_cast<unsigned char>(header.size() & 255), static_cast<unsigned char>(header.size() >> 8)};
-  const bool good = std::fwrite(lead, 1, 10, f) == 10 && std::fwrite(header.data(), 1, header.size(), f) == header.size() && std::fwrite(values.data(), 4, values.size(), f) == values.size();
+  const unsigned char lead[10] = {0x93,
+                                  'N',
+                                  'U',
+                                  'M',
+                                  'P',
+                                  'Y',
+                                  1,
+                                  0,
+                                  static_cast<unsigned char>(header.size() & 255),
+                                  static_cast<unsigned char>(header.size() >> 8)};
+  const bool good = std::fwrite(lead, 1, 10, f) == 10 &&
+                    std::fwrite(header.data(), 1, header.size(), f) == header.size() &&
+                    std::fwrite(values.data(), 4, values.size(), f) == values.size();
   if (std::fclose(f) != 0 || !good) throw std::runtime_error(path + ": write error");
 }
 
@@ -54,7 +69,8 @@ std::vector<int32_t> parse_tokens(const std::string& text) {
   for (std::string word; std::getline(in, word, ',');) {
     char* end = nullptr;
     const long v = std::strtol(word.c_str(), &end, 10);
-    if (word.empty() || *end != 0 || v < 0 || v > INT32_MAX) throw std::runtime_error("--tokens: \"" + word + "\" is no token id");
+    if (word.empty() || *end != 0 || v < 0 || v > INT32_MAX)
+      throw std::runtime_error("--tokens: \"" + word + "\" is no token id");
     out.push_back(static_cast<int32_t>(v));
   }
   return out;
@@ -65,32 +81,46 @@ void progress_bar(uint64_t done, uint64_t all) {
   const int percent = static_cast<int>(done * 100 / std::max<uint64_t>(all, 1));
   if (!isatty(2) || percent == last) return;
   last = percent;
-  std::fprintf(stderr, "\rloading weights [%-40.*s] %3d %%%s", percent * 40 / 100, "########################################", percent, percent == 100 ? "\n" : "");
+  std::fprintf(stderr, "\rloading weights [%-40.*s] %3d %%%s", percent * 40 / 100,
+               "########################################", percent, percent == 100 ? "\n" : "");
 }
 
 nlohmann::json report_json(const jalDeviceProperties& p, const Phase& prefill, const Phase& decode) {
   auto phase = [&](const Phase& x) {
     const double watts = x.device_s > 0 ? x.joules / x.device_s : 0;
-    nlohmann::json modelled = {{"tokens_per_second", x.device_s > 0 ? x.tokens / x.device_s : 0}, {"joules_per_token", x.tokens > 0 ? x.joules / x.tokens : 0}, {"watts", watts}};
-    if (p.dollars_per_hour > 0 && x.tokens > 0) modelled["dollars_per_million_tokens"] = p.dollars_per_hour / 3600 * x.device_s / x.tokens * 1e6;
-    return nlohmann::json{{"tokens", x.tokens}, {"this_machine", {{"seconds", x.host_s}, {"tokens_per_second", x.host_s > 0 ? x.tokens / x.host_s : 0}}}, {"modelled_chip", modelled}};
+    nlohmann::json modelled = {{"tokens_per_second", x.device_s > 0 ? x.tokens / x.device_s : 0},
+                               {"joules_per_token", x.tokens > 0 ? x.joules / x.tokens : 0},
+                               {"watts", watts}};
+    if (p.dollars_per_hour > 0 && x.tokens > 0)
+      modelled["dollars_per_million_tokens"] = p.dollars_per_hour / 3600 * x.device_s / x.tokens * 1e6;
+    return nlohmann::json{
+        {"tokens", x.tokens},
+        {"this_machine", {{"seconds", x.host_s}, {"tokens_per_second", x.host_s > 0 ? x.tokens / x.host_s : 0}}},
+        {"modelled_chip", modelled}};
   };
-  return {{"device", p.uri}, {"emulated", p.emulated != 0}, {"chip_configuration", p.config_name}, {"assumed", p.assumed != 0}, {"prefill", phase(prefill)}, {"decode", phase(decode)}};
+  return {{"device", p.uri},           {"emulated", p.emulated != 0}, {"chip_configuration", p.config_name},
+          {"assumed", p.assumed != 0}, {"prefill", phase(prefill)},   {"decode", phase(decode)}};
 }
 
 void print_report(const nlohmann::json& r) {
   const bool emulated = r["emulated"];
-  std::fprintf(stderr, "\n%s\n", emulated ? "This machine (the emulator's own speed; says nothing about the chip)" : "Measured on this machine");
+  std::fprintf(
+      stderr, "\n%s\n",
+      emulated ? "This machine (the emulator's own speed; says nothing about the chip)" : "Measured on this machine");
   for (const char* name : {"prefill", "decode"}) {
     const auto& x = r[name];
-    std::fprintf(stderr, "  %-8s %6.0f tokens  %9.1f tokens/s\n", name, x["tokens"].get<double>(), x["this_machine"]["tokens_per_second"].get<double>());
+    std::fprintf(stderr, "  %-8s %6.0f tokens  %9.1f tokens/s\n", name, x["tokens"].get<double>(),
+                 x["this_machine"]["tokens_per_second"].get<double>());
   }
-  std::fprintf(stderr, "%s chip, configuration %s%s\n", emulated ? "Modelled" : "The", r["chip_configuration"].get<std::string>().c_str(),
+  std::fprintf(stderr, "%s chip, configuration %s%s\n", emulated ? "Modelled" : "The",
+               r["chip_configuration"].get<std::string>().c_str(),
                r["assumed"].get<bool>() ? " (assumed chip: no data sheet is public, every rate is an assumption)" : "");
   for (const char* name : {"prefill", "decode"}) {
     const auto& m = r[name]["modelled_chip"];
-    std::fprintf(stderr, "  %-8s %9.1f tokens/s  %.4g J/token  %.0f W", name, m["tokens_per_second"].get<double>(), m["joules_per_token"].get<double>(), m["watts"].get<double>());
-    if (m.contains("dollars_per_million_tokens")) std::fprintf(stderr, "  $%.4g per million tokens", m["dollars_per_million_tokens"].get<double>());
+    std::fprintf(stderr, "  %-8s %9.1f tokens/s  %.4g J/token  %.0f W", name, m["tokens_per_second"].get<double>(),
+                 m["joules_per_token"].get<double>(), m["watts"].get<double>());
+    if (m.contains("dollars_per_million_tokens"))
+      std::fprintf(stderr, "  $%.4g per million tokens", m["dollars_per_million_tokens"].get<double>());
     std::fprintf(stderr, "\n");
   }
 }
@@ -106,11 +136,14 @@ int main(int argc, char** argv) try {
   app.add_option("--model", model_path, "GGUF file")->required();
   auto* prompt_option = app.add_option("--prompt", prompt, "text to continue");
   app.add_option("-n", count, "how many tokens to generate")->check(CLI::Range(0, 1000000));
-  app.add_option("--temperature", sampling.temperature, "0: always the most likely token")->check(CLI::Range(0.0, 100.0));
+  app.add_option("--temperature", sampling.temperature, "0: always the most likely token")
+      ->check(CLI::Range(0.0, 100.0));
   app.add_option("--top-k", sampling.top_k, "sample among the k most likely tokens")->check(CLI::Range(1, 1024));
-  app.add_option("--top-p", sampling.top_p, "sample among the most likely tokens that together have this probability")->check(CLI::Range(0.0, 1.0));
+  app.add_option("--top-p", sampling.top_p, "sample among the most likely tokens that together have this probability")
+      ->check(CLI::Range(0.0, 1.0));
   app.add_option("--seed", sampling.seed, "of the random numbers");
-  app.add_option("--context", context, "tokens the KV cache holds (default: the model's, at most 4096)")->check(CLI::Range(1, 1 << 24));
+  app.add_option("--context", context, "tokens the KV cache holds (default: the model's, at most 4096)")
+      ->check(CLI::Range(1, 1 << 24));
   app.add_option("--device", uri, "device URI (default: the first device, or an embedded emulator)");
   auto* tokens_option = app.add_option("--tokens", tokens_text, "token ids instead of a prompt, as in 1,2,3");
   app.add_option("--dump-logits", dump_path, "write the logits of every position as .npy (float32, [n, vocabulary])");
@@ -167,8 +200,10 @@ int main(int argc, char** argv) try {
   std::printf("%s\n", pending.c_str());
   std::fflush(stdout);
   const nlohmann::json report = report_json(device.properties(), prefill, decode);
-  if (json) std::printf("%s\n", report.dump().c_str());
-  else print_report(report);
+  if (json)
+    std::printf("%s\n", report.dump().c_str());
+  else
+    print_report(report);
   return 0;
 } catch (const std::exception& e) {
   std::fprintf(stderr, "jalapeno-llm: %s\n", e.what());

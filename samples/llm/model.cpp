@@ -19,24 +19,36 @@ constexpr uint32_t kPage = 16, kChunk = 256;  // tokens
 
 jalDType dtype_of(TensorType t) {
   switch (t) {
-    case TensorType::kF32: return jalF32;
-    case TensorType::kF16: return jalF16;
-    case TensorType::kBF16: return jalBF16;
-    case TensorType::kQ8_0: return jalQ8_0;
-    case TensorType::kQ4_0: return jalQ4_0;
+    case TensorType::kF32:
+      return jalF32;
+    case TensorType::kF16:
+      return jalF16;
+    case TensorType::kBF16:
+      return jalBF16;
+    case TensorType::kQ8_0:
+      return jalQ8_0;
+    case TensorType::kQ4_0:
+      return jalQ4_0;
   }
   return jalF32;
 }
 
 const char* dtype_name(jalDType t) {
   switch (t) {
-    case jalF32: return "f32";
-    case jalBF16: return "bf16";
-    case jalF16: return "f16";
-    case jalI8: return "i8";
-    case jalI32: return "i32";
-    case jalQ8_0: return "q8_0";
-    case jalQ4_0: return "q4_0";
+    case jalF32:
+      return "f32";
+    case jalBF16:
+      return "bf16";
+    case jalF16:
+      return "f16";
+    case jalI8:
+      return "i8";
+    case jalI32:
+      return "i32";
+    case jalQ8_0:
+      return "q8_0";
+    case jalQ4_0:
+      return "q4_0";
   }
   return "";
 }
@@ -45,15 +57,19 @@ uint32_t blocks(uint32_t n, uint32_t size) { return (n + size - 1) / size; }
 
 }  // namespace
 
-Model::Weight Model::take(const Gguf& file, const std::string& name, uint64_t rows, uint64_t columns, bool vector, bool required) {
+Model::Weight Model::take(const Gguf& file, const std::string& name, uint64_t rows, uint64_t columns, bool vector,
+                          bool required) {
   const TensorInfo* t = file.find(name);
   if (t == nullptr) {
     if (required) throw std::runtime_error(file.path() + ": tensor " + name + " is missing");
     return {};
   }
   if (t->rows != rows || t->columns != columns)
-    throw std::runtime_error(file.path() + ": tensor " + name + " is " + std::to_string(t->rows) + " x " + std::to_string(t->columns) + ", expected " + std::to_string(rows) + " x " + std::to_string(columns));
-  if (vector && t->type != TensorType::kF32) throw std::runtime_error(file.path() + ": tensor " + name + " is " + type_name(t->type) + ", vectors must be F32");
+    throw std::runtime_error(file.path() + ": tensor " + name + " is " + std::to_string(t->rows) + " x " +
+                             std::to_string(t->columns) + ", expected " + std::to_string(rows) + " x " +
+                             std::to_string(columns));
+  if (vector && t->type != TensorType::kF32)
+    throw std::runtime_error(file.path() + ": tensor " + name + " is " + type_name(t->type) + ", vectors must be F32");
   storage_.emplace_back(device_, t->bytes);
   weight_bytes_ += t->bytes;
   wishes_.push_back({t->offset, t->bytes, storage_.back().data()});
@@ -66,13 +82,18 @@ jalapeno::Kernel Model::kernel(const std::string& name) {
   return it->second;
 }
 
-Model::Model(const jalapeno::Device& device, const Gguf& file, uint32_t context, const std::function<void(uint64_t, uint64_t)>& progress) : device_(device), stream_(device) {
+Model::Model(const jalapeno::Device& device, const Gguf& file, uint32_t context,
+             const std::function<void(uint64_t, uint64_t)>& progress)
+    : device_(device), stream_(device) {
   const std::string architecture = file.text("general.architecture");
-  if (architecture != "llama") throw std::runtime_error(file.path() + ": architecture \"" + architecture + "\", this program runs llama");
+  if (architecture != "llama")
+    throw std::runtime_error(file.path() + ": architecture \"" + architecture + "\", this program runs llama");
   auto integer = [&](const char* key, uint64_t low, uint64_t high, uint64_t fallback = 0) {
     const std::string full = std::string("llama.") + key;
     const uint64_t v = fallback != 0 ? file.integer(full, fallback) : file.integer(full);
-    if (v < low || v > high) throw std::runtime_error(file.path() + ": " + full + " is " + std::to_string(v) + ", expected " + std::to_string(low) + " to " + std::to_string(high));
+    if (v < low || v > high)
+      throw std::runtime_error(file.path() + ": " + full + " is " + std::to_string(v) + ", expected " +
+                               std::to_string(low) + " to " + std::to_string(high));
     return static_cast<uint32_t>(v);
   };
   h_.layers = integer("block_count", 1, 1024);
@@ -80,21 +101,37 @@ Model::Model(const jalapeno::Device& device, const Gguf& file, uint32_t context,
   h_.ffn = integer("feed_forward_length", 8, 1 << 20);
   h_.heads = integer("attention.head_count", 1, 1024);
   h_.kv_heads = integer("attention.head_count_kv", 1, h_.heads, h_.heads);
-  if (h_.heads % h_.kv_heads != 0) throw std::runtime_error(file.path() + ": " + std::to_string(h_.heads) + " heads cannot share " + std::to_string(h_.kv_heads) + " KV heads");
+  if (h_.heads % h_.kv_heads != 0)
+    throw std::runtime_error(file.path() + ": " + std::to_string(h_.heads) + " heads cannot share " +
+                             std::to_string(h_.kv_heads) + " KV heads");
   if (h_.heads / h_.kv_heads > 32) throw std::runtime_error(file.path() + ": more than 32 heads share a KV head");
   h_.head = integer("attention.key_length", 2, 1024, h_.width / h_.heads);
   h_.rotated = integer("rope.dimension_count", 2, h_.head, h_.head);
   h_.vocabulary = static_cast<uint32_t>(file.texts("tokenizer.ggml.tokens").size());
   const uint32_t trained = integer("context_length", 1, 1 << 24);
   h_.context = context != 0 ? context : std::min(trained, 4096u);
-  if (h_.context > trained) throw std::runtime_error("--context " + std::to_string(h_.context) + ": the model was trained for " + std::to_string(trained));
-  if (h_.heads * h_.head > 16384 || h_.rotated % 2 != 0) throw std::runtime_error(file.path() + ": " + std::to_string(h_.heads) + " heads of " + std::to_string(h_.head) + ", " + std::to_string(h_.rotated) + " rotated");
-  h_.eps = static_cast<float>(file.real("llama.attention.layer_norm_rms_epsilon"));
-  h_.theta = static_cast<float>(file.real("llama.rope.freq_base", 10000.0));
+  if (h_.context > trained)
+    throw std::runtime_error("--context " + std::to_string(h_.context) + ": the model was trained for " +
+                             std::to_string(trained));
+  if (h_.heads * h_.head > 16384 || h_.rotated % 2 != 0)
+    throw std::runtime_error(file.path() + ": " + std::to_string(h_.heads) + " heads of " + std::to_string(h_.head) +
+                             ", " + std::to_string(h_.rotated) + " rotated");
+  auto real = [&](const std::string& key, double fallback, double low, double high) {
+    const double v = std::isnan(fallback) ? file.real(key) : file.real(key, fallback);
+    if (!(v >= low && v <= high))
+      throw std::runtime_error(file.path() + ": " + key + " is " + std::to_string(v) + ", expected " +
+                               std::to_string(low) + " to " + std::to_string(high));
+    return static_cast<float>(v);
+  };
+  h_.eps = real("llama.attention.layer_norm_rms_epsilon", std::nan(""), 0, 1);
+  h_.theta = real("llama.rope.freq_base", 10000.0, 1, 1e12);
   h_.rope_scale = 1;
   const std::string scaling = file.has("llama.rope.scaling.type") ? file.text("llama.rope.scaling.type") : "none";
-  if (scaling == "linear") h_.rope_scale = static_cast<float>(file.real("llama.rope.scaling.factor"));
-  else if (scaling != "none") throw std::runtime_error(file.path() + ": rope scaling \"" + scaling + "\", supported are none, linear and the factors of Llama 3 (rope_freqs.weight)");
+  if (scaling == "linear")
+    h_.rope_scale = real("llama.rope.scaling.factor", std::nan(""), 1e-3, 1e6);
+  else if (scaling != "none")
+    throw std::runtime_error(file.path() + ": rope scaling \"" + scaling +
+                             "\", supported are none, linear and the factors of Llama 3 (rope_freqs.weight)");
 
   const uint64_t kv_width = uint64_t{h_.kv_heads} * h_.head, q_width = uint64_t{h_.heads} * h_.head;
   embedding_ = take(file, "token_embd.weight", h_.vocabulary, h_.width, false);
@@ -114,14 +151,17 @@ Model::Model(const jalapeno::Device& device, const Gguf& file, uint32_t context,
     };
     Layer x;
     x.attn_norm = get("attn_norm", 1, h_.width, true);
-    x.q = get("attn_q", q_width, h_.width), x.k = get("attn_k", kv_width, h_.width), x.v = get("attn_v", kv_width, h_.width);
+    x.q = get("attn_q", q_width, h_.width), x.k = get("attn_k", kv_width, h_.width),
+    x.v = get("attn_v", kv_width, h_.width);
     x.o = get("attn_output", h_.width, q_width);
     x.ffn_norm = get("ffn_norm", 1, h_.width, true);
-    x.gate = get("ffn_gate", h_.ffn, h_.width), x.up = get("ffn_up", h_.ffn, h_.width), x.down = get("ffn_down", h_.width, h_.ffn);
+    x.gate = get("ffn_gate", h_.ffn, h_.width), x.up = get("ffn_up", h_.ffn, h_.width),
+    x.down = get("ffn_down", h_.width, h_.ffn);
     layers_.push_back(std::move(x));
   }
   for (const auto& [name, t] : file.tensors())
-    if (known.count(name) == 0) throw std::runtime_error(file.path() + ": tensor " + name + " belongs to a variant this program does not run");
+    if (known.count(name) == 0)
+      throw std::runtime_error(file.path() + ": tensor " + name + " belongs to a variant this program does not run");
   kv_type_ = all_f32 ? jalF32 : any_f16 ? jalF16 : jalBF16;
 
   std::vector<Piece> pieces;
@@ -131,13 +171,17 @@ Model::Model(const jalapeno::Device& device, const Gguf& file, uint32_t context,
   pages_ = blocks(h_.context, kPage);
   const uint64_t cache_bytes = uint64_t{pages_} * kPage * kv_width * (kv_type_ == jalF32 ? 4 : 2);
   for (Layer& l : layers_) {
-    l.keys = jalapeno::Buffer<uint8_t>(device_, cache_bytes), l.values = jalapeno::Buffer<uint8_t>(device_, cache_bytes);
-    stream_.fill(l.keys.data(), 0, cache_bytes), stream_.fill(l.values.data(), 0, cache_bytes);  // masked keys are multiplied by 0: they must not be NaN
+    l.keys = jalapeno::Buffer<uint8_t>(device_, cache_bytes),
+    l.values = jalapeno::Buffer<uint8_t>(device_, cache_bytes);
+    stream_.fill(l.keys.data(), 0, cache_bytes),
+        stream_.fill(l.values.data(), 0, cache_bytes);  // masked keys are multiplied by 0: they must not be NaN
   }
   chunk_ = std::min(kChunk, h_.context);
   auto floats = [&](uint64_t n) { return jalapeno::Buffer<float>(device_, n); };
-  x_ = floats(uint64_t{chunk_} * h_.width), norm_ = floats(uint64_t{chunk_} * h_.width), q_ = floats(chunk_ * q_width), attention_ = floats(chunk_ * q_width);
-  k_ = floats(chunk_ * kv_width), v_ = floats(chunk_ * kv_width), gate_ = floats(uint64_t{chunk_} * h_.ffn), up_ = floats(uint64_t{chunk_} * h_.ffn);
+  x_ = floats(uint64_t{chunk_} * h_.width), norm_ = floats(uint64_t{chunk_} * h_.width), q_ = floats(chunk_ * q_width),
+  attention_ = floats(chunk_ * q_width);
+  k_ = floats(chunk_ * kv_width), v_ = floats(chunk_ * kv_width), gate_ = floats(uint64_t{chunk_} * h_.ffn),
+  up_ = floats(uint64_t{chunk_} * h_.ffn);
   logits_ = floats(uint64_t{chunk_} * h_.vocabulary);
   tokens_ = jalapeno::Buffer<int32_t>(device_, chunk_), position_device_ = jalapeno::Buffer<int32_t>(device_, 1);
   token_host_ = jalapeno::HostBuffer<int32_t>(device_, 1);
@@ -152,7 +196,8 @@ void Model::make_rope_tables(const Gguf& file) {
   std::vector<float> factors(h_.rotated / 2, 1.f);
   if (const TensorInfo* t = file.find("rope_freqs.weight")) {  // Llama 3: long wavelengths are stretched
     if (t->type != TensorType::kF32 || t->rows != 1 || t->columns != h_.rotated / 2)
-      throw std::runtime_error(file.path() + ": tensor rope_freqs.weight is " + std::to_string(t->columns) + " " + type_name(t->type) + ", expected " + std::to_string(h_.rotated / 2) + " F32");
+      throw std::runtime_error(file.path() + ": tensor rope_freqs.weight is " + std::to_string(t->columns) + " " +
+                               type_name(t->type) + ", expected " + std::to_string(h_.rotated / 2) + " F32");
     jalapeno::Buffer<float> temporary(device_, factors.size());
     load_weights(device_, stream_, file.path(), {{t->offset, t->bytes, temporary.data()}}, [](uint64_t, uint64_t) {});
     factors = temporary.to_host();
@@ -160,7 +205,9 @@ void Model::make_rope_tables(const Gguf& file) {
   std::vector<float> c(size_t{h_.context} * h_.rotated / 2), s(c.size());
   for (uint32_t p = 0; p < h_.context; ++p)
     for (uint32_t i = 0; i < h_.rotated / 2; ++i) {
-      const double angle = p / static_cast<double>(h_.rope_scale) * std::pow(static_cast<double>(h_.theta), -2.0 * i / h_.rotated) / static_cast<double>(factors[i]);
+      const double angle = p / static_cast<double>(h_.rope_scale) *
+                           std::pow(static_cast<double>(h_.theta), -2.0 * i / h_.rotated) /
+                           static_cast<double>(factors[i]);
       c[size_t{p} * h_.rotated / 2 + i] = static_cast<float>(std::cos(angle));
       s[size_t{p} * h_.rotated / 2 + i] = static_cast<float>(std::sin(angle));
     }
@@ -169,7 +216,8 @@ void Model::make_rope_tables(const Gguf& file) {
 }
 
 void Model::multiply(const Weight& w, const jalTensor& in, const jalTensor& out, bool add) {
-  launch(stream_, {blocks(w.rows, 64), blocks(in.shape[0], 32)}, kernel(std::string("matmul_") + dtype_name(w.dtype) + (add ? "_add" : "")), in, w.tensor(), out);
+  launch(stream_, {blocks(w.rows, 64), blocks(in.shape[0], 32)},
+         kernel(std::string("matmul_") + dtype_name(w.dtype) + (add ? "_add" : "")), in, w.tensor(), out);
 }
 
 // Enqueues one pass over `n` tokens that stand in tokens_, from the position in position_device_ on.
@@ -177,9 +225,11 @@ void Model::forward(uint32_t n, bool all_logits) {
   const uint32_t kv_width = h_.kv_heads * h_.head, q_width = h_.heads * h_.head, half = h_.rotated / 2;
   const std::string rope_suffix = "interleaved_d" + std::to_string(h_.head) + "_r" + std::to_string(h_.rotated);
   const std::string attention_suffix = std::string(dtype_name(kv_type_)) + "_d" + std::to_string(h_.head);
-  const jalTensor x = rows(x_, n, h_.width), norm = rows(norm_, n, h_.width), q = rows(q_, n, q_width), k = rows(k_, n, kv_width), v = rows(v_, n, kv_width);
+  const jalTensor x = rows(x_, n, h_.width), norm = rows(norm_, n, h_.width), q = rows(q_, n, q_width),
+                  k = rows(k_, n, kv_width), v = rows(v_, n, kv_width);
   const jalTensor attended = rows(attention_, n, q_width), gate = rows(gate_, n, h_.ffn), up = rows(up_, n, h_.ffn);
-  const jalTensor cosine = tensor(cosine_.data(), jalF32, {h_.context, half}), sine = tensor(sine_.data(), jalF32, {h_.context, half});
+  const jalTensor cosine = tensor(cosine_.data(), jalF32, {h_.context, half}),
+                  sine = tensor(sine_.data(), jalF32, {h_.context, half});
   const float scale = 1 / std::sqrt(static_cast<float>(h_.head));
   const auto group = static_cast<int32_t>(h_.heads / h_.kv_heads);
   // [tokens, heads, head] as decode sees it, [heads, tokens, head] as prefill does
@@ -192,7 +242,8 @@ void Model::forward(uint32_t n, bool all_logits) {
   };
   launch(stream_, {n}, kernel("embed"), embedding_.tensor(), tensor(tokens_.data(), jalI32, {n}), x);
   for (Layer& l : layers_) {
-    const jalTensor keys = tensor(l.keys.data(), kv_type_, {pages_ * kPage, kv_width}), values = tensor(l.values.data(), kv_type_, {pages_ * kPage, kv_width});
+    const jalTensor keys = tensor(l.keys.data(), kv_type_, {pages_ * kPage, kv_width}),
+                    values = tensor(l.values.data(), kv_type_, {pages_ * kPage, kv_width});
     launch(stream_, {n}, kernel("rmsnorm"), x, l.attn_norm.vector(), norm, h_.eps);
     multiply(l.q, norm, q, false);
     multiply(l.k, norm, k, false);
@@ -200,9 +251,11 @@ void Model::forward(uint32_t n, bool all_logits) {
     launch(stream_, {n}, kernel("rope_" + rope_suffix), q, cosine, sine, position_device_, q);
     launch(stream_, {n}, kernel("rope_kv_" + rope_suffix), k, v, cosine, sine, position_device_, table_, keys, values);
     if (n == 1)
-      launch(stream_, {h_.kv_heads}, kernel("attention_decode_" + attention_suffix), heads(q_), keys, values, position_device_, tensor(table_.data(), jalI32, {1, pages_}), heads(attention_), group, scale);
+      launch(stream_, {h_.kv_heads}, kernel("attention_decode_" + attention_suffix), heads(q_), keys, values,
+             position_device_, tensor(table_.data(), jalI32, {1, pages_}), heads(attention_), group, scale);
     else
-      launch(stream_, {h_.heads, blocks(n, 64)}, kernel("attention_paged_" + attention_suffix), heads(q_), keys, values, position_device_, table_, heads(attention_), group, scale);
+      launch(stream_, {h_.heads, blocks(n, 64)}, kernel("attention_paged_" + attention_suffix), heads(q_), keys, values,
+             position_device_, table_, heads(attention_), group, scale);
     multiply(l.o, attended, x, true);
     launch(stream_, {n}, kernel("rmsnorm"), x, l.ffn_norm.vector(), norm, h_.eps);
     multiply(l.gate, norm, gate, false);
@@ -211,7 +264,8 @@ void Model::forward(uint32_t n, bool all_logits) {
     multiply(l.down, gate, x, true);
   }
   const uint32_t first = all_logits ? 0 : n - 1, count = n - first;
-  launch(stream_, {count}, kernel("rmsnorm"), tensor(x_.data() + size_t{first} * h_.width, jalF32, {count, h_.width}), output_norm_.vector(), rows(norm_, count, h_.width), h_.eps);
+  launch(stream_, {count}, kernel("rmsnorm"), tensor(x_.data() + size_t{first} * h_.width, jalF32, {count, h_.width}),
+         output_norm_.vector(), rows(norm_, count, h_.width), h_.eps);
   multiply(output_, rows(norm_, count, h_.width), rows(logits_, count, h_.vocabulary), false);
 }
 
@@ -224,21 +278,31 @@ void Model::run_chunk(std::span<const int32_t> tokens, bool all_logits) {
 }
 
 void Model::prefill(std::span<const int32_t> tokens) {
-  if (tokens.empty()) throw std::runtime_error("the prompt is empty, and the model has no beginning-of-text token to start from");
-  if (tokens.size() > h_.context) throw std::runtime_error("the prompt has " + std::to_string(tokens.size()) + " tokens, the context holds " + std::to_string(h_.context));
+  if (tokens.empty())
+    throw std::runtime_error("the prompt is empty, and the model has no beginning-of-text token to start from");
+  if (tokens.size() > h_.context)
+    throw std::runtime_error("the prompt has " + std::to_string(tokens.size()) + " tokens, the context holds " +
+                             std::to_string(h_.context));
   for (int32_t t : tokens)
-    if (t < 0 || static_cast<uint32_t>(t) >= h_.vocabulary) throw std::runtime_error("token " + std::to_string(t) + " is outside the vocabulary of " + std::to_string(h_.vocabulary));
+    if (t < 0 || static_cast<uint32_t>(t) >= h_.vocabulary)
+      throw std::runtime_error("token " + std::to_string(t) + " is outside the vocabulary of " +
+                               std::to_string(h_.vocabulary));
   position_ = 0, sampled_ = false;
-  for (size_t at = 0; at < tokens.size(); at += chunk_) run_chunk(tokens.subspan(at, std::min<size_t>(chunk_, tokens.size() - at)), false);
+  for (size_t at = 0; at < tokens.size(); at += chunk_)
+    run_chunk(tokens.subspan(at, std::min<size_t>(chunk_, tokens.size() - at)), false);
   stream_.synchronize();
 }
 
 std::vector<float> Model::logits(std::span<const int32_t> tokens) {
   std::vector<float> out(tokens.size() * h_.vocabulary);
   position_ = 0, sampled_ = false;
-  if (tokens.size() > h_.context) throw std::runtime_error(std::to_string(tokens.size()) + " tokens, the context holds " + std::to_string(h_.context));
+  if (tokens.size() > h_.context)
+    throw std::runtime_error(std::to_string(tokens.size()) + " tokens, the context holds " +
+                             std::to_string(h_.context));
   for (int32_t t : tokens)
-    if (t < 0 || static_cast<uint32_t>(t) >= h_.vocabulary) throw std::runtime_error("token " + std::to_string(t) + " is outside the vocabulary of " + std::to_string(h_.vocabulary));
+    if (t < 0 || static_cast<uint32_t>(t) >= h_.vocabulary)
+      throw std::runtime_error("token " + std::to_string(t) + " is outside the vocabulary of " +
+                               std::to_string(h_.vocabulary));
   for (size_t at = 0; at < tokens.size(); at += chunk_) {
     const size_t n = std::min<size_t>(chunk_, tokens.size() - at);
     run_chunk(tokens.subspan(at, n), true);
@@ -249,9 +313,13 @@ std::vector<float> Model::logits(std::span<const int32_t> tokens) {
 
 void Model::sample(const Sampling& s) {
   const uint32_t row = last_rows_ - 1;
-  const jalTensor logits = tensor(logits_.data() + size_t{row} * h_.vocabulary, jalF32, {1, h_.vocabulary}), token = tensor(tokens_.data(), jalI32, {1});
-  if (s.temperature <= 0) launch(stream_, {1}, kernel("sample_greedy"), logits, token, position_device_);
-  else launch(stream_, {1}, kernel("sample_k" + std::to_string(s.top_k)), logits, token, position_device_, s.temperature, s.top_p, s.seed);
+  const jalTensor logits = tensor(logits_.data() + size_t{row} * h_.vocabulary, jalF32, {1, h_.vocabulary}),
+                  token = tensor(tokens_.data(), jalI32, {1});
+  if (s.temperature <= 0)
+    launch(stream_, {1}, kernel("sample_greedy"), logits, token, position_device_);
+  else
+    launch(stream_, {1}, kernel("sample_k" + std::to_string(s.top_k)), logits, token, position_device_, s.temperature,
+           s.top_p, s.seed);
   stream_.copy(token_host_.data(), tokens_.data(), sizeof(int32_t));
 }
 
@@ -262,9 +330,11 @@ int32_t Model::next(const Sampling& s) {
     sample(s);
     sampled_ = true;
   } else {
-    if (position_ >= h_.context) throw std::runtime_error("the context of " + std::to_string(h_.context) + " tokens is full");
+    if (position_ >= h_.context)
+      throw std::runtime_error("the context of " + std::to_string(h_.context) + " tokens is full");
     last_rows_ = 1;
-    const bool same = s.temperature == step_sampling_.temperature && s.top_k == step_sampling_.top_k && s.top_p == step_sampling_.top_p && s.seed == step_sampling_.seed;
+    const bool same = s.temperature == step_sampling_.temperature && s.top_k == step_sampling_.top_k &&
+                      s.top_p == step_sampling_.top_p && s.seed == step_sampling_.seed;
     if (step_.get() == nullptr || !same) {
       forward(1, false);  // outside a capture first: loads what kernels are missing, and is this step
       sample(s);

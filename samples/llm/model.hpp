@@ -27,7 +27,8 @@ struct Sampling {
 class Model {
  public:
   // context 0: the model's own. Throws std::runtime_error or jalapeno::Error. progress as in load_weights.
-  Model(const jalapeno::Device& device, const Gguf& file, uint32_t context, const std::function<void(uint64_t, uint64_t)>& progress);
+  Model(const jalapeno::Device& device, const Gguf& file, uint32_t context,
+        const std::function<void(uint64_t, uint64_t)>& progress);
 
   const Hyperparameters& parameters() const { return h_; }
   uint64_t weight_bytes() const { return weight_bytes_; }
@@ -52,14 +53,17 @@ class Model {
     Weight attn_norm, q, k, v, o, ffn_norm, gate, up, down;
     jalapeno::Buffer<uint8_t> keys, values;
   };
-  Weight take(const Gguf& file, const std::string& name, uint64_t rows, uint64_t columns, bool vector, bool required = true);
+  Weight take(const Gguf& file, const std::string& name, uint64_t rows, uint64_t columns, bool vector,
+              bool required = true);
   jalapeno::Kernel kernel(const std::string& name);
   void make_rope_tables(const Gguf& file);
   void multiply(const Weight& w, const jalTensor& in, const jalTensor& out, bool add);
   void forward(uint32_t tokens, bool all_logits);
   void run_chunk(std::span<const int32_t> tokens, bool all_logits);
   void sample(const Sampling& sampling);
-  jalTensor rows(const jalapeno::Buffer<float>& buffer, uint32_t n, uint32_t columns) const { return jalapeno::tensor(buffer.data(), jalF32, {n, columns}); }
+  jalTensor rows(const jalapeno::Buffer<float>& buffer, uint32_t n, uint32_t columns) const {
+    return jalapeno::tensor(buffer.data(), jalF32, {n, columns});
+  }
 
   const jalapeno::Device& device_;
   jalapeno::Stream stream_;
@@ -81,9 +85,9 @@ class Model {
   jalapeno::HostBuffer<int32_t> token_host_;
   jalapeno::Graph step_;
   Sampling step_sampling_;
-  uint32_t position_ = 0;  // of the next token to be fed
-  bool sampled_ = false;   // tokens_[0] holds the token to be fed
-  uint32_t last_rows_ = 0; // of logits_ that hold the prompt's end
+  uint32_t position_ = 0;   // of the next token to be fed
+  bool sampled_ = false;    // tokens_[0] holds the token to be fed
+  uint32_t last_rows_ = 0;  // of logits_ that hold the prompt's end
 };
 
 }  // namespace llm

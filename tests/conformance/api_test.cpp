@@ -1,0 +1,135 @@
+// The library's edges: errors, handles, options, many devices, fork.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "support/device.hpp"
+
+namespace jalapeno::test {
+namespace {
+
+std::string detail() { return jalGetLastErrorDetail(); }
+
+TEST(Errors, EveryNumberHasNameAndText) {
+  for (int e = -5; e < 3000; ++e) {
+    ASSERT_NE(jalGetErrorName(static_cast<jalError_t>(e)), nullptr);
+    ASSERT_GT(std::strlen(jalGetErrorString(static_cast<jalError_t>(e))), 3u);
+  }
+  EXPECT_STREQ(jalGetErrorName(jalErrorIllegalAddress), "jalErrorIllegalAddress");
+  EXPECT_EQ(jalGetVersion(), 100);
+}
+
+class Api : public OnDevice {};
+
+TEST_F(Api, NullFreedAndForeignHandlesAreTold) {
+  EXPECT_EQ(jalStreamSynchronize(nullptr), jalErrorInvalidHandle);
+  EXPECT_NE(detail().find("NULL"), std::string::npos);
+  EXPECT_EQ(jalStreamSynchronize(reinterpret_cast<jalStream_t>(device.get())), jalErrorInvalidHandle);
+  EXPECT_NE(detail().find("another kind"), std::string::npos);
+  EXPECT_EQ(jalStreamSynchronize(reinterpret_cast<jalStream_t>(&device)), jalErrorInvalidHandle);
+  jalStream_t s{};
+  ASSERT_EQ(jalStreamCreate(device.get(), nullptr, &s), jalSuccess);
+  ASSERT_EQ(jalStreamDestroy(s), jalSuccess);
+  EXPECT_EQ(jalStreamDestroy(s), jalErrorInvalidHandle);
+  EXPECT_NE(detail().find("already freed"), std::string::npos);
+  EXPECT_EQ(jalEventRecord(nullptr, stream.get()), jalErrorInvalidHandle);
+}
+
+TEST_F(Api, OptionsOutsideTheirRangeAreNamed) {
+  jalStream_t s{};
+  jalStreamOptions o{sizeof o, 7, 0};
+  EXPECT_EQ(jalStreamCreate(device.get(), &o, &s), jalErrorInvalidValue);
+  EXPECT_NE(detail().find("priority 7"), std::string::npos);
+  o = {sizeof o, 0, 100};
+  EXPECT_EQ(jalStreamCreate(device.get(), &o, &s), jalErrorInvalidValue);
+  EXPECT_NE(detail().find("100"), std::string::npos);
+  o = {3, 0, 0};
+  EXPECT_EQ(jalStreamCreate(device.get(), &o, &s), jalErrorInvalidValue);
+  EXPECT_NE(detail().find("struct_size is 3"), std::string::npos);
+  EXPECT_EQ(jalStreamCreate(device.get(), nullptr, nullptr), jalErrorInvalidValue);
+}
+
+TEST_F(Api, PropertiesSayWhereTheirNumbersComeFrom) {
+  const jalDeviceProperties p = device.properties();
+  EXPECT_TRUE(p.emulated);
+  EXPECT_TRUE(p.assumed);
+  EXPECT_STREQ(p.config_name, "assumed-1");
+  EXPECT_EQ(p.cores, 64u);
+  EXPECT_GE(p.hbm_bytes, 64u << 20);
+}
+
+TEST_F(Api, TelemetryCountsWhatHappened) {
+  const auto before = device.telemetry();
+  Buffer<float> a(device, 1024), b(device, 1024), c(device, 1024);
+  launch(stream, {1, 1}, library_kernel(device, "add"), a.as({1, 1024}), b.as({1, 1024}), c.as({1, 1024}));
+  stream.synchronize();
+  const auto after = device.telemetry();
+  EXPECT_EQ(after.launches, before.launches + 1);
+  EXPECT_GE(after.hbm_read_bytes - before.hbm_read_bytes, 8192u);
+  EXPECT_GT(after.device_ns, before.device_ns);
+  EXPECT_GT(after.energy_joules, 0);
+  EXPECT_TRUE(after.healthy);
+}
+
+TEST(Devices, BadUrisAreNamed) {
+  jalDevice_t d{};
+  for (const char* uri : {"gpu:0", "emu:/nonexistent/chip.sock", "emu:?hbm=tiny", "vfio:0000:3b:00.0"}) {
+    EXPECT_NE(jalDeviceOpen(uri, &d), jalSuccess) << uri;
+    EXPECT_NE(detail().find(std::string(uri).substr(5)), std::string::npos) << detail();
+  }
+  EXPECT_EQ(jalDeviceOpen("emu:", nullptr), jalErrorInvalidValue);
+}
+
+TEST(Devices, TenAtOnceAndNothingLeftBehind) {
+  { Device warm("emu:?hbm=64M&threads=1"); }
+  const int before = open_descriptors();
+  {
+    std::vector<Device> devices;
+    for (int k = 0; k < 10; ++k) devices.emplace_back("emu:?hbm=64M&threads=1");
+    for (const Device& d : devices) {
+      Stream s(d);
+      Buffer<int32_t> b(d, 100);
+      s.fill(b.data(), 1, b.bytes());
+      s.synchronize();
+      EXPECT_EQ(b.to_host()[99], 0x01010101);
+    }
+  }
+  EXPECT_EQ(open_descriptors(), before);
+}
+
+TEST(Devices, ObjectsOfAClosedDeviceAreFreedHandles) {
+  jalDevice_t d{};
+  jalStream_t s{};
+  jalEvent_t e{};
+  void* p{};
+  ASSERT_EQ(jalDeviceOpen("emu:?hbm=64M", &d), jalSuccess);
+  ASSERT_EQ(jalStreamCreate(d, nullptr, &s), jalSuccess);
+  ASSERT_EQ(jalEventCreate(d, 0, &e), jalSuccess);
+  ASSERT_EQ(jalMalloc(d, &p, 100), jalSuccess);
+  ASSERT_EQ(jalDeviceClose(d), jalSuccess);
+  EXPECT_EQ(jalStreamSynchronize(s), jalErrorInvalidHandle);
+  EXPECT_EQ(jalEventQuery(e), jalErrorInvalidHandle);
+  EXPECT_EQ(jalFree(p), jalErrorInvalidValue);
+  EXPECT_EQ(jalDeviceClose(d), jalErrorInvalidHandle);
+}
+
+TEST_F(Api, ForkedChildGetsACleanErrorAndTheParentGoesOn) {
+  const pid_t child = fork();
+  if (child == 0) _exit(jalStreamSynchronize(stream.get()) == jalErrorForkedChild ? 0 : 1);
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+  Buffer<int32_t> b(device, 4);
+  stream.fill(b.data(), 2, b.bytes());
+  stream.synchronize();
+}
+
+TEST_F(Api, LibraryNamesThatDoNotExistAreNamed) {
+  jalKernel_t k{};
+  for (const char* name : {"", "matmul", "matmul_f64", "topk_k0", "topk_k2000", "rope_interleaved_d64_r7", "attention_causal_q8_0_d64", "topk_k40junk"}) {
+    EXPECT_EQ(jalLibraryGetKernel(device.get(), name, &k), jalErrorNotFound) << name;
+    EXPECT_NE(detail().find(name), std::string::npos);
+  }
+}
+
+}  // namespace
+}  // namespace jalapeno::test

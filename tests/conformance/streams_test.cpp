@@ -1,0 +1,196 @@
+// Order and time: streams, events, timelines, host functions, graphs.
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <thread>
+
+#include "support/device.hpp"
+
+namespace jalapeno::test {
+namespace {
+
+using namespace std::chrono_literals;
+
+class Streams : public OnDevice {};
+
+TEST_F(Streams, WorkOfOneStreamRunsInOrder) {
+  Buffer<int32_t> b(device, 1 << 16);
+  for (int k = 0; k < 200; ++k) stream.fill(b.data(), k, b.bytes());
+  stream.synchronize();
+  const auto host = b.to_host();
+  EXPECT_EQ(host.front(), 0xC7C7C7C7);
+  EXPECT_EQ(host.back(), host.front());
+}
+
+TEST_F(Streams, QueryAndPositionFollowTheWork) {
+  Timeline gate(device);
+  stream.wait(gate, 1);
+  EXPECT_EQ(jalStreamQuery(stream.get()), jalErrorNotReady);
+  uint64_t submitted, completed;
+  check(jalStreamGetPosition(stream.get(), &submitted, &completed));
+  EXPECT_EQ(submitted, completed + 1);
+  EXPECT_FALSE(stream.synchronize_for(20ms)) << "a timeout is not an error state";
+  gate.signal(1);
+  stream.synchronize();
+  EXPECT_EQ(jalStreamQuery(stream.get()), jalSuccess);
+}
+
+TEST_F(Streams, EventsOrderStreams) {
+  Stream other(device);
+  Buffer<int32_t> b(device, 1 << 18);
+  Timeline gate(device);
+  stream.wait(gate, 1);
+  stream.fill(b.data(), 5, b.bytes());
+  Event done(device);
+  done.record(stream);
+  other.wait(done);
+  HostBuffer<int32_t> host(device, b.size());
+  other.copy(host.data(), b.data(), b.bytes());
+  EXPECT_FALSE(done.done());
+  gate.signal(1);
+  other.synchronize();
+  EXPECT_TRUE(done.done());
+  EXPECT_EQ(host[b.size() - 1], 0x05050505);
+}
+
+TEST_F(Streams, EventsHoldBothClocksApart) {
+  Event begin(device, true), end(device, true), plain(device);
+  Buffer<int32_t> b(device, 1 << 20);
+  begin.record(stream);
+  for (int k = 0; k < 10; ++k) stream.fill(b.data(), k, b.bytes());
+  end.record(stream);
+  plain.record(stream);
+  stream.synchronize();
+  const jalElapsed e = end.elapsed_since(begin);
+  EXPECT_GT(e.device_ns, 0);
+  EXPECT_GT(e.host_ns, 0);
+  float ms = -1;
+  check(jalEventElapsedTime(&ms, begin.get(), end.get()));
+  EXPECT_NEAR(ms, e.host_ns * 1e-6, 1e-3 + e.host_ns * 1e-9);
+  jalElapsed wrong{};
+  wrong.struct_size = sizeof wrong;
+  EXPECT_EQ(jalEventElapsed(&wrong, begin.get(), plain.get()), jalErrorIllegalState);
+}
+
+TEST_F(Streams, TimelinesPassValuesBetweenHostAndDevice) {
+  Timeline t(device, 5);
+  EXPECT_EQ(t.value(), 5u);
+  stream.wait(t, 6);
+  stream.signal(t, 9);
+  EXPECT_EQ(jalTimelineWait(t.get(), 9, 10'000'000), jalErrorWaitTimeout);
+  t.signal(6);
+  t.wait(9, 5s);
+  t.signal(3);
+  EXPECT_EQ(t.value(), 9u) << "values only grow";
+}
+
+TEST_F(Streams, HostFunctionsRunInOrderBetweenWork) {
+  std::atomic<int> calls{0};
+  HostBuffer<int32_t> host(device, 1);
+  struct Seen {
+    std::atomic<int>* calls;
+    int32_t* value;
+    int32_t at[3];
+  } seen{&calls, host.data(), {}};
+  for (int k = 0; k < 3; ++k) {
+    stream.fill(host.data(), k + 1, 4);
+    check(jalLaunchHostFunc(
+        stream.get(),
+        [](void* p) {
+          auto* s = static_cast<Seen*>(p);
+          const int n = s->calls->fetch_add(1);
+          s->at[n] = *s->value;
+        },
+        &seen));
+  }
+  stream.synchronize();
+  EXPECT_EQ(calls, 3);
+  for (int k = 0; k < 3; ++k) EXPECT_EQ(seen.at[k], 0x01010101 * (k + 1));
+}
+
+TEST_F(Streams, CompletionCanBeAnEventfd) {
+  const int fd = eventfd(0, EFD_NONBLOCK);
+  Timeline gate(device);
+  stream.wait(gate, 1);
+  check(jalStreamNotifyEventfd(stream.get(), fd));
+  pollfd p{fd, POLLIN, 0};
+  EXPECT_EQ(poll(&p, 1, 20), 0);
+  gate.signal(1);
+  EXPECT_EQ(poll(&p, 1, 5000), 1);
+  close(fd);
+}
+
+TEST_F(Streams, SixtyFourAtOnceFromFourThreads) {
+  std::vector<std::thread> threads;
+  std::atomic<int> wrong{0};
+  for (int t = 0; t < 4; ++t)
+    threads.emplace_back([&, t] {
+      std::vector<Stream> streams;
+      std::vector<Buffer<int32_t>> buffers;
+      for (int k = 0; k < 16; ++k) streams.emplace_back(device, k % 4), buffers.emplace_back(device, 1000);
+      for (int round = 0; round < 20; ++round)
+        for (size_t k = 0; k < streams.size(); ++k) streams[k].fill(buffers[k].data(), static_cast<int>(t * 16 + static_cast<int>(k)), buffers[k].bytes());
+      for (size_t k = 0; k < streams.size(); ++k) {
+        streams[k].synchronize();
+        if (buffers[k].to_host()[999] != static_cast<int32_t>(0x01010101u * static_cast<unsigned>(t * 16 + static_cast<int>(k)))) ++wrong;
+      }
+    });
+  for (auto& t : threads) t.join();
+  EXPECT_EQ(wrong, 0);
+}
+
+TEST_F(Streams, GraphsReplayAndTakeNewArguments) {
+  Buffer<float> x(device, std::vector<float>(8, 1.f)), y(device, std::vector<float>(8, 2.f)), z(device, std::vector<float>(8, 10.f));
+  const Kernel add = library_kernel(device, "add");
+  const Graph g(stream, [&] {
+    launch(stream, {1, 1}, add, x.as({1, 8}), y.as({1, 8}), x.as({1, 8}));
+    launch(stream, {1, 1}, add, x.as({1, 8}), y.as({1, 8}), x.as({1, 8}));
+  });
+  EXPECT_EQ(x.to_host()[0], 1.f) << "recording runs nothing";
+  for (int k = 0; k < 5; ++k) g.launch(stream);
+  stream.synchronize();
+  EXPECT_EQ(x.to_host()[7], 21.f);
+  g.set_arguments(1, x.as({1, 8}), z.as({1, 8}), x.as({1, 8}));
+  g.launch(stream);
+  stream.synchronize();
+  EXPECT_EQ(x.to_host()[7], 33.f);
+  EXPECT_THROW(g.set_arguments(2, x), Error);
+  EXPECT_THROW(g.set_arguments(1, x), Error);
+}
+
+TEST_F(Streams, IllegalCallInACaptureIsNamedAndTheNextCaptureWorks) {
+  Buffer<float> x(device, 8);
+  std::vector<float> plain(8);
+  check(jalStreamBeginCapture(stream.get()));
+  stream.fill(x.data(), 1, x.bytes());
+  EXPECT_EQ(jalMemcpyAsync(plain.data(), x.data(), x.bytes(), stream.get()), jalErrorStreamCaptureUnsupported);
+  jalGraph_t graph{};
+  EXPECT_EQ(jalStreamEndCapture(stream.get(), &graph), jalErrorStreamCaptureInvalidated);
+  EXPECT_NE(std::string(jalGetLastErrorDetail()).find("jalMemcpyAsync after 1 recorded"), std::string::npos) << jalGetLastErrorDetail();
+  const Graph g(stream, [&] { stream.fill(x.data(), 0, x.bytes()); });
+  g.launch(stream);
+  stream.synchronize();
+  EXPECT_EQ(jalStreamEndCapture(stream.get(), &graph), jalErrorIllegalState);
+}
+
+TEST_F(Streams, ResetDropsWorkThatWaitsForEver) {
+  Timeline never(device), after(device);
+  stream.wait(never, 1);
+  stream.signal(after, 1);
+  Event dropped(device);
+  dropped.record(stream);
+  Stream dependant(device);
+  dependant.wait(dropped);
+  EXPECT_GE(stream.reset(), 2u);
+  Buffer<int32_t> b(device, 4);
+  stream.fill(b.data(), 1, b.bytes());
+  stream.synchronize();
+  EXPECT_EQ(jalTimelineWait(after.get(), 1, 1'000'000'000), jalErrorDependencyFailed);
+  EXPECT_EQ(jalStreamSynchronizeUntil(dependant.get(), 1'000'000'000), jalErrorDependencyFailed);
+  EXPECT_EQ(jalEventQuery(dropped.get()), jalErrorDependencyFailed);
+}
+
+}  // namespace
+}  // namespace jalapeno::test

@@ -1,0 +1,195 @@
+// The driver over its own interfaces: wake-ups, faults, waiting, allocators, and every OS call made to fail.
+#include <dirent.h>
+#include <gtest/gtest.h>
+
+#include <cerrno>
+#include <jalapeno_driver/device.hpp>
+#include <jalapeno_driver/error.hpp>
+#include <jalapeno_driver/os.hpp>
+#include <jalapeno_driver/queue.hpp>
+#include <thread>
+
+namespace jalapeno {
+void install_embedded_emulator();
+}
+
+namespace jalapeno::driver {
+namespace {
+
+constexpr const char* kUri = "emu:?hbm=64M&threads=1";
+
+int descriptors() {
+  int n = 0;
+  DIR* d = opendir("/proc/self/fd");
+  while (readdir(d) != nullptr) ++n;
+  closedir(d);
+  return n;
+}
+
+class DriverTest : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() { install_embedded_emulator(); }
+};
+
+hw::Packet nop() { return {}; }
+
+TEST_F(DriverTest, OpensAndIdentifies) {
+  const int before = descriptors();
+  {
+    Device d(kUri);
+    EXPECT_EQ(d.identity().hbm_bytes, 64u << 20);
+    EXPECT_EQ(d.identity().config_name, "assumed-1");
+    EXPECT_EQ(d.health(), hw::kHealthReady);
+  }
+  EXPECT_EQ(descriptors(), before);
+}
+
+TEST_F(DriverTest, UnknownUrisAreNamed) {
+  for (const char* uri : {"", "x", "emu:/nonexistent/chip.sock", "emu:?speed=9", "emu:?hbm=1", "vfio:0000:00:00.0"})
+    try {
+      Device d(uri);
+      ADD_FAILURE() << uri;
+    } catch (const std::exception& e) {
+      EXPECT_NE(std::string(e.what()).find(std::string(uri).substr(5 < std::string(uri).size() ? 5 : 0)), std::string::npos) << e.what();
+    }
+}
+
+// A missing fence between publishing the tail and reading the sleeper's flag loses wake-ups; each would cost a 50 ms nap,
+// and the waiter's patience here is a second.
+TEST_F(DriverTest, NoDoorbellIsLostWhileTheDeviceFallsAsleep) {
+  Device d(kUri);
+  AddressSpace space(d);
+  Queue q(d, space.context(), 0, 6, 0);
+  for (int k = 0; k < 3000; ++k) {
+    ASSERT_TRUE(q.push(nop()));
+    q.ring();
+    ASSERT_EQ(q.wait(q.next(), 1'000'000'000), WaitResult::kReached) << k;
+    if (k % 50 == 0) std::this_thread::sleep_for(std::chrono::microseconds(90 + k % 40));
+  }
+}
+
+TEST_F(DriverTest, RefusesPushWhenFullAndGoesOnWhenThereIsRoom) {
+  Device d(kUri);
+  AddressSpace space(d);
+  Queue q(d, space.context(), 0, 4, 0);
+  for (int k = 0; k < 16; ++k) EXPECT_TRUE(q.push(nop()));
+  EXPECT_FALSE(q.push(nop()));
+  q.ring();
+  EXPECT_EQ(q.wait(16, 1'000'000'000), WaitResult::kReached);
+  EXPECT_TRUE(q.push(nop()));
+}
+
+TEST_F(DriverTest, BadPacketStopsOnlyItsQueueAndResetBringsItBack) {
+  Device d(kUri);
+  AddressSpace space(d);
+  Queue a(d, space.context(), 0, 6, 0), b(d, space.context(), 0, 6, 0);
+  hw::Packet bad = nop();
+  bad.header.op = hw::PacketOp{77};
+  a.push(nop()), a.push(bad), a.push(nop());
+  a.ring();
+  b.push(nop());
+  b.ring();
+  EXPECT_EQ(a.wait(3, 1'000'000'000), WaitResult::kReached);
+  EXPECT_EQ(b.wait(1, 1'000'000'000), WaitResult::kReached);
+  EXPECT_EQ(a.status(), hw::Status::kBadPacket);
+  EXPECT_EQ(a.fault().packet, 1u);
+  EXPECT_EQ(failure(a.timeline(), 1), hw::Status::kOk);
+  EXPECT_EQ(failure(a.timeline(), 2), hw::Status::kBadPacket);
+  EXPECT_EQ(b.status(), hw::Status::kOk);
+  a.reset();
+  EXPECT_EQ(a.status(), hw::Status::kOk);
+  EXPECT_EQ(failure(a.timeline(), 3), hw::Status::kBadPacket) << "what failed before the reset stays failed";
+  a.push(nop());
+  a.ring();
+  EXPECT_EQ(a.wait(a.next(), 1'000'000'000), WaitResult::kReached);
+  EXPECT_EQ(failure(a.timeline(), a.next()), hw::Status::kOk);
+}
+
+TEST_F(DriverTest, LyingSequenceAndTailAreFaults) {
+  Device d(kUri);
+  AddressSpace space(d);
+  Queue q(d, space.context(), 0, 4, 0);
+  std::atomic_ref(d.doorbell(q.number()).tail).store(1000);
+  d.wake();
+  while (q.status() == hw::Status::kOk) std::this_thread::yield();
+  EXPECT_EQ(q.status(), hw::Status::kBadPacket);
+}
+
+TEST_F(DriverTest, PagesComeBackAndRunsAreNamedWhenTheyEnd) {
+  Device d(kUri);
+  AddressSpace space(d);
+  const uint64_t all = space.free_bytes();
+  std::vector<HbmBlock> blocks;
+  for (int k = 0; k < 4; ++k) blocks.push_back(space.allocate(5 << 20));
+  for (const auto& b : blocks) EXPECT_EQ(b.bytes, 6u << 20);
+  try {
+    space.allocate(uint64_t{1} << 30);
+    ADD_FAILURE();
+  } catch (const Error& e) {
+    EXPECT_EQ(e.code(), Code::kOutOfDeviceMemory);
+    EXPECT_NE(std::string(e.what()).find("largest run"), std::string::npos);
+  }
+  for (const auto& b : blocks) space.free(b);
+  EXPECT_EQ(space.free_bytes(), all);
+}
+
+TEST(RangeAllocator, NeighboursMergeAgain) {
+  RangeAllocator r;
+  r.add(0, 100);
+  const uint64_t a = r.take(30), b = r.take(30), c = r.take(40);
+  EXPECT_EQ(r.take(1), RangeAllocator::kNone);
+  r.give(a, 30), r.give(c, 40), r.give(b, 30);
+  EXPECT_EQ(r.largest(), 100u);
+}
+
+// Runs a scenario that succeeds, then again with the first, second, ... OS call failing, until none is left to fail.
+// Whatever fails: an Error, no crash, and nothing left open.
+int countdown = 0, failures = 0;
+template <auto Entry, int Errno, class Result, class... Args>
+struct Failing {
+  static inline Result (*original)(Args...);
+  static Result call(Args... args) {
+    if (countdown > 0 && --countdown == 0) {
+      ++failures;
+      errno = Errno;
+      return static_cast<Result>(-1);
+    }
+    return original(args...);
+  }
+};
+
+TEST_F(DriverTest, EveryFailingSystemCallIsAnErrorAndLeavesNothingBehind) {
+  auto scenario = [] {
+    Device d(kUri);
+    AddressSpace space(d);
+    Queue q(d, space.context(), 0, 6, 0);
+    q.push(nop());
+    q.ring();
+    if (q.wait(1, 2'000'000'000) != WaitResult::kReached) throw Error(Code::kTimeout, "nop");
+  };
+  Os saved = os();
+  using Memfd = Failing<&Os::memfd_create, EMFILE, int, const char*, unsigned>;
+  using Event = Failing<&Os::eventfd, EMFILE, int, unsigned, int>;
+  using Truncate = Failing<&Os::ftruncate, ENOSPC, int, int, off_t>;
+  Memfd::original = saved.memfd_create, Event::original = saved.eventfd, Truncate::original = saved.ftruncate;
+  scenario();
+  const int before = descriptors();
+  int points = 0;
+  for (int nth = 1;; ++nth) {
+    os() = saved;
+    os().memfd_create = Memfd::call, os().eventfd = Event::call, os().ftruncate = Truncate::call;
+    countdown = nth, failures = 0;
+    try {
+      scenario();
+    } catch (const Error&) {
+    }
+    os() = saved;
+    EXPECT_EQ(descriptors(), before) << "after failing call " << nth;
+    if (failures == 0) break;
+    ++points;
+  }
+  EXPECT_GE(points, 4);
+}
+
+}  // namespace
+}  // namespace jalapeno::driver

@@ -1,0 +1,199 @@
+// A core alone: traps, the checked level, and modelled time. Programs are typed as instructions, not built.
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cstring>
+#include <jalapeno/tile.hpp>
+
+#include "core.hpp"
+
+namespace jalapeno::emu {
+namespace {
+
+using hw::Instruction;
+using hw::Op;
+using hw::Status;
+
+Instruction make(Op op) {
+  Instruction i{};
+  i.op = static_cast<uint8_t>(op);
+  for (int k = 0; k < 4; ++k) i.t[k] = i.r[k] = hw::kNone;
+  for (int k = 0; k < 2; ++k) i.wait[k] = i.signal[k] = hw::kNone;
+  return i;
+}
+Instruction movi(uint8_t r, uint64_t v) {
+  Instruction i = make(Op::MOVI);
+  i.r[0] = r, i.imm0 = v;
+  return i;
+}
+Instruction tdef(uint8_t t, uint32_t offset, uint16_t rows, uint16_t columns) {
+  const hw::TileDescriptor d{offset, columns * 4u, rows, columns, hw::DType::kF32, hw::Space::kSpm, 0};
+  Instruction i = make(Op::TDEF);
+  i.t[0] = t;
+  std::memcpy(&i.imm0, &d, 8);
+  std::memcpy(&i.imm1, reinterpret_cast<const char*>(&d) + 8, 8);
+  return i;
+}
+
+class CoreTest : public ::testing::Test {
+ protected:
+  // One instance over `memory` at device address 0x200000, which is also the tensor at argument 0.
+  Tally run(const std::vector<Instruction>& code, EmulatorOptions options = {}, uint32_t watchdog_ms = 10000) {
+    Core core(config_, options, 0);
+    Launch launch;
+    launch.program = std::make_shared<Program>(prepare(code.data(), static_cast<uint32_t>(code.size())));
+    launch.map = std::make_shared<AddressMap>(
+        std::vector<Extent>{{0x200000, memory_.size() * 4, reinterpret_cast<std::byte*>(memory_.data()), true, true, false}},
+        std::vector<std::shared_ptr<Mapping>>{});
+    hw::TensorDescriptor t{};
+    t.base = hw::DeviceAddr{0x200000}, t.dtype = hw::DType::kF32, t.rank = 2;
+    t.shape[0] = rows_, t.shape[1] = 64, t.stride[0] = 256;
+    std::memcpy(launch.arguments.data(), &t, sizeof t);
+    launch.argument_bytes = sizeof t;
+    launch.grid = {1, 1, 1};
+    timespec now{};
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    deadline_ = static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec) + watchdog_ms * 1'000'000ull;
+    launch.deadline_ns = &deadline_, launch.watchdog_ms = watchdog_ms;
+    return core.run(launch, {0, 0, 0});
+  }
+  hw::FaultRecord fault(const std::vector<Instruction>& code, EmulatorOptions options = {}, uint32_t watchdog_ms = 10000) {
+    try {
+      run(code, options, watchdog_ms);
+    } catch (Fault& f) {
+      return f.record;
+    }
+    return {};
+  }
+  static Status status(const hw::FaultRecord& r) { return static_cast<Status>(r.status); }
+
+  ChipConfig config_ = load_config("");
+  std::vector<float> memory_ = std::vector<float>(64 * 64, 1.f);
+  uint32_t rows_ = 64;
+  std::atomic<uint64_t> deadline_{0};
+};
+
+TEST_F(CoreTest, HaltEndsCleanly) {
+  const Tally t = run({make(Op::HALT)});
+  EXPECT_EQ(t.instructions, 1u);
+  EXPECT_GT(t.duration_ns, 0);
+}
+
+TEST_F(CoreTest, DivisionByZeroTrapsAtItsInstruction) {
+  Instruction d = make(Op::SALU);
+  d.sub = static_cast<uint8_t>(hw::SaluOp::kDiv), d.r[0] = 1, d.r[1] = 1, d.r[2] = 2;
+  const auto r = fault({movi(1, 5), d, make(Op::HALT)});
+  EXPECT_EQ(status(r), Status::kDivideByZero);
+  EXPECT_EQ(r.instruction, 1u);
+}
+
+TEST_F(CoreTest, WaitThatNothingSatisfiesIsADeadlockAndNamesTheSemaphore) {
+  Instruction w = make(Op::WAIT);
+  w.wait[0] = 7, w.imm0 = 1;
+  const auto r = fault({w, make(Op::HALT)});
+  EXPECT_EQ(status(r), Status::kDeadlock);
+  EXPECT_EQ(r.value, 7u);
+}
+
+TEST_F(CoreTest, SemaphoreLeftSetIsALeak) {
+  Instruction s = make(Op::SIGNAL);
+  s.signal[0] = 3, s.imm0 = 2;
+  const auto r = fault({s, make(Op::HALT)});
+  EXPECT_EQ(status(r), Status::kSemaphoreLeak);
+  EXPECT_EQ(r.value, 3u);
+}
+
+TEST_F(CoreTest, EndlessLoopMeetsTheWatchdog) {
+  Instruction loop = make(Op::LOOP), end = make(Op::ENDL);
+  loop.r[0] = 1, loop.r[1] = 0, loop.r[2] = 2, loop.r[3] = 3, loop.imm0 = 3;
+  end.imm0 = 2;
+  EXPECT_EQ(status(fault({movi(2, INT64_MAX), movi(3, 1), loop, end, make(Op::HALT)}, {}, 30)), Status::kWatchdog);
+}
+
+TEST_F(CoreTest, TileOutsideTheScratchpadIsRefusedWhenItIsDefined) {
+  const auto r = fault({tdef(0, config_.spm_bytes - 64, 2, 16), make(Op::HALT)});
+  EXPECT_EQ(status(r), Status::kTileFault);
+  EXPECT_EQ(r.tile, 0u);
+}
+
+TEST_F(CoreTest, ProgramWithoutHaltIsStoppedAtItsEnd) { EXPECT_EQ(status(fault({movi(1, 1)})), Status::kIllegalInstruction); }
+
+TEST_F(CoreTest, UnknownOpcodesVariantsAndOperandsAreRefused) {
+  Instruction bad = make(Op::MOVI);
+  bad.op = 200;
+  EXPECT_EQ(status(fault({bad})), Status::kIllegalInstruction);
+  bad = make(Op::SALU);
+  bad.r[0] = bad.r[1] = 1, bad.sub = 99;
+  EXPECT_EQ(status(fault({bad})), Status::kIllegalInstruction);
+  bad = movi(40, 1);
+  EXPECT_EQ(status(fault({bad})), Status::kIllegalInstruction);
+}
+
+TEST_F(CoreTest, DmaOutsideEveryMappingNamesTheAddress) {
+  rows_ = 100000;  // the descriptor lies: the memory behind it ends after 64 rows
+  Instruction load = make(Op::DLD);
+  load.t[0] = 0, load.r[0] = 1, load.r[1] = 0;
+  const auto r = fault({movi(1, 70), tdef(0, 0, 1, 64), load, make(Op::HALT)});
+  EXPECT_EQ(status(r), Status::kAddressFault);
+  EXPECT_EQ(r.address, 0x200000u + 70 * 256);
+  EXPECT_EQ(r.access, hw::kAccessRead);
+}
+
+TEST_F(CoreTest, ReadsOutsideATensorFillAndStoresAreClipped) {
+  Instruction load = make(Op::DLD), store = make(Op::DST);
+  load.t[0] = store.t[0] = 0;
+  load.r[0] = store.r[0] = 1, load.r[1] = store.r[1] = 2;
+  load.imm1 = std::bit_cast<uint32_t>(9.f);
+  memory_.assign(64 * 64, 1.f);
+  // A box over the right edge: columns 60..67 of row 63. Then it is written one row up and four to the left.
+  run({movi(1, 63), movi(2, 60), tdef(0, 0, 1, 8), load, movi(1, 62), movi(2, 62), store, make(Op::HALT)});
+  EXPECT_EQ(memory_[62 * 64 + 62], 1.f);
+  EXPECT_EQ(memory_[63 * 64], 1.f) << "a clipped store must not run into the next row";
+  run({movi(1, 63), movi(2, 60), tdef(0, 0, 1, 8), load, movi(1, 0), movi(2, 0), store, make(Op::HALT)});
+  EXPECT_EQ(memory_[3], 1.f);
+  EXPECT_EQ(memory_[4], 9.f);
+}
+
+// Without a semaphore between them, the vector engine may read before the DMA engine has written.
+TEST_F(CoreTest, CheckedLevelFindsTheRaceThatAMissingSemaphoreLeaves) {
+  EmulatorOptions checked;
+  checked.check_races = true;
+  Instruction load = make(Op::DLD), neg = make(Op::VUNI);
+  load.t[0] = 0, load.r[0] = load.r[1] = 0;
+  neg.sub = static_cast<uint8_t>(hw::UnaryOp::kNeg), neg.t[0] = 1, neg.t[1] = 0;
+  const std::vector<Instruction> racy{tdef(0, 0, 1, 64), tdef(1, 256, 1, 64), load, neg, make(Op::HALT)};
+  const auto r = fault(racy, checked);
+  EXPECT_EQ(status(r), Status::kRace);
+  EXPECT_EQ(r.instruction, 3u);
+  EXPECT_EQ(r.tile, 0u);
+  std::vector<Instruction> ordered = racy;
+  ordered[2].signal[0] = 1, ordered[3].wait[0] = 1;
+  EXPECT_EQ(status(fault(ordered, checked)), Status::kOk);
+}
+
+TEST_F(CoreTest, CheckedLevelFindsUninitializedReadsAndBoxesOutside) {
+  EmulatorOptions checked;
+  checked.check_uninitialized = checked.check_bounds = true;
+  Instruction neg = make(Op::VUNI), load = make(Op::DLD);
+  neg.t[0] = neg.t[1] = 0, neg.sub = 1;
+  EXPECT_EQ(status(fault({tdef(0, 0, 1, 64), neg, make(Op::HALT)}, checked)), Status::kUninitialized);
+  load.t[0] = 0, load.r[0] = 1, load.r[1] = 0;
+  EXPECT_EQ(status(fault({movi(1, 64), tdef(0, 0, 1, 64), load, make(Op::HALT)}, checked)), Status::kOutOfBounds);
+}
+
+// Two engines that do not depend on each other overlap in modelled time; with a semaphore they do not.
+TEST_F(CoreTest, SemaphoresJoinEngineClocks) {
+  Instruction load = make(Op::DLD), fill = make(Op::VFILL);
+  load.t[0] = 0, load.r[0] = load.r[1] = 0;
+  fill.t[0] = 1;
+  auto program = [&](bool joined) {
+    Instruction l = load, f = fill;
+    if (joined) l.signal[0] = 0, f.wait[0] = 0;
+    return std::vector<Instruction>{tdef(0, 0, 64, 64), tdef(1, 65536, 256, 1024), l, f, make(Op::HALT)};
+  };
+  const Tally apart = run(program(false)), joined = run(program(true));
+  EXPECT_NEAR(joined.duration_ns - apart.duration_ns, joined.dma_ns + config_.hbm_latency_ns, 5);
+}
+
+}  // namespace
+}  // namespace jalapeno::emu

@@ -1,0 +1,140 @@
+// The host's inner loops: conversions exact, products against double precision, on every instruction set this host has.
+#include "kernels/kernels.hpp"
+
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <vector>
+
+namespace jalapeno::emu {
+namespace {
+
+using hw::DType;
+
+class HostKernelsTest : public ::testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    k_ = host_kernels_named(GetParam());
+    if (k_ == nullptr) GTEST_SKIP() << "this host does not run " << GetParam();
+  }
+  const HostKernels* k_ = nullptr;
+  std::mt19937 random_{7};
+  std::vector<float> values(size_t n, float scale = 1) {
+    std::uniform_real_distribution<float> d(-scale, scale);
+    std::vector<float> out(n);
+    for (float& v : out) v = d(random_);
+    return out;
+  }
+};
+
+float half(uint16_t h) {
+  const int e = h >> 10 & 31, m = h & 1023;
+  const double v = e == 0 ? std::ldexp(m, -24) : e == 31 ? (m ? NAN : INFINITY) : std::ldexp(1024 + m, e - 25);
+  return static_cast<float>(h & 0x8000 ? -v : v);
+}
+
+TEST_P(HostKernelsTest, EveryHalfAndBrainFloatConvertsExactlyBothWays) {
+  for (DType type : {DType::kF16, DType::kBF16}) {
+    std::vector<uint16_t> bits(65536);
+    for (size_t i = 0; i < bits.size(); ++i) bits[i] = static_cast<uint16_t>(i);
+    std::vector<float> out(65536);
+    std::vector<uint16_t> back(65536);
+    k_->load(type, reinterpret_cast<std::byte*>(bits.data()), 65536, out.data());
+    k_->store(type, out.data(), 65536, reinterpret_cast<std::byte*>(back.data()));
+    for (size_t i = 0; i < 65536; ++i) {
+      const float want = type == DType::kF16 ? half(bits[i]) : std::bit_cast<float>(static_cast<uint32_t>(i) << 16);
+      if (std::isnan(want)) {
+        EXPECT_TRUE(std::isnan(out[i]));
+        continue;
+      }
+      ASSERT_EQ(out[i], want) << i;
+      ASSERT_EQ(back[i], bits[i]) << i;
+    }
+  }
+}
+
+TEST_P(HostKernelsTest, RoundingIsToNearestEven) {
+  const float ties[] = {1 + 0x1p-8f, 1 + 3 * 0x1p-8f, 1 + 0x1p-11f, 1 + 3 * 0x1p-11f, 65519.f, 65520.f, 0x1p-25f, 0x1.8p-24f};
+  uint16_t b[8], h[8];
+  k_->store(DType::kBF16, ties, 8, reinterpret_cast<std::byte*>(b));
+  k_->store(DType::kF16, ties, 8, reinterpret_cast<std::byte*>(h));
+  EXPECT_EQ(b[0], 0x3F80);
+  EXPECT_EQ(b[1], 0x3F82);
+  EXPECT_EQ(h[2], 0x3C00);
+  EXPECT_EQ(h[3], 0x3C02);
+  EXPECT_EQ(h[4], 0x7BFF);
+  EXPECT_EQ(h[5], 0x7C00);
+  EXPECT_EQ(h[6], 0);
+  EXPECT_EQ(h[7], 2);
+}
+
+TEST_P(HostKernelsTest, ProductsMeetDoublePrecision) {
+  struct Case {
+    DType a, b;
+    bool rows_are_k;
+  };
+  for (const Case& c : {Case{DType::kF32, DType::kF32, false}, {DType::kBF16, DType::kBF16, false}, {DType::kF16, DType::kF16, false}, {DType::kQ8_0, DType::kQ8_0, false}, {DType::kQ8_0, DType::kQ4_0, false}, {DType::kF32, DType::kF32, true}, {DType::kBF16, DType::kBF16, true}, {DType::kF32, DType::kQ8_0, false}})
+    for (auto [m, n, k] : {std::array{1u, 1u, 32u}, {1u, 7u, 96u}, {5u, 9u, 160u}, {4u, 4u, 64u}, {6u, 33u, 992u}}) {
+      const uint32_t rows = c.rows_are_k ? k : n, columns = c.rows_are_k ? n / 1 : k;
+      if (c.rows_are_k && hw::info(c.b).block > 1) continue;
+      const size_t ap = hw::row_bytes(c.a, k), bp = hw::row_bytes(c.b, columns);
+      std::vector<std::byte> a(ap * m), b(bp * rows);
+      const auto av = values(size_t{m} * k), bv = values(size_t{rows} * columns);
+      std::vector<float> ax(size_t{m} * k), bx(size_t{rows} * columns);  // as the types hold them
+      for (uint32_t i = 0; i < m; ++i) k_->store(c.a, &av[size_t{i} * k], k, &a[ap * i]), kPortableKernels.load(c.a, &a[ap * i], k, &ax[size_t{i} * k]);
+      for (uint32_t i = 0; i < rows; ++i) k_->store(c.b, &bv[size_t{i} * columns], columns, &b[bp * i]), kPortableKernels.load(c.b, &b[bp * i], columns, &bx[size_t{i} * columns]);
+      std::vector<float> out(size_t{m} * n, 0.5f);
+      k_->multiply({a.data(), b.data(), out.data(), ap, bp, size_t{n} * 4, m, n, k, c.a, c.b, c.rows_are_k, true});
+      for (uint32_t i = 0; i < m; ++i)
+        for (uint32_t j = 0; j < n; ++j) {
+          double want = 0.5, size = 1;
+          for (uint32_t l = 0; l < k; ++l) {
+            const double p = static_cast<double>(ax[size_t{i} * k + l]) * bx[c.rows_are_k ? size_t{l} * columns + j : size_t{j} * columns + l];
+            want += p, size += std::fabs(p);
+          }
+          ASSERT_NEAR(out[size_t{i} * n + j], want, size * 4e-7 * std::sqrt(k)) << hw::info(c.a).name << " " << hw::info(c.b).name << " " << m << "x" << n << "x" << k;
+        }
+    }
+}
+
+TEST_P(HostKernelsTest, IntegerProductsAreExact) {
+  std::vector<int8_t> a(3 * 50), b(4 * 50);
+  for (auto& v : a) v = static_cast<int8_t>(random_());
+  for (auto& v : b) v = static_cast<int8_t>(random_());
+  std::vector<int32_t> out(12, 5);
+  k_->multiply({reinterpret_cast<std::byte*>(a.data()), reinterpret_cast<std::byte*>(b.data()), reinterpret_cast<float*>(out.data()), 50, 50, 16, 3, 4, 50, DType::kI8, DType::kI8, false, false});
+  for (int i = 0; i < 3; ++i)
+    for (int j = 0; j < 4; ++j) {
+      int want = 0;
+      for (int l = 0; l < 50; ++l) want += a[static_cast<size_t>(i * 50 + l)] * b[static_cast<size_t>(j * 50 + l)];
+      EXPECT_EQ(out[static_cast<size_t>(i * 4 + j)], want);
+    }
+}
+
+TEST_P(HostKernelsTest, ExpIsWithinTwoUlpAndKeepsItsEnds) {
+  std::vector<float> x;
+  for (float v = -86; v < 88; v += 0.0137f) x.push_back(v);
+  std::vector<float> out(x.size());
+  k_->unary(hw::UnaryOp::kExp, x.data(), out.data(), static_cast<uint32_t>(x.size()));
+  for (size_t i = 0; i < x.size(); ++i) {
+    const double want = std::exp(static_cast<double>(x[i]));
+    ASSERT_NEAR(out[i] / want, 1, 2.4e-7) << x[i];
+  }
+  const float ends[] = {-INFINITY, INFINITY, NAN, -1000, 1000, 0};
+  float got[6];
+  k_->unary(hw::UnaryOp::kExp, ends, got, 6);
+  EXPECT_EQ(got[0], 0);
+  EXPECT_EQ(got[1], INFINITY);
+  EXPECT_TRUE(std::isnan(got[2]));
+  EXPECT_EQ(got[3], 0);
+  EXPECT_EQ(got[4], INFINITY);
+  EXPECT_EQ(got[5], 1);
+}
+
+INSTANTIATE_TEST_SUITE_P(Isa, HostKernelsTest, ::testing::Values("portable", "avx2", "avx512"));
+
+}  // namespace
+}  // namespace jalapeno::emu

@@ -1,0 +1,159 @@
+// A hostile or broken client: whatever it sends, the emulator lives, keeps no descriptor and serves the next one.
+#include "server.hpp"
+
+#include <dirent.h>
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <jalapeno_hw/vfio_user.hpp>
+#include <random>
+#include <thread>
+
+namespace jalapeno::emu {
+namespace {
+
+namespace vu = hw::vfio_user;
+
+int descriptors() {
+  int n = 0;
+  DIR* d = opendir("/proc/self/fd");
+  while (readdir(d) != nullptr) ++n;
+  closedir(d);
+  return n;
+}
+
+class ServerTest : public ::testing::Test {
+ protected:
+  static Chip& chip() {
+    static EmulatorOptions options = [] {
+      EmulatorOptions o;
+      o.hbm_bytes = 64 << 20, o.threads = 1;
+      return o;
+    }();
+    static Chip* c = new Chip(options, 0);  // one for all: that it survives is the point
+    return *c;
+  }
+  void SetUp() override {
+    chip();
+    before_ = descriptors();
+    connect();
+  }
+  void TearDown() override {
+    hang_up();
+    EXPECT_EQ(descriptors(), before_);
+  }
+  void connect() {
+    int pair[2];
+    ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+    timeval patience{5, 0};
+    setsockopt(pair[0], SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    socket_ = pair[0];
+    server_ = std::make_unique<Server>(chip());
+    thread_ = std::thread([this, fd = pair[1]] { server_->serve(fd); });
+  }
+  void hang_up() {
+    if (socket_ >= 0) close(socket_);
+    socket_ = -1;
+    if (thread_.joinable()) thread_.join();
+    server_.reset();
+  }
+  bool send_raw(const void* data, size_t bytes) { return send(socket_, data, bytes, MSG_NOSIGNAL) == static_cast<ssize_t>(bytes); }
+  // The error of the reply, or -1 when the server hung up.
+  int request(uint16_t command, const void* payload, size_t bytes, std::vector<std::byte>* out = nullptr) {
+    vu::Header h{1, command, static_cast<uint32_t>(sizeof h + bytes), 0, 0};
+    std::vector<std::byte> all(sizeof h + bytes);
+    std::memcpy(all.data(), &h, sizeof h);
+    if (bytes > 0) std::memcpy(all.data() + sizeof h, payload, bytes);
+    if (!send_raw(all.data(), all.size())) return -1;
+    vu::Header r{};
+    if (recv(socket_, &r, sizeof r, MSG_WAITALL) != sizeof r) return -1;
+    std::vector<std::byte> body(r.size - sizeof r);
+    if (!body.empty() && recv(socket_, body.data(), body.size(), MSG_WAITALL) != static_cast<ssize_t>(body.size())) return -1;
+    if (out != nullptr) *out = body;
+    return static_cast<int>(r.error);
+  }
+  uint32_t magic() {
+    vu::RegionAccess a{0, 0, 4};
+    std::vector<std::byte> out;
+    if (request(vu::kRegionRead, &a, sizeof a, &out) != 0 || out.size() != sizeof a + 4) return 0;
+    uint32_t v;
+    std::memcpy(&v, out.data() + sizeof a, 4);
+    return v;
+  }
+  int before_ = 0, socket_ = -1;
+  std::unique_ptr<Server> server_;
+  std::thread thread_;
+};
+
+TEST_F(ServerTest, AnswersRegisterReads) { EXPECT_EQ(magic(), hw::kMagicValue); }
+
+TEST_F(ServerTest, RefusesWhatItDoesNotKnowAndGoesOn) {
+  EXPECT_EQ(request(99, nullptr, 0), EOPNOTSUPP);
+  vu::RegionAccess a{0x10000, 0, 4};
+  EXPECT_EQ(request(vu::kRegionRead, &a, sizeof a), EINVAL);
+  a = {2, 0, 4};
+  EXPECT_EQ(request(vu::kRegionRead, &a, sizeof a), EINVAL) << "misaligned";
+  a = {0, 0, 0x7FFFFFFF};
+  EXPECT_EQ(request(vu::kRegionRead, &a, sizeof a), EINVAL);
+  vu::IrqSet s{sizeof s, vu::kIrqDataEventfd | vu::kIrqTrigger, vu::kIrqMsix, 0xFFFFFFF0, 0x20};
+  EXPECT_EQ(request(vu::kDeviceSetIrqs, &s, sizeof s), EINVAL);
+  EXPECT_EQ(request(vu::kDmaMap, "x", 1), EINVAL);
+  EXPECT_EQ(magic(), hw::kMagicValue);
+}
+
+TEST_F(ServerTest, ImpossibleSizesEndTheConnectionNotTheProcess) {
+  for (uint32_t size : {0u, 1u, 15u, 0xFFFFFFFFu, static_cast<uint32_t>(vu::kMaxMessage + 1)}) {
+    vu::Header h{1, vu::kVersion, size, 0, 0};
+    send_raw(&h, sizeof h);
+    char byte;
+    EXPECT_LE(recv(socket_, &byte, 1, 0), 0) << size;
+    hang_up();
+    connect();
+    EXPECT_EQ(magic(), hw::kMagicValue);
+  }
+}
+
+TEST_F(ServerTest, DescriptorsThatNobodyAskedForAreClosed) {
+  for (int round = 0; round < 20; ++round) {
+    int fds[20];
+    for (int& fd : fds) fd = memfd_create("x", 0);
+    vu::Header h{1, vu::kDeviceGetInfo, sizeof h, 0, 0};
+    iovec iov{&h, sizeof h};
+    alignas(cmsghdr) char control[CMSG_SPACE(sizeof fds)];
+    msghdr m{};
+    m.msg_iov = &iov, m.msg_iovlen = 1, m.msg_control = control, m.msg_controllen = sizeof control;
+    cmsghdr* c = CMSG_FIRSTHDR(&m);
+    c->cmsg_level = SOL_SOCKET, c->cmsg_type = SCM_RIGHTS, c->cmsg_len = CMSG_LEN(sizeof fds);
+    std::memcpy(CMSG_DATA(c), fds, sizeof fds);
+    ASSERT_EQ(sendmsg(socket_, &m, 0), static_cast<ssize_t>(sizeof h));
+    for (int fd : fds) close(fd);
+    char reply[32];
+    ASSERT_EQ(recv(socket_, reply, sizeof reply, MSG_WAITALL), 32);
+  }
+}
+
+TEST_F(ServerTest, RandomMessagesNeitherKillNorLeak) {
+  std::mt19937 random(11);
+  for (int round = 0; round < 300; ++round) {
+    std::vector<uint8_t> junk(16 + random() % 200);
+    for (uint8_t& b : junk) b = static_cast<uint8_t>(random());
+    if (round % 2 == 0) {  // plausible header, random body
+      vu::Header h{static_cast<uint16_t>(round), static_cast<uint16_t>(1 + random() % 14), static_cast<uint32_t>(junk.size()), random() % 2 == 0 ? vu::kNoReply : 0, 0};
+      std::memcpy(junk.data(), &h, sizeof h);
+    }
+    const bool alive = send_raw(junk.data(), junk.size());
+    if (!alive || round % 16 == 0) {
+      hang_up();
+      connect();
+    }
+  }
+  hang_up();
+  connect();
+  EXPECT_EQ(magic(), hw::kMagicValue);
+}
+
+}  // namespace
+}  // namespace jalapeno::emu
