@@ -58,7 +58,7 @@ emu::EmulatorOptions parse(const std::string& text) {
   return options;
 }
 
-driver::Embedded launch(const std::string& text) {
+driver::Embedded launch(const std::string& text) try {
   auto running = std::make_shared<Running>();
   running->chip = std::make_unique<emu::Chip>(parse(text), 0);
   running->server = std::make_unique<emu::Server>(*running->chip);
@@ -67,6 +67,8 @@ driver::Embedded launch(const std::string& text) {
     throw std::runtime_error(std::string("socketpair: ") + std::strerror(errno));
   running->thread = std::thread([server = running->server.get(), fd = pair[1]] { server->serve(fd); });
   return {pair[0], std::move(running)};
+} catch (const std::runtime_error& e) {
+  throw std::runtime_error("emu:" + text + ": " + e.what());
 }
 
 }  // namespace

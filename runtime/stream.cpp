@@ -4,6 +4,7 @@
 
 #include <bit>
 #include <cstring>
+#include <utility>
 
 namespace jalapeno::runtime {
 namespace {
@@ -211,22 +212,17 @@ void Stream::copy_plain(std::unique_lock<std::mutex>& lock, void* destination, c
   if (staging_ == nullptr)
     staging_ = std::make_unique<driver::DmaMemory>(context_->device().transport(), context_->device().iova_space(),
                                                    2 * kStagingChunk);
-  struct Slot {
-    uint64_t done = 0, bytes = 0;
-    char* host = nullptr;  // where a finished chunk goes
-  } slots[2];
-  uint64_t piece = 0;
-  auto finish = [&](Slot& s, uint64_t k) {
+  auto finish = [&](uint64_t k) {
+    const StagingSlot s = std::exchange(staging_slots_[k], {});  // also when this throws: the caller's memory may go
     if (s.done == 0) return;
     wait_until(lock, s.done);
     if (driver::failure(queue_.timeline(), s.done) != hw::Status::kOk) check_failed();
-    if (!to_device) std::memcpy(s.host, staging_->data() + k * kStagingChunk, s.bytes);
-    s.done = 0;
+    if (s.host != nullptr) std::memcpy(s.host, staging_->data() + k * kStagingChunk, s.bytes);
   };
   for (uint64_t r = 0; r < height; ++r) {
-    for (uint64_t at = 0; at < width; ++piece) {
-      const uint64_t n = std::min(width - at, kStagingChunk), k = piece % 2;
-      finish(slots[k], k);
+    for (uint64_t at = 0; at < width; ++staging_piece_) {
+      const uint64_t n = std::min(width - at, kStagingChunk), k = staging_piece_ % 2;
+      finish(k);
       char* d = static_cast<char*>(destination) + r * destination_pitch + at;
       const char* s = static_cast<const char*>(source) + r * source_pitch + at;
       auto p = make<hw::CopyPacket>(hw::PacketOp::kCopy);
@@ -238,11 +234,13 @@ void Stream::copy_plain(std::unique_lock<std::mutex>& lock, void* destination, c
         p.source = Registry::get().find(s)->at(s), p.destination = staging_->device_address(k * kStagingChunk);
       }
       submit(lock, p, {"copy"});
-      slots[k] = {queue_.next(), n, d};
+      staging_slots_[k] = {queue_.next(), n, to_device ? nullptr : d};
       at += n;
     }
   }
-  for (uint64_t k = piece; k < piece + 2; ++k) finish(slots[k % 2], k % 2);
+  // Down: the caller's memory is complete when the call returns. Up: the chunks stay in flight.
+  if (!to_device)
+    for (uint64_t k = staging_piece_; k < staging_piece_ + 2; ++k) finish(k % 2);
 }
 
 // The transport cannot reach the caller's pages: each copy gets a pinned twin, filled or emptied in the stream's order.

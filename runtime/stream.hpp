@@ -99,7 +99,13 @@ class Stream : public std::enable_shared_from_this<Stream> {
   uint64_t arguments_head_ = 0;
   hw::Timeline *call_request_, *call_done_;
   uint64_t calls_ = 0;
+  struct StagingSlot {
+    uint64_t done = 0, bytes = 0;  // position after which the chunk is free again, 0: it is
+    char* host = nullptr;          // where a chunk that came down goes
+  };
   std::unique_ptr<driver::DmaMemory> staging_;
+  StagingSlot staging_slots_[2];
+  uint64_t staging_piece_ = 0;
   std::unique_ptr<Capture> capture_;
 };
 

@@ -172,10 +172,34 @@ void store(DType type, const float* source, uint32_t n, std::byte* out) {
   }
 }
 
+// Sums in sixteen lanes that are added at the end: an order the compiler may vectorise without being allowed to
+// reassociate, which would break exp_fast and every other exact trick in this file.
+constexpr uint32_t kLanes = 16;
+template <class Term>
+inline float lane_sum(uint32_t n, Term term) {
+  float lanes[kLanes] = {};
+  uint32_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (uint32_t k = 0; k < kLanes; ++k) lanes[k] += term(i + k);
+  for (uint32_t k = 0; i < n; ++i, ++k) lanes[k] += term(i);
+  for (uint32_t width = kLanes / 2; width > 0; width /= 2)
+    for (uint32_t k = 0; k < width; ++k) lanes[k] += lanes[k + width];
+  return lanes[0];
+}
+template <class Better>
+inline float lane_pick(const float* a, uint32_t n, Better better) {
+  float lanes[kLanes];
+  std::fill_n(lanes, kLanes, a[0]);
+  uint32_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (uint32_t k = 0; k < kLanes; ++k) lanes[k] = better(a[i + k], lanes[k]) ? a[i + k] : lanes[k];
+  for (; i < n; ++i) lanes[0] = better(a[i], lanes[0]) ? a[i] : lanes[0];
+  for (uint32_t k = 1; k < kLanes; ++k) lanes[0] = better(lanes[k], lanes[0]) ? lanes[k] : lanes[0];
+  return lanes[0];
+}
+
 inline float dot(const float* a, const float* b, uint32_t k) {
-  float sum = 0;
-  for (uint32_t i = 0; i < k; ++i) sum += a[i] * b[i];
-  return sum;
+  return lane_sum(k, [=](uint32_t i) { return a[i] * b[i]; });
 }
 
 template <class T>
@@ -509,36 +533,24 @@ void binary_scalar(hw::BinaryOp op, const float* a, float b, bool reverse, float
 }
 
 float reduce(hw::ReduceOp op, const float* a, uint32_t n) {
-  float r = 0;
   switch (op) {
     case hw::ReduceOp::kSum:
-      for (uint32_t i = 0; i < n; ++i) r += a[i];
-      return r;
+      return lane_sum(n, [=](uint32_t i) { return a[i]; });
     case hw::ReduceOp::kSumSq:
-      for (uint32_t i = 0; i < n; ++i) r += a[i] * a[i];
-      return r;
+      return lane_sum(n, [=](uint32_t i) { return a[i] * a[i]; });
     case hw::ReduceOp::kMax:
-      r = a[0];
-      for (uint32_t i = 1; i < n; ++i) r = a[i] > r ? a[i] : r;
-      return r;
+      return lane_pick(a, n, [](float x, float y) { return x > y; });
     case hw::ReduceOp::kMin:
-      r = a[0];
-      for (uint32_t i = 1; i < n; ++i) r = a[i] < r ? a[i] : r;
-      return r;
+      return lane_pick(a, n, [](float x, float y) { return x < y; });
     case hw::ReduceOp::kArgMax:
       break;
   }
-  return r;
+  return 0;
 }
 
 float exp_shifted(const float* a, float scale, float peak, float* out, uint32_t n) {
-  float sum = 0;
-  for (uint32_t i = 0; i < n; ++i) {
-    float e = exp_fast(a[i] * scale - peak);
-    out[i] = e;
-    sum += e;
-  }
-  return sum;
+  for (uint32_t i = 0; i < n; ++i) out[i] = exp_fast(a[i] * scale - peak);
+  return lane_sum(n, [=](uint32_t i) { return out[i]; });
 }
 
 void scale_by_row(const float* a, float factor, const float* weight, float* out, uint32_t n) {

@@ -44,7 +44,9 @@ TEST_F(Faults, TensorLargerThanItsAllocationIsRefusedAtLaunch) {
   const Module m = load(reader());
   Buffer<float> x(device, 16 * 4), y(device, 16 * 4);
   EXPECT_THROW(launch(stream, {1}, m.kernel("reader"), x.as({5, 16}), y.as({4, 16}), 0), Error);
-  EXPECT_NE(std::string(jalGetLastErrorDetail()).find("argument 0 (x): needs 320 bytes, its allocation has 256"), std::string::npos) << jalGetLastErrorDetail();
+  EXPECT_NE(std::string(jalGetLastErrorDetail()).find("argument 0 (x): needs 320 bytes, its allocation has 256"),
+            std::string::npos)
+      << jalGetLastErrorDetail();
 }
 
 TEST_F(Faults, FreedMemoryUnderAKernelIsAnAddressFaultThatNamesEverything) {
@@ -55,7 +57,9 @@ TEST_F(Faults, FreedMemoryUnderAKernelIsAnAddressFaultThatNamesEverything) {
   const uint32_t rows = 65536;
   Timeline gate(device);
   // The launch is accepted while the memory exists; then it goes, behind the back of the runtime's fences.
-  const Graph g(stream, [&] { launch(stream, {1}, m.kernel("reader"), tensor(p, jalF32, {rows, 16}), y.as({rows, 16}), 1000); });
+  const Graph g(stream, [&] {
+    launch(stream, {1}, m.kernel("reader"), tensor(p, jalF32, {rows, 16}), y.as({rows, 16}), 1000);
+  });
   check(jalFree(p));
   check(jalMemPoolTrim(device.get(), 0));
   g.launch(stream);
@@ -121,7 +125,8 @@ TEST_F(Faults, AFaultLeavesOtherStreamsBitExactAndPoisonsDependants) {
   k.trap(1);
   const Module m = load(k.finish());
   const auto x = random_values(300 * 64, 1), w = random_values(100 * 64, 2);
-  Buffer<float> xv(device, std::span<const float>(x)), wv(device, std::span<const float>(w)), alone(device, 300 * 100), beside(device, 300 * 100);
+  Buffer<float> xv(device, std::span<const float>(x)), wv(device, std::span<const float>(w)), alone(device, 300 * 100),
+      beside(device, 300 * 100);
   const Kernel matmul = library_kernel(device, "matmul_f32");
   Stream b(device), dependant(device);
   launch(b, {2, 10}, matmul, xv.as({300, 64}), wv.as({100, 64}), alone.as({300, 100}));
@@ -164,13 +169,17 @@ TEST_F(Faults, WrongArgumentsAreNamedBeforeAnythingRuns) {
   jalTensor host = a.as({1, 8});
   float plain[8];
   host.data = plain;
-  for (const Case& c : {Case{{argument(a.as({1, 8})), argument(a.as({1, 8}))}, "takes 3 arguments, got 2"},
-                        {{argument(a.as({1, 8})), argument(1.f), argument(a.as({1, 8}))}, "argument 1 (b): is f32, expected tensor"},
-                        {{argument(a.as({1, 8})), argument(n.as({1, 8})), argument(a.as({1, 8}))}, "argument 1 (b): is i32, expected f32"},
-                        {{argument(a.as({1, 8})), argument(a.as({8})), argument(a.as({1, 8}))}, "argument 1 (b): has rank 1, expected 2"},
-                        {{argument(odd), argument(a.as({1, 8})), argument(a.as({1, 8}))}, "not aligned to 4"},
-                        {{argument(host), argument(a.as({1, 8})), argument(a.as({1, 8}))}, "neither device nor pinned"}}) {
-    EXPECT_NE(jalLaunchKernel(add.get(), 1, 1, 1, c.args.data(), static_cast<uint32_t>(c.args.size()), stream.get()), jalSuccess);
+  for (const Case& c :
+       {Case{{argument(a.as({1, 8})), argument(a.as({1, 8}))}, "takes 3 arguments, got 2"},
+        {{argument(a.as({1, 8})), argument(1.f), argument(a.as({1, 8}))}, "argument 1 (b): is f32, expected tensor"},
+        {{argument(a.as({1, 8})), argument(n.as({1, 8})), argument(a.as({1, 8}))},
+         "argument 1 (b): is i32, expected f32"},
+        {{argument(a.as({1, 8})), argument(a.as({8})), argument(a.as({1, 8}))},
+         "argument 1 (b): has rank 1, expected 2"},
+        {{argument(odd), argument(a.as({1, 8})), argument(a.as({1, 8}))}, "not aligned to 4"},
+        {{argument(host), argument(a.as({1, 8})), argument(a.as({1, 8}))}, "neither device nor pinned"}}) {
+    EXPECT_NE(jalLaunchKernel(add.get(), 1, 1, 1, c.args.data(), static_cast<uint32_t>(c.args.size()), stream.get()),
+              jalSuccess);
     EXPECT_NE(std::string(jalGetLastErrorDetail()).find(c.text), std::string::npos) << jalGetLastErrorDetail();
   }
   const std::vector<jalArg> good(3, argument(a.as({1, 8})));

@@ -38,7 +38,9 @@ float half_value(uint16_t h) {
 Stored store(const std::vector<float>& x, jalDType type) {
   Stored s;
   s.values = x;
-  auto put = [&](const void* p, size_t n) { s.bytes.insert(s.bytes.end(), static_cast<const uint8_t*>(p), static_cast<const uint8_t*>(p) + n); };
+  auto put = [&](const void* p, size_t n) {
+    s.bytes.insert(s.bytes.end(), static_cast<const uint8_t*>(p), static_cast<const uint8_t*>(p) + n);
+  };
   if (type == jalF32) put(x.data(), x.size() * 4);
   for (size_t i = 0; (type == jalBF16 || type == jalF16) && i < x.size(); ++i) {
     const uint32_t u = std::bit_cast<uint32_t>(x[i]);
@@ -76,8 +78,13 @@ struct MatmulCase {
 };
 
 TEST_F(Kernels, MatmulOfEveryWeightType) {
-  for (const MatmulCase& c : {MatmulCase{"matmul_f32", jalF32, 0}, {"matmul_bf16", jalBF16, 0x1p-9}, {"matmul_f16", jalF16, 0x1p-12}, {"matmul_q8_0", jalQ8_0, 1 / 254.0}, {"matmul_q4_0", jalQ4_0, 1 / 254.0}})
-    for (auto [m, n, k] : {std::array{1u, 1u, 32u}, {1u, 65u, 576u}, {33u, 130u, 96u}, {3u, 64u, 4128u}, {70u, 31u, 64u}}) {
+  for (const MatmulCase& c : {MatmulCase{"matmul_f32", jalF32, 0},
+                              {"matmul_bf16", jalBF16, 0x1p-9},
+                              {"matmul_f16", jalF16, 0x1p-12},
+                              {"matmul_q8_0", jalQ8_0, 1 / 254.0},
+                              {"matmul_q4_0", jalQ4_0, 1 / 254.0}})
+    for (auto [m, n, k] :
+         {std::array{1u, 1u, 32u}, {1u, 65u, 576u}, {33u, 130u, 96u}, {3u, 64u, 4128u}, {70u, 31u, 64u}}) {
       const auto a = random_values(size_t{m} * k, m + n), w = random_values(size_t{n} * k, k);
       const Stored stored = store(w, c.type);
       Buffer<uint8_t> weights(device, std::span<const uint8_t>(stored.bytes));
@@ -96,11 +103,13 @@ TEST_F(Kernels, MatmulOfEveryWeightType) {
           double want = 0, squares = 0;
           for (uint32_t l = 0; l < k; ++l) {
             const double p = static_cast<double>(a[size_t{i} * k + l]) * stored.values[size_t{j} * k + l];
-            want += p, squares += static_cast<double>(stored.values[size_t{j} * k + l]) * stored.values[size_t{j} * k + l];
+            want += p,
+                squares += static_cast<double>(stored.values[size_t{j} * k + l]) * stored.values[size_t{j} * k + l];
           }
           // Activation rounding errors are independent: six standard deviations of their sum, and f32 accumulation.
           const double tolerance = 6 * c.activation * std::sqrt(squares) / std::sqrt(3.0) + 1e-6 * std::sqrt(k) + 1e-6;
-          ASSERT_NEAR(got[size_t{i} * n + j], want, tolerance) << c.kernel << " " << m << "x" << n << "x" << k << " at " << i << "," << j;
+          ASSERT_NEAR(got[size_t{i} * n + j], want, tolerance)
+              << c.kernel << " " << m << "x" << n << "x" << k << " at " << i << "," << j;
           ASSERT_NEAR(added[size_t{i} * n + j], got[size_t{i} * n + j] * 2, 1e-5 + std::fabs(want) * 1e-6);
         }
     }
@@ -135,7 +144,9 @@ TEST_F(Kernels, EmbedGathersRowsAndZeroesUnknownTokens) {
   stream.synchronize();
   const auto got = out.to_host();
   for (size_t i = 0; i < 5; ++i)
-    for (size_t c = 0; c < 9000; c += 77) ASSERT_EQ(got[i * 9000 + c], tokens[i] >= 0 && tokens[i] < 50 ? table[static_cast<size_t>(tokens[i]) * 9000 + c] : 0.f);
+    for (size_t c = 0; c < 9000; c += 77)
+      ASSERT_EQ(got[i * 9000 + c],
+                tokens[i] >= 0 && tokens[i] < 50 ? table[static_cast<size_t>(tokens[i]) * 9000 + c] : 0.f);
 }
 
 TEST_F(Kernels, RmsNorm) {
@@ -195,13 +206,15 @@ TEST_F(Kernels, RopeOfBothPairings) {
   for (uint32_t p = 0; p < context; ++p)
     for (uint32_t i = 0; i < rotated / 2; ++i) {
       const double angle = p * std::pow(10000.0, -2.0 * i / rotated);
-      c[p * rotated / 2 + i] = static_cast<float>(std::cos(angle)), s[p * rotated / 2 + i] = static_cast<float>(std::sin(angle));
+      c[p * rotated / 2 + i] = static_cast<float>(std::cos(angle)),
+                          s[p * rotated / 2 + i] = static_cast<float>(std::sin(angle));
     }
   const auto xv = up(x), cv = up(c), sv = up(s);
   Buffer<int32_t> position(device, std::vector<int32_t>{static_cast<int32_t>(position0)});
   for (bool halves : {false, true}) {
     Buffer<float> out(device, x.size());
-    launch(stream, {2}, get(halves ? "rope_halves_d8_r6" : "rope_interleaved_d8_r6"), xv.as({tokens, heads * head}), cv.as({context, rotated / 2}), sv.as({context, rotated / 2}), position, out.as({tokens, heads * head}));
+    launch(stream, {2}, get(halves ? "rope_halves_d8_r6" : "rope_interleaved_d8_r6"), xv.as({tokens, heads * head}),
+           cv.as({context, rotated / 2}), sv.as({context, rotated / 2}), position, out.as({tokens, heads * head}));
     stream.synchronize();
     const auto got = out.to_host();
     for (uint32_t t = 0; t < tokens; ++t)
@@ -210,9 +223,11 @@ TEST_F(Kernels, RopeOfBothPairings) {
           const size_t base = (t * heads + h) * head;
           double want = x[base + i];
           if (i < rotated) {
-            const uint32_t pair = halves ? i % (rotated / 2) : i / 2, first = halves ? pair : 2 * pair, second = halves ? pair + rotated / 2 : first + 1;
+            const uint32_t pair = halves ? i % (rotated / 2) : i / 2, first = halves ? pair : 2 * pair,
+                           second = halves ? pair + rotated / 2 : first + 1;
             const double angle = (position0 + t) * std::pow(10000.0, -2.0 * pair / rotated);
-            want = i == first ? x[base + first] * std::cos(angle) - x[base + second] * std::sin(angle) : x[base + first] * std::sin(angle) + x[base + second] * std::cos(angle);
+            want = i == first ? x[base + first] * std::cos(angle) - x[base + second] * std::sin(angle)
+                              : x[base + first] * std::sin(angle) + x[base + second] * std::cos(angle);
           }
           ASSERT_NEAR(got[base + i], want, 1e-6);
         }
@@ -222,11 +237,14 @@ TEST_F(Kernels, RopeOfBothPairings) {
 // Queries of several heads share a KV head; keys lie in pages out of order; new tokens follow `past` old ones.
 class AttentionTest : public Kernels {
  protected:
-  void run(const std::string& kind, jalDType type, uint32_t past, uint32_t tokens, uint32_t heads, uint32_t kv_heads, uint32_t head, double tolerance) {
+  void run(const std::string& kind, jalDType type, uint32_t past, uint32_t tokens, uint32_t heads, uint32_t kv_heads,
+           uint32_t head, double tolerance) {
     const uint32_t total = past + tokens, pages = (total + kPage - 1) / kPage + 1, kv = kv_heads * head;
-    const auto q = random_values(size_t{tokens} * heads * head, 1), k = random_values(size_t{total} * kv, 2), v = random_values(size_t{total} * kv, 3);
+    const auto q = random_values(size_t{tokens} * heads * head, 1), k = random_values(size_t{total} * kv, 2),
+               v = random_values(size_t{total} * kv, 3);
     std::vector<int32_t> table(pages);
-    for (uint32_t p = 0; p < pages; ++p) table[p] = static_cast<int32_t>(kind == "causal" ? p : (p * 7 + 3) % pages == p ? p : pages - 1 - p);
+    for (uint32_t p = 0; p < pages; ++p)
+      table[p] = static_cast<int32_t>(kind == "causal" ? p : (p * 7 + 3) % pages == p ? p : pages - 1 - p);
     std::vector<float> kc(size_t{pages} * kPage * kv), vc(kc.size());
     for (uint32_t t = 0; t < total; ++t)
       for (uint32_t c = 0; c < kv; ++c) {
@@ -235,13 +253,17 @@ class AttentionTest : public Kernels {
       }
     const Stored ks = store(kc, type), vs = store(vc, type);
     Buffer<uint8_t> kb(device, std::span<const uint8_t>(ks.bytes)), vb(device, std::span<const uint8_t>(vs.bytes));
-    const jalTensor kt = tensor(kb.data(), type, {pages * kPage, kv}), vt = tensor(vb.data(), type, {pages * kPage, kv});
+    const jalTensor kt = tensor(kb.data(), type, {pages * kPage, kv}),
+                    vt = tensor(vb.data(), type, {pages * kPage, kv});
     const auto qv = up(q);
     Buffer<float> out(device, q.size());
     Buffer<int32_t> tb(device, std::span<const int32_t>(table));
     const float scale = 1 / std::sqrt(static_cast<float>(head));
     const auto group = static_cast<int32_t>(heads / kv_heads);
-    const std::string suffix = std::string(type == jalF32 ? "f32" : type == jalF16 ? "f16" : "bf16") + "_d" + std::to_string(head);
+    const std::string suffix = std::string(type == jalF32   ? "f32"
+                                           : type == jalF16 ? "f16"
+                                                            : "bf16") +
+                               "_d" + std::to_string(head);
     Buffer<int32_t> position(device, std::vector<int32_t>{static_cast<int32_t>(kind == "decode" ? total - 1 : past)});
     auto view = [&](const Buffer<float>& b) {
       jalTensor t = b.as({heads, tokens, head});
@@ -249,7 +271,8 @@ class AttentionTest : public Kernels {
       return t;
     };
     if (kind == "decode")
-      launch(stream, {2, 1}, get("attention_decode_" + suffix), qv.as({1, heads, head}), kt, vt, position, tensor(tb.data(), jalI32, {1, pages}), out.as({1, heads, head}), group, scale);
+      launch(stream, {2, 1}, get("attention_decode_" + suffix), qv.as({1, heads, head}), kt, vt, position,
+             tensor(tb.data(), jalI32, {1, pages}), out.as({1, heads, head}), group, scale);
     else if (kind == "paged")
       launch(stream, {2, 2}, get("attention_paged_" + suffix), view(qv), kt, vt, position, tb, view(out), group, scale);
     else
@@ -263,14 +286,16 @@ class AttentionTest : public Kernels {
         double peak = -1e30, sum = 0;
         for (uint32_t j = 0; j < seen; ++j) {
           double dot = 0;
-          for (uint32_t c = 0; c < head; ++c) dot += static_cast<double>(q[(size_t{t} * heads + h) * head + c]) * k[size_t{j} * kv + g * head + c];
+          for (uint32_t c = 0; c < head; ++c)
+            dot += static_cast<double>(q[(size_t{t} * heads + h) * head + c]) * k[size_t{j} * kv + g * head + c];
           p[j] = dot * scale, peak = std::max(peak, p[j]);
         }
         for (double& x : p) sum += x = std::exp(x - peak);
         for (uint32_t c = 0; c < head; ++c) {
           double want = 0;
           for (uint32_t j = 0; j < seen; ++j) want += p[j] / sum * v[size_t{j} * kv + g * head + c];
-          ASSERT_NEAR(got[(size_t{t} * heads + h) * head + c], want, tolerance) << kind << " token " << t << " head " << h;
+          ASSERT_NEAR(got[(size_t{t} * heads + h) * head + c], want, tolerance)
+              << kind << " token " << t << " head " << h;
         }
       }
   }
@@ -295,10 +320,12 @@ TEST_F(Kernels, RopeKvAppendsIntoThePagesOfTheTable) {
   const uint32_t tokens = 20, kv = 16, position0 = 13;
   const auto k = random_values(tokens * kv, 1), v = random_values(tokens * kv, 2);
   const auto kv_ = up(k), vv = up(v), c = up(std::vector<float>(64 * 4, 1.f)), s = up(std::vector<float>(64 * 4, 0.f));
-  Buffer<int32_t> position(device, std::vector<int32_t>{static_cast<int32_t>(position0)}), table(device, std::vector<int32_t>{2, 0, 3, 1});
+  Buffer<int32_t> position(device, std::vector<int32_t>{static_cast<int32_t>(position0)}),
+      table(device, std::vector<int32_t>{2, 0, 3, 1});
   Buffer<float> kc(device, 64 * kv), vc(device, 64 * kv);
   stream.fill(kc.data(), 0, kc.bytes()), stream.fill(vc.data(), 0, vc.bytes());
-  launch(stream, {3}, get("rope_kv_interleaved_d8_r8"), kv_.as({tokens, kv}), vv.as({tokens, kv}), c.as({64, 4}), s.as({64, 4}), position, table, kc.as({64, kv}), vc.as({64, kv}));
+  launch(stream, {3}, get("rope_kv_interleaved_d8_r8"), kv_.as({tokens, kv}), vv.as({tokens, kv}), c.as({64, 4}),
+         s.as({64, 4}), position, table, kc.as({64, kv}), vc.as({64, kv}));
   stream.synchronize();
   const auto gk = kc.to_host(), gv = vc.to_host();
   const int pages[] = {2, 0, 3, 1};
@@ -329,7 +356,8 @@ TEST_F(Kernels, ArgmaxAndTopK) {
   for (uint32_t r = 0; r < 2; ++r) {
     std::vector<uint32_t> order(width);
     std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) { return x[r * width + a] > x[r * width + b]; });
+    std::stable_sort(order.begin(), order.end(),
+                     [&](uint32_t a, uint32_t b) { return x[r * width + a] > x[r * width + b]; });
     for (uint32_t k = 0; k < 50; ++k) {
       ASSERT_EQ(static_cast<uint32_t>(n[r * 50 + k]), order[k]);
       ASSERT_EQ(v[r * 50 + k], x[r * width + order[k]]);

@@ -92,7 +92,8 @@ TEST_F(MemoryTest, FillsOfEachWidth) {
   check(jalMemFillAsync(b.data() + 2, 0x2222, 2, 8, stream.get()));
   check(jalMemFillAsync(b.data() + 4, 0x33333333, 4, 16, stream.get()));
   stream.synchronize();
-  EXPECT_EQ(b.to_host(), (std::vector<int32_t>{0x11111111, 0x11111111, 0x22222222, 0x22222222, 0x33333333, 0x33333333, 0x33333333, 0x33333333}));
+  EXPECT_EQ(b.to_host(), (std::vector<int32_t>{0x11111111, 0x11111111, 0x22222222, 0x22222222, 0x33333333, 0x33333333,
+                                               0x33333333, 0x33333333}));
   EXPECT_EQ(jalMemFillAsync(b.data(), 0, 3, 3, stream.get()), jalErrorInvalidValue);
   EXPECT_EQ(jalMemFillAsync(reinterpret_cast<char*>(b.data()) + 1, 0, 4, 4, stream.get()), jalErrorMisalignedAddress);
 }
@@ -101,7 +102,9 @@ TEST_F(MemoryTest, CopiesOutsideTheirAllocationAreRefusedWithTheNumbers) {
   Buffer<int32_t> b(device, 100);
   std::vector<int32_t> host(200);
   EXPECT_EQ(jalMemcpyAsync(b.data(), host.data(), 401, stream.get()), jalErrorInvalidValue);
-  EXPECT_NE(std::string(jalGetLastErrorDetail()).find("401 bytes at offset 0 leaves its allocation of 400"), std::string::npos) << jalGetLastErrorDetail();
+  EXPECT_NE(std::string(jalGetLastErrorDetail()).find("401 bytes at offset 0 leaves its allocation of 400"),
+            std::string::npos)
+      << jalGetLastErrorDetail();
   EXPECT_EQ(jalMemcpyAsync(b.data() + 100, host.data(), 1, stream.get()), jalErrorInvalidValue);
   EXPECT_EQ(jalMemcpyAsync(b.data() - 64, host.data(), 4, stream.get()), jalErrorInvalidValue);
   EXPECT_EQ(jalMemcpyAsync(nullptr, host.data(), 4, stream.get()), jalErrorInvalidValue);

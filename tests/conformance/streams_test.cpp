@@ -131,10 +131,13 @@ TEST_F(Streams, SixtyFourAtOnceFromFourThreads) {
       std::vector<Buffer<int32_t>> buffers;
       for (int k = 0; k < 16; ++k) streams.emplace_back(device, k % 4), buffers.emplace_back(device, 1000);
       for (int round = 0; round < 20; ++round)
-        for (size_t k = 0; k < streams.size(); ++k) streams[k].fill(buffers[k].data(), static_cast<int>(t * 16 + static_cast<int>(k)), buffers[k].bytes());
+        for (size_t k = 0; k < streams.size(); ++k)
+          streams[k].fill(buffers[k].data(), static_cast<int>(t * 16 + static_cast<int>(k)), buffers[k].bytes());
       for (size_t k = 0; k < streams.size(); ++k) {
         streams[k].synchronize();
-        if (buffers[k].to_host()[999] != static_cast<int32_t>(0x01010101u * static_cast<unsigned>(t * 16 + static_cast<int>(k)))) ++wrong;
+        if (buffers[k].to_host()[999] !=
+            static_cast<int32_t>(0x01010101u * static_cast<unsigned>(t * 16 + static_cast<int>(k))))
+          ++wrong;
       }
     });
   for (auto& t : threads) t.join();
@@ -142,7 +145,8 @@ TEST_F(Streams, SixtyFourAtOnceFromFourThreads) {
 }
 
 TEST_F(Streams, GraphsReplayAndTakeNewArguments) {
-  Buffer<float> x(device, std::vector<float>(8, 1.f)), y(device, std::vector<float>(8, 2.f)), z(device, std::vector<float>(8, 10.f));
+  Buffer<float> x(device, std::vector<float>(8, 1.f)), y(device, std::vector<float>(8, 2.f)),
+      z(device, std::vector<float>(8, 10.f));
   const Kernel add = library_kernel(device, "add");
   const Graph g(stream, [&] {
     launch(stream, {1, 1}, add, x.as({1, 8}), y.as({1, 8}), x.as({1, 8}));
@@ -168,7 +172,8 @@ TEST_F(Streams, IllegalCallInACaptureIsNamedAndTheNextCaptureWorks) {
   EXPECT_EQ(jalMemcpyAsync(plain.data(), x.data(), x.bytes(), stream.get()), jalErrorStreamCaptureUnsupported);
   jalGraph_t graph{};
   EXPECT_EQ(jalStreamEndCapture(stream.get(), &graph), jalErrorStreamCaptureInvalidated);
-  EXPECT_NE(std::string(jalGetLastErrorDetail()).find("jalMemcpyAsync after 1 recorded"), std::string::npos) << jalGetLastErrorDetail();
+  EXPECT_NE(std::string(jalGetLastErrorDetail()).find("jalMemcpyAsync after 1 recorded"), std::string::npos)
+      << jalGetLastErrorDetail();
   const Graph g(stream, [&] { stream.fill(x.data(), 0, x.bytes()); });
   g.launch(stream);
   stream.synchronize();

@@ -50,12 +50,14 @@ TEST_F(DriverTest, UnknownUrisAreNamed) {
       Device d(uri);
       ADD_FAILURE() << uri;
     } catch (const std::exception& e) {
-      EXPECT_NE(std::string(e.what()).find(std::string(uri).substr(5 < std::string(uri).size() ? 5 : 0)), std::string::npos) << e.what();
+      EXPECT_NE(std::string(e.what()).find(std::string(uri).substr(5 < std::string(uri).size() ? 5 : 0)),
+                std::string::npos)
+          << e.what();
     }
 }
 
-// A missing fence between publishing the tail and reading the sleeper's flag loses wake-ups; each would cost a 50 ms nap,
-// and the waiter's patience here is a second.
+// A missing fence between publishing the tail and reading the sleeper's flag loses wake-ups; each would cost a 50 ms
+// nap, and the waiter's patience here is a second.
 TEST_F(DriverTest, NoDoorbellIsLostWhileTheDeviceFallsAsleep) {
   Device d(kUri);
   AddressSpace space(d);

@@ -1,8 +1,8 @@
 // What the emulator is told: chip configurations, sizes, checks and fault orders. Bad ones are named.
 #include "config.hpp"
 
-#include <gtest/gtest.h>
 #include <fcntl.h>
+#include <gtest/gtest.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -56,7 +56,8 @@ TEST(Faults, OrdersAreCountedAtTheirTrigger) {
   EXPECT_FALSE(p.due(FaultKind::kEccUncorrectable, FaultTrigger::kLaunch, 2));
   EXPECT_TRUE(p.due(FaultKind::kEccUncorrectable, FaultTrigger::kLaunch, 3));
   EXPECT_FALSE(p.due(FaultKind::kHang, FaultTrigger::kLaunch, 1));
-  for (const char* bad : {"ecc", "ecc_uncorrectable@launch", "x@launch:1", "hang@x:1", "hang@launch:0", "hang@launch:1x"})
+  for (const char* bad :
+       {"ecc", "ecc_uncorrectable@launch", "x@launch:1", "hang@x:1", "hang@launch:0", "hang@launch:1x"})
     EXPECT_NE(message([&] { FaultPlan plan(bad); }).find(bad), std::string::npos) << bad;
 }
 

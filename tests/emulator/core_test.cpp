@@ -43,7 +43,8 @@ class CoreTest : public ::testing::Test {
     Launch launch;
     launch.program = std::make_shared<Program>(prepare(code.data(), static_cast<uint32_t>(code.size())));
     launch.map = std::make_shared<AddressMap>(
-        std::vector<Extent>{{0x200000, memory_.size() * 4, reinterpret_cast<std::byte*>(memory_.data()), true, true, false}},
+        std::vector<Extent>{
+            {0x200000, memory_.size() * 4, reinterpret_cast<std::byte*>(memory_.data()), true, true, false}},
         std::vector<std::shared_ptr<Mapping>>{});
     hw::TensorDescriptor t{};
     t.base = hw::DeviceAddr{0x200000}, t.dtype = hw::DType::kF32, t.rank = 2;
@@ -53,11 +54,13 @@ class CoreTest : public ::testing::Test {
     launch.grid = {1, 1, 1};
     timespec now{};
     clock_gettime(CLOCK_MONOTONIC, &now);
-    deadline_ = static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec) + watchdog_ms * 1'000'000ull;
+    deadline_ = static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec) +
+                watchdog_ms * 1'000'000ull;
     launch.deadline_ns = &deadline_, launch.watchdog_ms = watchdog_ms;
     return core.run(launch, {0, 0, 0});
   }
-  hw::FaultRecord fault(const std::vector<Instruction>& code, EmulatorOptions options = {}, uint32_t watchdog_ms = 10000) {
+  hw::FaultRecord fault(const std::vector<Instruction>& code, EmulatorOptions options = {},
+                        uint32_t watchdog_ms = 10000) {
     try {
       run(code, options, watchdog_ms);
     } catch (Fault& f) {
@@ -116,7 +119,9 @@ TEST_F(CoreTest, TileOutsideTheScratchpadIsRefusedWhenItIsDefined) {
   EXPECT_EQ(r.tile, 0u);
 }
 
-TEST_F(CoreTest, ProgramWithoutHaltIsStoppedAtItsEnd) { EXPECT_EQ(status(fault({movi(1, 1)})), Status::kIllegalInstruction); }
+TEST_F(CoreTest, ProgramWithoutHaltIsStoppedAtItsEnd) {
+  EXPECT_EQ(status(fault({movi(1, 1)})), Status::kIllegalInstruction);
+}
 
 TEST_F(CoreTest, UnknownOpcodesVariantsAndOperandsAreRefused) {
   Instruction bad = make(Op::MOVI);

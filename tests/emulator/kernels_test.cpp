@@ -57,7 +57,8 @@ TEST_P(HostKernelsTest, EveryHalfAndBrainFloatConvertsExactlyBothWays) {
 }
 
 TEST_P(HostKernelsTest, RoundingIsToNearestEven) {
-  const float ties[] = {1 + 0x1p-8f, 1 + 3 * 0x1p-8f, 1 + 0x1p-11f, 1 + 3 * 0x1p-11f, 65519.f, 65520.f, 0x1p-25f, 0x1.8p-24f};
+  const float ties[] = {1 + 0x1p-8f, 1 + 3 * 0x1p-8f, 1 + 0x1p-11f, 1 + 3 * 0x1p-11f,
+                        65519.f,     65520.f,         0x1p-25f,     0x1.8p-24f};
   uint16_t b[8], h[8];
   k_->store(DType::kBF16, ties, 8, reinterpret_cast<std::byte*>(b));
   k_->store(DType::kF16, ties, 8, reinterpret_cast<std::byte*>(h));
@@ -76,7 +77,14 @@ TEST_P(HostKernelsTest, ProductsMeetDoublePrecision) {
     DType a, b;
     bool rows_are_k;
   };
-  for (const Case& c : {Case{DType::kF32, DType::kF32, false}, {DType::kBF16, DType::kBF16, false}, {DType::kF16, DType::kF16, false}, {DType::kQ8_0, DType::kQ8_0, false}, {DType::kQ8_0, DType::kQ4_0, false}, {DType::kF32, DType::kF32, true}, {DType::kBF16, DType::kBF16, true}, {DType::kF32, DType::kQ8_0, false}})
+  for (const Case& c : {Case{DType::kF32, DType::kF32, false},
+                        {DType::kBF16, DType::kBF16, false},
+                        {DType::kF16, DType::kF16, false},
+                        {DType::kQ8_0, DType::kQ8_0, false},
+                        {DType::kQ8_0, DType::kQ4_0, false},
+                        {DType::kF32, DType::kF32, true},
+                        {DType::kBF16, DType::kBF16, true},
+                        {DType::kF32, DType::kQ8_0, false}})
     for (auto [m, n, k] : {std::array{1u, 1u, 32u}, {1u, 7u, 96u}, {5u, 9u, 160u}, {4u, 4u, 64u}, {6u, 33u, 992u}}) {
       const uint32_t rows = c.rows_are_k ? k : n, columns = c.rows_are_k ? n / 1 : k;
       if (c.rows_are_k && hw::info(c.b).block > 1) continue;
@@ -84,18 +92,24 @@ TEST_P(HostKernelsTest, ProductsMeetDoublePrecision) {
       std::vector<std::byte> a(ap * m), b(bp * rows);
       const auto av = values(size_t{m} * k), bv = values(size_t{rows} * columns);
       std::vector<float> ax(size_t{m} * k), bx(size_t{rows} * columns);  // as the types hold them
-      for (uint32_t i = 0; i < m; ++i) k_->store(c.a, &av[size_t{i} * k], k, &a[ap * i]), kPortableKernels.load(c.a, &a[ap * i], k, &ax[size_t{i} * k]);
-      for (uint32_t i = 0; i < rows; ++i) k_->store(c.b, &bv[size_t{i} * columns], columns, &b[bp * i]), kPortableKernels.load(c.b, &b[bp * i], columns, &bx[size_t{i} * columns]);
+      for (uint32_t i = 0; i < m; ++i)
+        k_->store(c.a, &av[size_t{i} * k], k, &a[ap * i]),
+            kPortableKernels.load(c.a, &a[ap * i], k, &ax[size_t{i} * k]);
+      for (uint32_t i = 0; i < rows; ++i)
+        k_->store(c.b, &bv[size_t{i} * columns], columns, &b[bp * i]),
+            kPortableKernels.load(c.b, &b[bp * i], columns, &bx[size_t{i} * columns]);
       std::vector<float> out(size_t{m} * n, 0.5f);
       k_->multiply({a.data(), b.data(), out.data(), ap, bp, size_t{n} * 4, m, n, k, c.a, c.b, c.rows_are_k, true});
       for (uint32_t i = 0; i < m; ++i)
         for (uint32_t j = 0; j < n; ++j) {
           double want = 0.5, size = 1;
           for (uint32_t l = 0; l < k; ++l) {
-            const double p = static_cast<double>(ax[size_t{i} * k + l]) * bx[c.rows_are_k ? size_t{l} * columns + j : size_t{j} * columns + l];
+            const double p = static_cast<double>(ax[size_t{i} * k + l]) *
+                             bx[c.rows_are_k ? size_t{l} * columns + j : size_t{j} * columns + l];
             want += p, size += std::fabs(p);
           }
-          ASSERT_NEAR(out[size_t{i} * n + j], want, size * 4e-7 * std::sqrt(k)) << hw::info(c.a).name << " " << hw::info(c.b).name << " " << m << "x" << n << "x" << k;
+          ASSERT_NEAR(out[size_t{i} * n + j], want, size * 4e-7 * std::sqrt(k))
+              << hw::info(c.a).name << " " << hw::info(c.b).name << " " << m << "x" << n << "x" << k;
         }
     }
 }
@@ -105,7 +119,8 @@ TEST_P(HostKernelsTest, IntegerProductsAreExact) {
   for (auto& v : a) v = static_cast<int8_t>(random_());
   for (auto& v : b) v = static_cast<int8_t>(random_());
   std::vector<int32_t> out(12, 5);
-  k_->multiply({reinterpret_cast<std::byte*>(a.data()), reinterpret_cast<std::byte*>(b.data()), reinterpret_cast<float*>(out.data()), 50, 50, 16, 3, 4, 50, DType::kI8, DType::kI8, false, false});
+  k_->multiply({reinterpret_cast<std::byte*>(a.data()), reinterpret_cast<std::byte*>(b.data()),
+                reinterpret_cast<float*>(out.data()), 50, 50, 16, 3, 4, 50, DType::kI8, DType::kI8, false, false});
   for (int i = 0; i < 3; ++i)
     for (int j = 0; j < 4; ++j) {
       int want = 0;

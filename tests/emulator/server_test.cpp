@@ -60,7 +60,9 @@ class ServerTest : public ::testing::Test {
     if (thread_.joinable()) thread_.join();
     server_.reset();
   }
-  bool send_raw(const void* data, size_t bytes) { return send(socket_, data, bytes, MSG_NOSIGNAL) == static_cast<ssize_t>(bytes); }
+  bool send_raw(const void* data, size_t bytes) {
+    return send(socket_, data, bytes, MSG_NOSIGNAL) == static_cast<ssize_t>(bytes);
+  }
   // The error of the reply, or -1 when the server hung up.
   int request(uint16_t command, const void* payload, size_t bytes, std::vector<std::byte>* out = nullptr) {
     vu::Header h{1, command, static_cast<uint32_t>(sizeof h + bytes), 0, 0};
@@ -71,7 +73,8 @@ class ServerTest : public ::testing::Test {
     vu::Header r{};
     if (recv(socket_, &r, sizeof r, MSG_WAITALL) != sizeof r) return -1;
     std::vector<std::byte> body(r.size - sizeof r);
-    if (!body.empty() && recv(socket_, body.data(), body.size(), MSG_WAITALL) != static_cast<ssize_t>(body.size())) return -1;
+    if (!body.empty() && recv(socket_, body.data(), body.size(), MSG_WAITALL) != static_cast<ssize_t>(body.size()))
+      return -1;
     if (out != nullptr) *out = body;
     return static_cast<int>(r.error);
   }
@@ -141,7 +144,8 @@ TEST_F(ServerTest, RandomMessagesNeitherKillNorLeak) {
     std::vector<uint8_t> junk(16 + random() % 200);
     for (uint8_t& b : junk) b = static_cast<uint8_t>(random());
     if (round % 2 == 0) {  // plausible header, random body
-      vu::Header h{static_cast<uint16_t>(round), static_cast<uint16_t>(1 + random() % 14), static_cast<uint32_t>(junk.size()), random() % 2 == 0 ? vu::kNoReply : 0, 0};
+      vu::Header h{static_cast<uint16_t>(round), static_cast<uint16_t>(1 + random() % 14),
+                   static_cast<uint32_t>(junk.size()), random() % 2 == 0 ? vu::kNoReply : 0, 0};
       std::memcpy(junk.data(), &h, sizeof h);
     }
     const bool alive = send_raw(junk.data(), junk.size());

@@ -64,7 +64,8 @@ TEST(ModuleParser, VersionsAndMachinesAreNamed) {
   changed[18] = std::byte{0x3E};
   EXPECT_NE(refusal(changed).find("machine"), std::string::npos);
   const char name[] = "JALAPENO";
-  const auto note = std::search(bytes.begin(), bytes.end(), reinterpret_cast<const std::byte*>(name), reinterpret_cast<const std::byte*>(name) + 9);
+  const auto note = std::search(bytes.begin(), bytes.end(), reinterpret_cast<const std::byte*>(name),
+                                reinterpret_cast<const std::byte*>(name) + 9);
   ASSERT_NE(note, bytes.end());
   changed = bytes;
   changed[static_cast<size_t>(note - bytes.begin()) + 16] = std::byte{9};
@@ -145,7 +146,27 @@ TEST(Builder, ErrorsNameTheKernelAndTheLine) {
 }
 
 TEST(Library, EveryKernelVerifies) {
-  for (const char* name : {"embed", "rmsnorm", "swiglu", "add", "softmax", "argmax", "sample_greedy", "matmul_i8", "matmul_f32", "matmul_bf16_add", "matmul_f16", "matmul_q8_0", "matmul_q4_0_add", "topk_k40", "sample_k1024", "rope_interleaved_d64_r64", "rope_halves_d128_r64", "rope_kv_interleaved_d64_r64", "attention_causal_f32_d32", "attention_paged_bf16_d64", "attention_decode_f16_d128"})
+  for (const char* name : {"embed",
+                           "rmsnorm",
+                           "swiglu",
+                           "add",
+                           "softmax",
+                           "argmax",
+                           "sample_greedy",
+                           "matmul_i8",
+                           "matmul_f32",
+                           "matmul_bf16_add",
+                           "matmul_f16",
+                           "matmul_q8_0",
+                           "matmul_q4_0_add",
+                           "topk_k40",
+                           "sample_k1024",
+                           "rope_interleaved_d64_r64",
+                           "rope_halves_d128_r64",
+                           "rope_kv_interleaved_d64_r64",
+                           "attention_causal_f32_d32",
+                           "attention_paged_bf16_d64",
+                           "attention_decode_f16_d128"})
     EXPECT_EQ(refusal(build_library_module(name)), "") << name;
 }
 
