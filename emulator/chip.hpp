@@ -128,6 +128,7 @@ class Chip {
     std::atomic<double> device_ns{0}, cores_ns{0}, matrix_ns{0}, vector_ns{0}, dma_ns{0}, copy_ns{0}, picojoules{0};
   } counters_;
   double compute_free_ns_ = 0, copy_free_ns_ = 0;
+  double idle_floor_ns_ = 0;  // modelled time when every queue was last empty
   double power_energy_ = 0, power_time_ = 0, power_watts_ = 0;
 
   WorkerPool pool_;

@@ -116,6 +116,7 @@ Chip::Step Chip::advance(uint32_t q) {
   const uint64_t tail = std::atomic_ref(doorbell(q).tail).load(std::memory_order_acquire);
   if (tail == queue.head) return Step::kIdle;
   const uint64_t entries = uint64_t{1} << queue.ring_log2;
+  queue.clock_ns = std::max(queue.clock_ns, idle_floor_ns_);
   try {
     if (tail - queue.head > entries)
       throw Fault(Status::kBadPacket, "doorbell %llu is more than %llu packets ahead of %llu",
@@ -149,6 +150,10 @@ Chip::Step Chip::advance(uint32_t q) {
         }
       }
       ++queue.head;
+      // The last packet of all: whoever submits after this has seen, or could have seen, everything that is done, so
+      // that its work starts later in modelled time too. Looked at before the host can see it and submit more.
+      if (queue.head == tail && !anything_to_fetch())
+        idle_floor_ns_ = counters_.device_ns.load(std::memory_order_relaxed);
       publish(queue, queue.head);
     }
   } catch (Fault& f) {

@@ -861,10 +861,10 @@ class ElfWriter {
  public:
   ElfWriter() { names_.push_back('\0'); }
   uint16_t section(const std::string& name, uint32_t type, const void* data, size_t bytes, uint32_t link = 0,
-                   uint32_t info = 0, uint64_t entry = 0, uint64_t flags = 0) {
+                   uint32_t info = 0, uint64_t entry = 0, uint64_t flags = 0, uint64_t align = 64) {
     while (body_.size() % 64 != 0) body_.push_back(std::byte{0});
-    headers_.push_back(
-        {static_cast<uint32_t>(names_.size()), type, flags, 0, kHeader + body_.size(), bytes, link, info, 64, entry});
+    headers_.push_back({static_cast<uint32_t>(names_.size()), type, flags, 0, kHeader + body_.size(), bytes, link, info,
+                        align, entry});
     names_.insert(names_.end(), name.c_str(), name.c_str() + name.size() + 1);
     body_.insert(body_.end(), static_cast<const std::byte*>(data), static_cast<const std::byte*>(data) + bytes);
     return static_cast<uint16_t>(headers_.size());  // index 0 is the null section
@@ -963,7 +963,7 @@ inline std::vector<std::byte> write_module(const std::vector<KernelCode>& kernel
   elf.section(".jti.args", 1, arguments.data(), arguments.size() * sizeof arguments[0]);
   elf.section(".jti.lines", 1, lines.data(), lines.size() * sizeof lines[0]);
   elf.section(".jti.strings", 1, strings.data(), strings.size());
-  elf.section(".note.jalapeno", 7, &note, sizeof note);
+  elf.section(".note.jalapeno", 7, &note, sizeof note, 0, 0, 0, 0, 4);
   std::vector<Symbol> symbols{Symbol{}};
   for (const hw::KernelRecord& r : records)
     symbols.push_back({r.name, 0x12, 0, text_section, r.first * sizeof(Instruction), r.count * sizeof(Instruction)});
