@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 
@@ -208,20 +209,26 @@ inline T* row(T* base, size_t pitch, size_t i) {
   return reinterpret_cast<T*>(reinterpret_cast<Byte*>(base) + pitch * i);
 }
 
+// A buffer that grows. No std::vector here: its code would be shared between the instruction sets.
+struct Scratch {
+  float* data = nullptr;
+  size_t size = 0;
+  float* reserve(size_t want) {
+    if (size < want) {
+      std::free(data);
+      data = static_cast<float*>(std::aligned_alloc(64, (want * 4 + 63) / 64 * 64));
+      size = want;
+    }
+    return data;
+  }
+  ~Scratch() { std::free(data); }
+};
+
 // Any types: rows of B become f32 one at a time and meet every row of A.
 void multiply_any(const MultiplyArgs& x) {
-  static thread_local float *scratch = nullptr, *wide = nullptr;
-  static thread_local size_t scratch_size = 0, wide_size = 0;
-  auto reserve = [](float*& p, size_t& have, size_t want) {
-    if (have < want) {
-      std::free(p);
-      p = static_cast<float*>(std::aligned_alloc(64, (want * 4 + 63) / 64 * 64));
-      have = want;
-    }
-  };
+  static thread_local Scratch wide_memory, row_memory;
   const size_t length = x.rows_are_k ? x.n : x.k;
-  reserve(wide, wide_size, size_t{x.m} * x.k);
-  reserve(scratch, scratch_size, length);
+  float *wide = wide_memory.reserve(size_t{x.m} * x.k), *scratch = row_memory.reserve(length);
   for (uint32_t m = 0; m < x.m; ++m) load(x.a_type, x.a + x.a_pitch * m, x.k, wide + size_t{m} * x.k);
   if (!x.accumulate)
     for (uint32_t m = 0; m < x.m; ++m) std::memset(row(x.c, x.c_pitch, m), 0, size_t{x.n} * 4);
