@@ -219,6 +219,7 @@ Tally Core::run(const Launch& launch, std::array<uint32_t, 3> pid) {
   loops_.clear();
   clock_.fill(0);
   finished_ = 0;
+  pending_ = {};
   tally_ = {};
   if (checker_) checker_->begin_instance();
   try {
@@ -337,6 +338,7 @@ const Tile& Core::in(const Instruction& i, int t) {
   const Tile& tile = tiles_[i.t[t]];
   if (tile.rows == 0) throw Fault(Status::kTileFault, "T%u is used before it is defined", i.t[t]).tile(i.t[t]);
   if (checker_) checker_->read(tile, i.t[t]);
+  settle(tile);
   return tile;
 }
 
@@ -344,7 +346,51 @@ const Tile& Core::out(const Instruction& i, int t) {
   const Tile& tile = tiles_[i.t[t]];
   if (tile.rows == 0) throw Fault(Status::kTileFault, "T%u is used before it is defined", i.t[t]).tile(i.t[t]);
   if (checker_) checker_->write(tile, i.t[t]);
+  settle(tile);
   return tile;
+}
+
+bool Core::defer_load(const Tile& t, const std::byte* source, uint64_t stride, uint64_t row_bytes) {
+  if (checker_ || t.space != hw::Space::kSpm || row_bytes * t.rows < 4096) return false;
+  PendingLoad& slot = pending_[next_pending_++ % pending_.size()];
+  settle(slot);
+  slot = {t.offset, t.pitch, t.rows, static_cast<uint32_t>(row_bytes), source, stride};
+  return true;
+}
+
+void Core::settle(PendingLoad& load) {
+  for (uint32_t r = 0; r < load.rows; ++r)
+    std::memcpy(spm_ + load.offset + size_t{load.pitch} * r, load.source + load.stride * r, load.row_bytes);
+  load.rows = 0;
+}
+
+void Core::settle(const Tile& t) {
+  if (t.space != hw::Space::kSpm) return;
+  const uint64_t end = t.offset + uint64_t{t.pitch} * (t.rows - 1) + hw::row_bytes(t.dtype, t.columns);
+  for (PendingLoad& load : pending_)
+    if (load.rows != 0 && t.offset < load.end() && load.offset < end) settle(load);
+}
+
+// The whole of `t` is about to be written: a load that it covers need never be carried out.
+void Core::forget_overwritten(const Tile& t) {
+  for (PendingLoad& load : pending_)
+    if (load.rows != 0 && t.space == hw::Space::kSpm && t.offset == load.offset && t.pitch == load.pitch &&
+        t.rows >= load.rows && hw::row_bytes(t.dtype, t.columns) >= load.row_bytes)
+      load.rows = 0;
+}
+
+void Core::settle_all() {
+  for (PendingLoad& load : pending_) settle(load);
+}
+
+Core::Operand Core::multiplicand(const Instruction& i, int t) {
+  const Tile& tile = tiles_[i.t[t]];
+  for (const PendingLoad& load : pending_)
+    if (load.rows >= tile.rows && load.rows != 0 && load.offset == tile.offset && load.pitch == tile.pitch &&
+        tile.space == hw::Space::kSpm && hw::row_bytes(tile.dtype, tile.columns) <= load.row_bytes)
+      return {tile, load.source, load.stride};
+  in(i, t);
+  return {tile, data(tile), tile.pitch};
 }
 
 const float* Core::load_row(const Tile& t, uint32_t row, int scratch) {
@@ -456,6 +502,7 @@ void Core::control(const Instruction& i) {
       t.offset += static_cast<uint32_t>(row) * t.pitch + static_cast<uint32_t>(column) * d.bytes;
       t.rows = t.columns = 1;
       if (checker_) load ? checker_->read(t, i.t[0]) : checker_->write(t, i.t[0]);
+      settle(t);
       if (!load) {
         int64_t v = reg(i.r[0]);
         std::memcpy(data(t), &v, d.bytes);
@@ -522,7 +569,8 @@ double Core::matrix(const Instruction& i) {
       return cycle * c.rows;
     }
     case Op::MMA: {
-      const Tile &a = in(i, 1), &b = in(i, 2);
+      const Operand left = multiplicand(i, 1), right = multiplicand(i, 2);
+      const Tile &a = left.tile, &b = right.tile;
       const bool accumulate = i.flags & hw::kFlagAccumulate, rows_are_k = i.flags & hw::kFlagRowsAreK;
       if (accumulate) in(i, 0);
       const Tile& c = out(i, 0);
@@ -535,10 +583,10 @@ double Core::matrix(const Instruction& i) {
                     hw::info(c.dtype).name, a.rows, a.columns, hw::info(a.dtype).name, b.rows, b.columns,
                     hw::info(b.dtype).name, rows_are_k ? " (rows are K)" : "")
             .tile(i.t[0]);
-      MultiplyArgs x{data(a),   data(b), reinterpret_cast<float*>(data(c)),
-                     a.pitch,   b.pitch, c.pitch,
-                     a.rows,    n,       k,
-                     a.dtype,   b.dtype, rows_are_k,
+      MultiplyArgs x{left.data,  right.data,  reinterpret_cast<float*>(data(c)),
+                     left.pitch, right.pitch, c.pitch,
+                     a.rows,     n,           k,
+                     a.dtype,    b.dtype,     rows_are_k,
                      accumulate};
       host_.multiply(x);
       // A weight-stationary array: each block of B is loaded once (array_rows cycles, hidden behind the

@@ -99,6 +99,27 @@ class Core {
   std::byte* data(const Tile& t, uint32_t row = 0) {
     return (t.space == hw::Space::kSpm ? spm_ : acc_) + t.offset + size_t{t.pitch} * row;
   }
+  // A load whose bytes are still where they came from. Weight tiles are read once, by the next multiply: copying
+  // them to scratchpad first would cost a third of the time of a decode step. Whoever else touches the scratchpad
+  // range, or stores to memory, has the bytes moved first, so that no program can tell.
+  struct PendingLoad {
+    uint32_t offset = 0, pitch = 0, rows = 0, row_bytes = 0;  // rows 0: none
+    const std::byte* source = nullptr;
+    uint64_t stride = 0;
+    uint32_t end() const { return offset + pitch * (rows - 1) + row_bytes; }
+  };
+  struct Operand {
+    const Tile& tile;
+    const std::byte* data;
+    size_t pitch;
+  };
+  Operand multiplicand(const hw::Instruction& i, int t);
+  bool defer_load(const Tile& t, const std::byte* source, uint64_t stride, uint64_t row_bytes);
+  void settle(const Tile& t);
+  void settle(PendingLoad& load);
+  void settle_all();
+  void forget_overwritten(const Tile& t);
+
   const float* load_row(const Tile& t, uint32_t row, int scratch);
   float* row_buffer(const Tile& t, uint32_t row, int scratch);
   void store_row(const Tile& t, uint32_t row, const float* values);
@@ -125,6 +146,8 @@ class Core {
   std::array<double, hw::kEngines> clock_{};
   double finished_ = 0, dma_latency_ = 0;
   uint64_t dma_bytes_ = 0;
+  std::array<PendingLoad, 4> pending_{};
+  uint32_t next_pending_ = 0;
   Tally tally_;
 };
 

@@ -101,6 +101,10 @@ float fill_value(const Instruction& i) {
 
 void Core::dma_box(const Instruction& i, bool store) {
   const hw::TensorDescriptor x = tensor(i);
+  if (store)
+    settle_all();  // it may write what a pending load has yet to read
+  else
+    forget_overwritten(tiles_[i.t[0]]);
   const Tile& t = store ? in(i, 0) : out(i, 0);
   const hw::DTypeInfo& d = hw::info(x.dtype);
   uint64_t base = hw::raw(x.base);
@@ -139,6 +143,7 @@ void Core::dma_box(const Instruction& i, bool store) {
         memory_.span(first + static_cast<uint64_t>(row0) * stride, stride * (t.rows - 1) + bytes, hw::kAccessRead);
     if (memory != nullptr) {
       count_traffic(base, bytes * t.rows, false);
+      if (defer_load(t, memory, stride, bytes)) return;
       if (stride == bytes && t.pitch == bytes)
         std::memcpy(data(t), memory, bytes * t.rows);
       else
@@ -161,6 +166,7 @@ void Core::dma_box(const Instruction& i, bool store) {
 void Core::dma_rows(const Instruction& i, bool store) {
   const hw::TensorDescriptor x = tensor(i);
   const Tile& index = in(i, 1);
+  if (store) settle_all();
   const Tile& t = store ? in(i, 0) : out(i, 0);
   const uint32_t unit = static_cast<uint32_t>(i.imm1);
   const int64_t column0 = reg(i.r[0]);
