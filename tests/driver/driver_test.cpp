@@ -1,12 +1,18 @@
 // The driver over its own interfaces: wake-ups, faults, waiting, allocators, and every OS call made to fail.
 #include <dirent.h>
 #include <gtest/gtest.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
 
 #include <cerrno>
+#include <cstring>
+#include <functional>
 #include <jalapeno_driver/device.hpp>
 #include <jalapeno_driver/error.hpp>
 #include <jalapeno_driver/os.hpp>
 #include <jalapeno_driver/queue.hpp>
+#include <jalapeno_hw/vfio_user.hpp>
 #include <thread>
 
 namespace jalapeno {
@@ -133,6 +139,114 @@ TEST_F(DriverTest, PagesComeBackAndRunsAreNamedWhenTheyEnd) {
   }
   for (const auto& b : blocks) space.free(b);
   EXPECT_EQ(space.free_bytes(), all);
+}
+
+// A device that says what the test tells it to: other versions, nonsense, silence.
+class FakeDevice {
+ public:
+  std::function<uint32_t(uint64_t offset)> read = [](uint64_t) { return 0u; };
+  uint16_t major = 0;
+  bool hang_up = false;
+
+  FakeDevice() {
+    path_ = ::testing::TempDir() + "fake" + std::to_string(getpid()) + ".sock";
+    unlink(path_.c_str());
+    sockaddr_un a{};
+    a.sun_family = AF_UNIX;
+    path_.copy(a.sun_path, sizeof a.sun_path - 1);
+    listener_ = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    EXPECT_EQ(bind(listener_, reinterpret_cast<sockaddr*>(&a), sizeof a), 0);
+    EXPECT_EQ(listen(listener_, 1), 0);
+    thread_ = std::thread([this] { serve(); });
+  }
+  ~FakeDevice() {
+    shutdown(listener_, SHUT_RDWR);
+    thread_.join();
+    close(listener_);
+    unlink(path_.c_str());
+  }
+  std::string open_error() {
+    try {
+      Device d("emu:" + path_);
+    } catch (const Error& e) {
+      code = e.code();
+      return e.what();
+    }
+    return "";
+  }
+  Code code{};
+
+ private:
+  void serve() {
+    namespace vu = hw::vfio_user;
+    const int fd = accept(listener_, nullptr, nullptr);
+    if (fd < 0) return;
+    vu::Header h{};
+    while (recv(fd, &h, sizeof h, MSG_WAITALL) == sizeof h && !hang_up) {
+      std::vector<std::byte> body(h.size - sizeof h);
+      if (!body.empty()) recv(fd, body.data(), body.size(), MSG_WAITALL);
+      std::vector<std::byte> out;
+      auto put = [&](const auto& v) {
+        out.insert(out.end(), reinterpret_cast<const std::byte*>(&v),
+                   reinterpret_cast<const std::byte*>(&v) + sizeof v);
+      };
+      if (h.command == vu::kVersion) put(vu::Version{major, 0}), put(char{0});
+      if (h.command == vu::kDeviceGetInfo) put(vu::DeviceInfo{16, 3, 9, 5});
+      if (h.command == vu::kRegionRead) {
+        vu::RegionAccess a{};
+        std::memcpy(&a, body.data(), sizeof a);
+        put(a);
+        const uint64_t v = read(a.offset);
+        out.insert(out.end(), reinterpret_cast<const std::byte*>(&v), reinterpret_cast<const std::byte*>(&v) + a.count);
+      }
+      const vu::Header r{h.id, h.command, static_cast<uint32_t>(sizeof r + out.size()), vu::kTypeReply, 0};
+      send(fd, &r, sizeof r, MSG_NOSIGNAL);
+      if (!out.empty()) send(fd, out.data(), out.size(), MSG_NOSIGNAL);
+    }
+    close(fd);
+  }
+  std::string path_;
+  int listener_ = -1;
+  std::thread thread_;
+};
+
+TEST(ForeignDevice, OtherVersionsAreNamedWithBothNumbers) {
+  {
+    FakeDevice d;
+    d.read = [](uint64_t at) {
+      return at == hw::reg::kMagic ? hw::kMagicValue : at == hw::reg::kInterfaceVersion ? 7u << 16 | 3 : 0;
+    };
+    EXPECT_NE(d.open_error().find("interface is 7.3, this driver needs 1.0"), std::string::npos);
+    EXPECT_EQ(d.code, Code::kVersionMismatch);
+  }
+  {
+    FakeDevice d;
+    d.read = [](uint64_t at) {
+      return at == hw::reg::kMagic              ? hw::kMagicValue
+             : at == hw::reg::kInterfaceVersion ? hw::kInterfaceVersion
+                                                : 2u << 16;
+    };
+    EXPECT_NE(d.open_error().find("instruction set is 2.0"), std::string::npos);
+  }
+  {
+    FakeDevice d;
+    d.major = 3;
+    EXPECT_NE(d.open_error().find("vfio-user 3"), std::string::npos);
+  }
+}
+
+TEST(ForeignDevice, NonsenseAndSilenceAreErrors) {
+  {
+    FakeDevice d;
+    d.read = [](uint64_t) { return ~0u; };
+    EXPECT_NE(d.open_error().find("all ones"), std::string::npos);
+  }
+  {
+    FakeDevice d;
+    d.hang_up = true;
+    EXPECT_NE(d.open_error().find("process is gone"), std::string::npos);
+    EXPECT_EQ(d.code, Code::kDeviceLost);
+  }
 }
 
 TEST(RangeAllocator, NeighboursMergeAgain) {
