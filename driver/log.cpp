@@ -2,12 +2,23 @@
 
 #include <spdlog/sinks/stdout_sinks.h>
 
+#include <cstdio>
 #include <cstdlib>
 #include <sstream>
 #include <string>
 
 namespace jalapeno::driver {
 namespace {
+
+spdlog::level::level_enum parse(const std::string& word) {
+  const auto level = spdlog::level::from_str(word);  // "off" for what it does not know
+  if (level == spdlog::level::off && word != "off") {
+    std::fprintf(stderr, "JAL_LOG: \"%s\" is no level; expected trace, debug, info, warn, error, critical or off\n",
+                 word.c_str());
+    return spdlog::level::warn;
+  }
+  return level;
+}
 
 spdlog::level::level_enum level_of(const std::string& part) {
   auto level = spdlog::level::warn;
@@ -16,9 +27,9 @@ spdlog::level::level_enum level_of(const std::string& part) {
   for (std::string word; std::getline(words, word, ',');) {
     const size_t equals = word.find('=');
     if (equals == std::string::npos)
-      level = spdlog::level::from_str(word);
+      level = parse(word);
     else if (word.substr(0, equals) == part)
-      return spdlog::level::from_str(word.substr(equals + 1));
+      return parse(word.substr(equals + 1));
   }
   return level;
 }

@@ -68,13 +68,16 @@ hw::FaultRecord Queue::fault() const {
 
 uint64_t Queue::reset() {
   device_.disable_queue(number_);
-  const uint64_t done = completed(), dropped = tail_ - std::min(tail_, done);
-  std::atomic_ref status(timeline_->status);
-  if (dropped > 0 && this->status() == hw::Status::kOk) {
+  // After a failure the device itself has walked over what stood behind it.
+  const bool failed = status() != hw::Status::kOk;
+  const uint64_t done = failed ? std::atomic_ref(timeline_->failed_value).load() : completed();
+  const uint64_t dropped = tail_ - std::min(tail_, done);
+  std::atomic_ref status_word(timeline_->status);
+  if (dropped > 0 && !failed) {
     std::atomic_ref(timeline_->failed_value).store(done + 1, std::memory_order_relaxed);
-    status.store(static_cast<uint32_t>(hw::Status::kDiscarded), std::memory_order_release);
+    status_word.store(static_cast<uint32_t>(hw::Status::kDiscarded), std::memory_order_release);
   }
-  if (status.load(std::memory_order_relaxed) != 0)
+  if (status_word.load(std::memory_order_relaxed) != 0)
     std::atomic_ref(timeline_->resume_value).store(tail_ + 1, std::memory_order_release);
   std::atomic_ref(timeline_->value).store(tail_, std::memory_order_release);
   *fault_ = {};

@@ -164,12 +164,12 @@ std::vector<std::byte> VfioUserTransport::request(vu::Command command, const voi
   }
   std::vector<std::byte> out(r.size - sizeof r);
   if (!out.empty()) receive(out.data(), out.size(), reply_fd, deadline);
-  if (r.flags & vu::kError)
-    throw Error(r.error == EPROTONOSUPPORT ? Code::kVersionMismatch
-                : r.error == EBUSY         ? Code::kBusy
-                                           : Code::kInvalidValue,
+  if (r.flags & vu::kError) {
+    if (r.error == EBUSY) throw Error(Code::kBusy, name_ + ": another client is using the device");
+    throw Error(r.error == EPROTONOSUPPORT ? Code::kVersionMismatch : Code::kInvalidValue,
                 name_ + ": the device refused request " + std::to_string(command) + ": " +
                     error_text(static_cast<int>(r.error)));
+  }
   return out;
 }
 

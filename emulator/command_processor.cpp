@@ -311,9 +311,7 @@ void Chip::launch(Queue& queue, const hw::LaunchPacket& packet) {
     Tally total;
     std::atomic<uint64_t> failed_index{~uint64_t{0}};
     std::unique_ptr<Fault> first;
-    const uint32_t threads = pool_.threads();
-    std::vector<Tally> tallies(threads);
-    std::atomic<uint64_t> slice_ns{uint64_t{l.watchdog_ms} * 1'000'000};
+    const uint64_t patience_ns = uint64_t{l.watchdog_ms} * 1'000'000;
     pool_.run(static_cast<uint32_t>(count), [&](Core& core, uint32_t index) {
       if (index > failed_index.load(std::memory_order_relaxed)) return;  // the launch failed before this instance
       const uint32_t gx = l.grid[0], gy = l.grid[1];
@@ -326,9 +324,7 @@ void Chip::launch(Queue& queue, const hw::LaunchPacket& packet) {
         }
         // An instance that ends is progress: the watchdog starts again, unless a reset wants the chip.
         uint64_t old = deadline_ns_.load(std::memory_order_relaxed);
-        if (old != 0)
-          deadline_ns_.compare_exchange_strong(old, host_now_ns() + slice_ns.load(std::memory_order_relaxed),
-                                               std::memory_order_relaxed);
+        if (old != 0) deadline_ns_.compare_exchange_strong(old, host_now_ns() + patience_ns, std::memory_order_relaxed);
       } catch (Fault& f) {
         std::lock_guard lock(merge);
         if (index < failed_index.load()) failed_index.store(index), first = std::make_unique<Fault>(f);

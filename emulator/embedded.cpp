@@ -37,7 +37,7 @@ emu::EmulatorOptions parse(const std::string& text) {
       char* end = nullptr;
       const unsigned long v = std::strtoul(value.c_str(), &end, 10);
       if (value.empty() || *end != 0 || v == 0 || v > 100'000'000)
-        throw std::runtime_error("emu:?" + word + ": expected a positive number");
+        throw std::runtime_error("\"" + word + "\": expected a positive number");
       return static_cast<uint32_t>(v);
     };
     if (key == "hbm")
@@ -53,7 +53,7 @@ emu::EmulatorOptions parse(const std::string& text) {
     else if (key == "check")
       emu::set_checks(options, value);
     else
-      throw std::runtime_error("emu:?" + word + ": expected hbm, threads, watchdog_ms, config, fault or check");
+      throw std::runtime_error("\"" + word + "\": expected hbm, threads, watchdog_ms, config, fault or check");
   }
   return options;
 }
@@ -68,7 +68,7 @@ driver::Embedded launch(const std::string& text) try {
   running->thread = std::thread([server = running->server.get(), fd = pair[1]] { server->serve(fd); });
   return {pair[0], std::move(running)};
 } catch (const std::runtime_error& e) {
-  throw std::runtime_error("emu:" + text + ": " + e.what());
+  throw std::runtime_error((text.empty() ? "emu: " : "emu:?" + text + ": ") + e.what());
 }
 
 }  // namespace

@@ -43,12 +43,17 @@ struct Server::Message {
 namespace {
 
 // Reads exactly `bytes`; descriptors ride on the first of them. False: the peer left, or stop.
-bool receive(int socket, int stop, void* out, size_t bytes, std::vector<int>* fds) {
+template <class Knock>
+bool receive(int socket, int stop, int listener, Knock knock, void* out, size_t bytes, std::vector<int>* fds) {
   auto* at = static_cast<std::byte*>(out);
   while (bytes > 0) {
-    pollfd p[2] = {{socket, POLLIN, 0}, {stop, POLLIN, 0}};
-    if (poll(p, 2, -1) < 0 && errno != EINTR) return false;
+    pollfd p[3] = {{socket, POLLIN | POLLRDHUP, 0}, {stop, POLLIN, 0}, {listener, POLLIN, 0}};
+    if (poll(p, 3, -1) < 0 && errno != EINTR) return false;
     if (p[1].revents != 0) return false;
+    // A client that has left makes room: the next one waits for its turn. Polled after the listener was ready, so
+    // that who closes one connection and opens another is never refused.
+    if ((p[2].revents & POLLIN) && poll(p, 1, 0) >= 0 && !(p[0].revents & (POLLRDHUP | POLLHUP))) knock();
+    if (p[0].revents == 0) continue;
     // Room for all a message can carry, so that the kernel installs none that we cannot see and close.
     alignas(cmsghdr) char control[CMSG_SPACE(253 * sizeof(int))];
     iovec iov{at, bytes};
@@ -131,7 +136,18 @@ void Server::reset_config() {
   put16(0x42, kVectors - 1);
 }
 
+// The reply to the version request that a second client sends, whatever it says in it.
+void Server::refuse(int client) {
+  if (client < 0) return;
+  pollfd p{client, POLLIN, 0};
+  char request[1024];
+  if (poll(&p, 1, 200) == 1) (void)!recv(client, request, sizeof request, MSG_DONTWAIT);
+  send_reply(client, vu::Header{1, vu::kVersion, 0, 0, 0}, EBUSY, nullptr, 0);
+  close(client);
+}
+
 void Server::serve_listener(int listener) {
+  listener_ = listener;
   for (;;) {
     pollfd p[2] = {{listener, POLLIN, 0}, {stop_event_, POLLIN, 0}};
     if (poll(p, 2, -1) < 0 && errno != EINTR) break;
@@ -154,12 +170,17 @@ void Server::serve_listener(int listener) {
 void Server::serve(int socket) {
   for (;;) {
     Message m;
-    if (!receive(socket, stop_event_, &m.header, sizeof m.header, &m.fds)) break;
+    auto get = [&](void* out, size_t bytes) {
+      return receive(
+          socket, stop_event_, listener_, [&] { refuse(accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC)); }, out,
+          bytes, &m.fds);
+    };
+    if (!get(&m.header, sizeof m.header)) break;
     if (m.header.size < sizeof m.header || m.header.size > vu::kMaxMessage ||
         (m.header.flags & vu::kTypeMask) != vu::kTypeCommand)
       break;
     m.payload.resize(m.header.size - sizeof m.header);
-    if (!m.payload.empty() && !receive(socket, stop_event_, m.payload.data(), m.payload.size(), &m.fds)) break;
+    if (!m.payload.empty() && !get(m.payload.data(), m.payload.size())) break;
     if (!handle(socket, m)) break;
   }
   close(socket);

@@ -24,7 +24,9 @@ class Server {
  private:
   struct Message;
   bool handle(int socket, Message& message);  // false: end the connection
+  void refuse(int client);
   Chip& chip_;
+  int listener_ = -1;  // while serving: who else knocks is told that the chip is in use
   int stop_event_;
   uint8_t config_[256];  // PCI configuration space, the first 256 of 4096 bytes
   void reset_config();

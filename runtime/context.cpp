@@ -72,39 +72,36 @@ Context::~Context() {
   Registry::get().remove_all(this);
 }
 
-void Context::add(Stream* stream) {
+void Context::add(const std::shared_ptr<Stream>& stream) {
   std::lock_guard lock(mutex_);
+  std::erase_if(streams_, [](const auto& s) { return s.expired(); });
   streams_.push_back(stream);
-}
-
-void Context::remove(Stream* stream) {
-  std::lock_guard lock(mutex_);
-  std::erase(streams_, stream);
 }
 
 std::vector<std::shared_ptr<Stream>> Context::streams() {
   std::lock_guard lock(mutex_);
   std::vector<std::shared_ptr<Stream>> out;
-  for (Stream* s : streams_)
-    if (auto shared = s->weak_from_this().lock()) out.push_back(std::move(shared));
+  for (const auto& s : streams_)
+    if (auto shared = s.lock()) out.push_back(std::move(shared));
   return out;
 }
 
 Stream& Context::transfer_stream() {
-  if (transfer_ == nullptr) transfer_ = std::make_shared<Stream>(shared_from_this(), 0, 6);
+  if (transfer_ == nullptr) transfer_ = Stream::create(shared_from_this(), 0, 6);
   return *transfer_;
 }
 
-uint64_t Context::add_kernel(std::shared_ptr<const KernelImage> image) {
+uint64_t Context::add_kernel(const std::shared_ptr<const KernelImage>& image) {
   std::lock_guard lock(mutex_);
-  kernels_[next_cookie_] = std::move(image);
+  std::erase_if(kernels_, [](const auto& entry) { return entry.second.expired(); });
+  kernels_[next_cookie_] = image;
   return next_cookie_++;
 }
 
 std::shared_ptr<const KernelImage> Context::find_kernel(uint64_t cookie) {
   std::lock_guard lock(mutex_);
   auto it = kernels_.find(cookie);
-  return it == kernels_.end() ? nullptr : it->second;
+  return it == kernels_.end() ? nullptr : it->second.lock();
 }
 
 Context::Line Context::take_line() {
@@ -178,6 +175,7 @@ void Context::run_host_calls() {
       } catch (const std::exception& e) {
         driver::runtime_log().error("host function: {}", e.what());
       }
+      call.stream->call_finished(call.value);
       std::atomic_ref(call.done->value).store(call.value, std::memory_order_release);
       device_.wake();
       call.function = nullptr;

@@ -43,14 +43,13 @@ class Context : public std::enable_shared_from_this<Context> {
   uint32_t ordinal() const { return ordinal_; }
 
   // Streams
-  void add(Stream* stream);
-  void remove(Stream* stream);
+  void add(const std::shared_ptr<Stream>& stream);
   std::vector<std::shared_ptr<Stream>> streams();
   Stream& transfer_stream();  // for copies without a stream; the caller holds transfer_mutex()
   std::mutex& transfer_mutex() { return transfer_mutex_; }
 
-  // Kernels by the cookie of their launches; a fault may name a kernel that is unloaded by now.
-  uint64_t add_kernel(std::shared_ptr<const KernelImage> image);
+  // Kernels by the cookie of their launches.
+  uint64_t add_kernel(const std::shared_ptr<const KernelImage>& image);
   std::shared_ptr<const KernelImage> find_kernel(uint64_t cookie);
   void* library_kernel(const std::string& name);  // handle
 
@@ -87,8 +86,8 @@ class Context : public std::enable_shared_from_this<Context> {
   Pool pool_;
 
   std::mutex mutex_;
-  std::vector<Stream*> streams_;
-  std::unordered_map<uint64_t, std::shared_ptr<const KernelImage>> kernels_;
+  std::vector<std::weak_ptr<Stream>> streams_;
+  std::unordered_map<uint64_t, std::weak_ptr<const KernelImage>> kernels_;
   uint64_t next_cookie_ = 1;
   std::mutex library_mutex_;
   std::unordered_map<std::string, void*> library_;

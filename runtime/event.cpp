@@ -47,6 +47,7 @@ void Event::make_wait(Stream& stream) {
 }
 
 void Event::check(const Mark& m) {
+  m.stream->see_finished_calls();
   const hw::Status status = driver::failure(m.stream->queue().timeline(), m.value);
   if (status == hw::Status::kOk) return;
   if (m.stream->failed()) m.stream->throw_failure();

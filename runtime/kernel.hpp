@@ -31,6 +31,7 @@ struct KernelImage {
   std::vector<Argument> arguments;
   std::vector<SourceLine> lines;  // by instruction of the kernel
   hw::DeviceAddr code{};
+  std::shared_ptr<void> memory;  // of the code: lives as long as a module, graph or launch record needs it
   uint64_t cookie = 0;
 
   // Checks the arguments and writes them as the kernel reads them. Throws Error naming the argument.

@@ -184,12 +184,20 @@ Module::Module(Context& context, const void* image, size_t bytes, std::string na
                                      " of accumulators, a core has " + std::to_string(identity.spm_bytes) + " and " +
                                      std::to_string(identity.acc_bytes));
   const uint64_t code_bytes = parsed.code.size() * sizeof(hw::Instruction);
-  block_ = context.space().allocate(std::max<uint64_t>(code_bytes, 1), hw::pte::kRead | hw::pte::kExecute);
-  std::memcpy(context.space().aperture(block_).data(), parsed.code.data(), code_bytes);
+  const driver::HbmBlock block =
+      context.space().allocate(std::max<uint64_t>(code_bytes, 1), hw::pte::kRead | hw::pte::kExecute);
+  std::memcpy(context.space().aperture(block).data(), parsed.code.data(), code_bytes);
   context.space().invalidate();
+  std::shared_ptr<void> memory(nullptr, [space = &context.space(), block](void*) {
+    try {
+      space->free(block);
+    } catch (const std::exception&) {  // a lost device frees everything
+    }
+  });
   for (ParsedKernel& k : parsed.kernels) {
     auto shared = std::make_shared<KernelImage>(std::move(k.image));
-    shared->code = block_.address + uint64_t{k.first} * sizeof(hw::Instruction);
+    shared->memory = memory;
+    shared->code = block.address + uint64_t{k.first} * sizeof(hw::Instruction);
     shared->cookie = context.add_kernel(shared);
     auto handle = std::make_shared<Kernel>();
     handle->image = shared, handle->context = &context;
@@ -202,10 +210,6 @@ Module::~Module() {
       HandleTable<Kernel>::remove(e.handle);
     } catch (const Error&) {  // its device was closed first
     }
-  try {
-    context_->space().free(block_);
-  } catch (const std::exception&) {  // a lost device frees everything
-  }
 }
 
 void* Module::kernel(const std::string& name) const {

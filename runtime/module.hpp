@@ -45,7 +45,6 @@ class Module {
   };
   Context* context_;
   std::string name_;
-  driver::HbmBlock block_;
   std::vector<Entry> kernels_;
 };
 

@@ -1,5 +1,6 @@
 #include "stream.hpp"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <bit>
@@ -33,11 +34,13 @@ Stream::Stream(std::shared_ptr<Context> context, uint32_t priority, uint32_t rin
       queue_(context_->device(), context_->space().context(), priority, ring_log2, kOwnerBytes),
       operations_(size_t{1} << ring_log2),
       call_request_(new (queue_.extra()) hw::Timeline{}),
-      call_done_(new (queue_.extra() + 64) hw::Timeline{}) {
-  context_->add(this);
-}
+      call_done_(new (queue_.extra() + 64) hw::Timeline{}) {}
 
-Stream::~Stream() { context_->remove(this); }
+std::shared_ptr<Stream> Stream::create(std::shared_ptr<Context> context, uint32_t priority, uint32_t ring_log2) {
+  auto stream = std::make_shared<Stream>(std::move(context), priority, ring_log2);
+  stream->context_->add(stream);
+  return stream;
+}
 
 void Stream::check_failed() {
   if (failed()) throw_failure();
@@ -389,6 +392,7 @@ void Stream::synchronize(uint64_t timeout_ns, bool check) {
     fail(jalErrorWaitTimeout, "stream: " + std::to_string(target - queue_.completed()) + " of " +
                                   std::to_string(target) + " operations are not done after " +
                                   std::to_string(timeout_ns / 1'000'000) + " ms");
+  see_finished_calls();
   if (check && failed()) throw_failure();
 }
 
@@ -398,6 +402,7 @@ void Stream::query() {
     context_->device().throw_if_lost();
     throw Error(jalErrorNotReady, "");
   }
+  see_finished_calls();
 }
 
 uint64_t Stream::reset() {
@@ -477,8 +482,8 @@ jalError_t jalStreamCreate(jalDevice_t device, const jalStreamOptions* options, 
         ring_log2 = static_cast<uint32_t>(std::countr_zero(options->ring_entries));
       }
     }
-    *stream = static_cast<jalStream_t>(
-        HandleTable<Stream>::add(std::make_shared<Stream>(c.shared_from_this(), priority, ring_log2)));
+    *stream =
+        static_cast<jalStream_t>(HandleTable<Stream>::add(Stream::create(c.shared_from_this(), priority, ring_log2)));
   });
 }
 
@@ -532,7 +537,7 @@ jalError_t jalLaunchHostFunc(jalStream_t stream, void (*function)(void*), void* 
 }
 jalError_t jalStreamNotifyEventfd(jalStream_t stream, int eventfd) {
   return guard([&] {
-    if (eventfd < 0) invalid("eventfd " + std::to_string(eventfd));
+    if (fcntl(eventfd, F_GETFD) < 0) invalid("eventfd " + std::to_string(eventfd) + " is not an open descriptor");
     stream_of(stream).host_function(
         [eventfd] {
           const uint64_t one = 1;
@@ -595,7 +600,7 @@ jalError_t jalMemcpy(void* destination, const void* source, size_t bytes) {
     auto from = Registry::get().find(source), to = Registry::get().find(destination);
     if (from && to && from->kind == MemoryKind::kDevice && to->kind == MemoryKind::kDevice &&
         from->context != to->context) {
-      auto s = std::make_shared<Stream>(from->context->shared_from_this(), 0, 4);
+      auto s = Stream::create(from->context->shared_from_this(), 0, 4);
       s->copy(destination, source, bytes, 1, bytes, bytes, "jalMemcpy");
       return s->synchronize(default_timeout_ns());
     }

@@ -37,8 +37,9 @@ class Stream : public std::enable_shared_from_this<Stream> {
   static constexpr uint8_t kHandleTag = 0x52;
   static constexpr const char* kHandleName = "stream";
 
+  // Known to its context from then on.
+  static std::shared_ptr<Stream> create(std::shared_ptr<Context> context, uint32_t priority, uint32_t ring_log2);
   Stream(std::shared_ptr<Context> context, uint32_t priority, uint32_t ring_log2);
-  ~Stream();
 
   Context& context() const { return *context_; }
   const void* owner() const { return context_.get(); }
@@ -66,6 +67,11 @@ class Stream : public std::enable_shared_from_this<Stream> {
   // Throws the stream's error (check: also that of finished work), or Error(jalErrorWaitTimeout).
   void synchronize(uint64_t timeout_ns, bool check = true);
   void query();
+  // What host functions wrote is visible to whoever saw the stream pass them. The device carries that order from one
+  // mapping of the memory to another, where no compiler (nor ThreadSanitizer) can follow it; this carries it inside
+  // the process.
+  void call_finished(uint64_t value) { calls_finished_.store(value, std::memory_order_release); }
+  void see_finished_calls() const { (void)calls_finished_.load(std::memory_order_acquire); }
   bool failed() const { return queue_.status() != hw::Status::kOk; }
   [[noreturn]] void throw_failure();
   jalErrorRecord record();
@@ -99,6 +105,7 @@ class Stream : public std::enable_shared_from_this<Stream> {
   uint64_t arguments_head_ = 0;
   hw::Timeline *call_request_, *call_done_;
   uint64_t calls_ = 0;
+  std::atomic<uint64_t> calls_finished_{0};
   struct StagingSlot {
     uint64_t done = 0, bytes = 0;  // position after which the chunk is free again, 0: it is
     char* host = nullptr;          // where a chunk that came down goes

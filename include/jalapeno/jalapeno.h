@@ -164,7 +164,10 @@ typedef struct jalStreamOptions {
   uint32_t ring_entries; /* power of two, 16..65536; 0: 1024 */
 } jalStreamOptions;
 
-/* options may be NULL. Every stream is independent of every other. */
+/* options may be NULL. Errors and order of a stream are independent of every other's; its speed is not: this version's
+ * command processor runs one launch at a time, so a long kernel delays the launches of other streams, until it ends or
+ * meets its watchdog. A device has a limited number of hardware queues (jalDeviceProperties.queues); jalErrorBusy
+ * after. */
 JAL_API jalError_t jalStreamCreate(jalDevice_t device, const jalStreamOptions* options, jalStream_t* stream);
 /* Waits for the stream's work (default timeout), then frees it. */
 JAL_API jalError_t jalStreamDestroy(jalStream_t stream);
@@ -213,6 +216,7 @@ JAL_API jalError_t jalEventElapsed(jalElapsed* elapsed, jalEvent_t begin, jalEve
 JAL_API jalError_t jalTimelineCreate(jalDevice_t device, uint64_t initial, jalTimeline_t* timeline);
 JAL_API jalError_t jalTimelineDestroy(jalTimeline_t timeline); /* no stream may still wait for it */
 JAL_API jalError_t jalTimelineGetValue(jalTimeline_t timeline, uint64_t* value);
+/* Values only grow: a value that is not above the present one changes nothing. */
 JAL_API jalError_t jalTimelineSignal(jalTimeline_t timeline, uint64_t value);
 /* jalErrorDependencyFailed when the value was reached by a failure. */
 JAL_API jalError_t jalTimelineWait(jalTimeline_t timeline, uint64_t value, uint64_t timeout_ns);
@@ -323,7 +327,9 @@ JAL_API jalError_t jalStreamBeginCapture(jalStream_t stream);
 JAL_API jalError_t jalStreamEndCapture(jalStream_t stream, jalGraph_t* graph);
 JAL_API jalError_t jalGraphDestroy(jalGraph_t graph);
 JAL_API jalError_t jalGraphGetNodeCount(jalGraph_t graph, uint32_t* count);
-JAL_API jalError_t jalGraphInstantiate(jalGraph_t graph, jalGraphExec_t* exec); /* independent of graph afterwards */
+/* Independent of graph afterwards. Keeps the code of its kernels, also when their module is unloaded; does not keep
+ * memory: what its copies, fills and tensors name must stay allocated while it may be launched. */
+JAL_API jalError_t jalGraphInstantiate(jalGraph_t graph, jalGraphExec_t* exec);
 /* Replaces the arguments of launch node `node` (counted in capture order over all nodes). Waits for launches in flight.
  */
 JAL_API jalError_t jalGraphExecSetKernelArgs(jalGraphExec_t exec, uint32_t node, const jalArg* args,

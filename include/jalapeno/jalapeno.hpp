@@ -60,6 +60,12 @@ class Owner {
   }
   Handle handle_{};
 };
+// Bytes of `size` elements; throws when that is no size.
+inline size_t bytes_of(size_t size, size_t element) {
+  if (size > SIZE_MAX / element)
+    throw std::length_error(std::to_string(size) + " elements of " + std::to_string(element) + " bytes");
+  return size * element;
+}
 inline uint64_t nanoseconds(std::chrono::nanoseconds t) { return t.count() < 0 ? 0 : static_cast<uint64_t>(t.count()); }
 }  // namespace detail
 
@@ -221,7 +227,8 @@ template <class T>
 class Buffer {
  public:
   Buffer() = default;
-  Buffer(const Device& device, size_t size) : memory_(allocate(device, size * sizeof(T))), size_(size) {}
+  Buffer(const Device& device, size_t size)
+      : memory_(allocate(device, detail::bytes_of(size, sizeof(T)))), size_(size) {}
   // Returns when the values are on the device.
   Buffer(const Device& device, std::span<const T> values) : Buffer(device, values.size()) {
     check(jalMemcpy(data(), values.data(), bytes()));
@@ -231,16 +238,20 @@ class Buffer {
   size_t bytes() const { return size_ * sizeof(T); }
   std::vector<T> to_host() const {
     std::vector<T> out(size_);
-    check(jalMemcpy(out.data(), data(), bytes()));
+    if (size_ != 0) check(jalMemcpy(out.data(), data(), bytes()));
     return out;
   }
   jalTensor as(std::initializer_list<uint32_t> shape) const { return tensor(data(), dtype_of<T>(), shape); }
-  jalTensor as() const { return as({static_cast<uint32_t>(size_)}); }
+  jalTensor as() const {
+    if (size_ > UINT32_MAX)
+      throw std::length_error(std::to_string(size_) + " elements are more than one dimension holds");
+    return as({static_cast<uint32_t>(size_)});
+  }
 
  private:
   static void* allocate(const Device& device, size_t bytes) {
     void* p = nullptr;
-    check(jalMalloc(device.get(), &p, bytes));
+    if (bytes != 0) check(jalMalloc(device.get(), &p, bytes));
     return p;
   }
   detail::Owner<void*, jalFree> memory_;
@@ -252,7 +263,8 @@ template <class T>
 class HostBuffer {
  public:
   HostBuffer() = default;
-  HostBuffer(const Device& device, size_t size) : memory_(allocate(device, size * sizeof(T))), size_(size) {}
+  HostBuffer(const Device& device, size_t size)
+      : memory_(allocate(device, detail::bytes_of(size, sizeof(T)))), size_(size) {}
   T* data() const { return static_cast<T*>(memory_.get()); }
   size_t size() const { return size_; }
   size_t bytes() const { return size_ * sizeof(T); }
@@ -263,7 +275,7 @@ class HostBuffer {
  private:
   static void* allocate(const Device& device, size_t bytes) {
     void* p = nullptr;
-    check(jalHostAlloc(device.get(), &p, bytes));
+    if (bytes != 0) check(jalHostAlloc(device.get(), &p, bytes));
     return p;
   }
   detail::Owner<void*, jalHostFree> memory_;

@@ -15,15 +15,15 @@
 // Semaphores are automatic: the builder knows which bytes every instruction reads and writes, orders engines where
 // they meet, and lets them run apart everywhere else. Give a tile Stages(2) and index it with the counter of the loop
 // it is used in, and loads of the next iteration overlap with the work of this one. Registers and tile registers are
-// reused when the last C++ copy of their handle is gone. Errors are BuildError and name what was exceeded and where.
-// Not thread-safe; one Builder makes one kernel.
+// reused when the last C++ copy of their handle is gone; handles must not outlive their Builder. Errors are BuildError
+// and name what was exceeded and where. Not thread-safe; one Builder makes one kernel.
 #pragma once
 #include <array>
 #include <cstring>
 #include <functional>
 #include <initializer_list>
+#include <jalapeno/tile_module.hpp>
 #include <jalapeno_hw/isa.hpp>
-#include <jalapeno_hw/module.hpp>
 #include <map>
 #include <memory>
 #include <set>
@@ -53,23 +53,6 @@ class BuildError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-struct KernelArgument {
-  std::string name;
-  hw::ArgumentKind kind;
-  uint32_t offset, dtype, rank;
-};
-
-// A finished kernel, before it becomes part of a module.
-struct KernelCode {
-  std::string name, source;
-  std::vector<Instruction> code;
-  std::vector<uint32_t> lines;  // of each instruction, 0: unknown
-  std::vector<KernelArgument> arguments;
-  uint32_t argument_bytes = 0, spm_bytes = 0, acc_bytes = 0;
-};
-
-std::vector<std::byte> write_module(const std::vector<KernelCode>& kernels);
-
 class Builder;
 
 namespace detail {
@@ -89,7 +72,10 @@ Reg emit_scalar(hw::SaluOp op, const Reg& a, const Value& b);
 // A 64-bit scalar register. Arithmetic emits instructions.
 class Reg {
  public:
-  uint8_t index() const { return slot_->index; }
+  uint8_t index() const {
+    if (slot_ == nullptr) throw BuildError("a Reg that no Builder made");
+    return slot_->index;
+  }
 
  private:
   friend class Builder;
@@ -217,7 +203,7 @@ class Builder {
     t.slot_ = take_tile(w);
     const Reg r0 = reg(row, w), r1 = reg(column, w);
     Instruction i = make(Op::TSLICE);
-    i.t[0] = t.slot_->index, i.t[1] = tile.slot_->index, i.r[0] = r0.index(), i.r[1] = r1.index();
+    i.t[0] = index_of(t), i.t[1] = index_of(tile), i.r[0] = r0.index(), i.r[1] = r1.index();
     std::vector<Reg> hold{r0, r1};
     auto size = [&](const Value& v, uint32_t& shown, uint64_t& imm, uint8_t& r) {
       if (v.is_reg_)
@@ -263,14 +249,14 @@ class Builder {
   Reg read(const Tile& tile, const Value& row, const Value& column, Where w = Where::current()) {
     const Reg a = reg(row, w), b = reg(column, w), r = take_register(w);
     Instruction i = make(Op::LDS);
-    i.t[0] = tile.slot_->index, i.r[0] = r.index(), i.r[1] = a.index(), i.r[2] = b.index();
+    i.t[0] = index_of(tile), i.r[0] = r.index(), i.r[1] = a.index(), i.r[2] = b.index();
     emit(i, {{tile, false}}, w);
     return r;
   }
   void write(const Tile& tile, const Value& row, const Value& column, const Value& value, Where w = Where::current()) {
     const Reg a = reg(row, w), b = reg(column, w), v = reg(value, w);
     Instruction i = make(Op::STS);
-    i.t[0] = tile.slot_->index, i.r[0] = v.index(), i.r[1] = a.index(), i.r[2] = b.index();
+    i.t[0] = index_of(tile), i.r[0] = v.index(), i.r[1] = a.index(), i.r[2] = b.index();
     emit(i, {{tile, true}}, w);
   }
 
@@ -328,29 +314,29 @@ class Builder {
   }
   void copy(const Tile& to, const Tile& from, bool transposed = false, Where w = Where::current()) {
     Instruction i = make(Op::DCPY);
-    i.queue = 3, i.sub = transposed, i.t[0] = to.slot_->index, i.t[1] = from.slot_->index;
+    i.queue = 3, i.sub = transposed, i.t[0] = index_of(to), i.t[1] = index_of(from);
     emit(i, {{from, false}, {to, true}}, w);
   }
 
   // ---- Matrix engine ----
   void zero(const Tile& acc, Where w = Where::current()) {
     Instruction i = make(Op::MINIT);
-    i.t[0] = acc.slot_->index;
+    i.t[0] = index_of(acc);
     emit(i, {{acc, true}}, w);
   }
   // acc[M, N] (+)= a[M, K] * b[N, K]
   void mma(const Tile& acc, const Tile& a, const Tile& b, MmaOptions o = {}, Where w = Where::current()) {
     Instruction i = make(Op::MMA);
     i.flags = static_cast<uint8_t>((o.accumulate ? hw::kFlagAccumulate : 0) | (o.rows_are_k ? hw::kFlagRowsAreK : 0));
-    i.t[0] = acc.slot_->index, i.t[1] = a.slot_->index, i.t[2] = b.slot_->index;
+    i.t[0] = index_of(acc), i.t[1] = index_of(a), i.t[2] = index_of(b);
     emit(i, {{a, false}, {b, false}, {acc, true}}, w);
   }
   void drain(const Tile& to, const Tile& acc, DrainOptions o = {}, Where w = Where::current()) {
     Instruction i = make(Op::MDRAIN);
-    i.sub = static_cast<uint8_t>(o.act), i.t[0] = to.slot_->index, i.t[1] = acc.slot_->index;
+    i.sub = static_cast<uint8_t>(o.act), i.t[0] = index_of(to), i.t[1] = index_of(acc);
     std::vector<Access> a{{acc, false}, {to, true}};
-    if (o.row_scale) i.t[2] = o.row_scale->slot_->index, a.push_back({*o.row_scale, false});
-    if (o.column_scale) i.t[3] = o.column_scale->slot_->index, a.push_back({*o.column_scale, false});
+    if (o.row_scale) i.t[2] = index_of(*o.row_scale), a.push_back({*o.row_scale, false});
+    if (o.column_scale) i.t[3] = index_of(*o.column_scale), a.push_back({*o.column_scale, false});
     emit(i, a, w);
   }
 
@@ -369,7 +355,7 @@ class Builder {
     Instruction i = make(Op::VBIN);
     i.sub = static_cast<uint8_t>(op),
     i.flags = static_cast<uint8_t>(hw::kFlagScalar | (reverse ? hw::kFlagReverse : 0));
-    i.t[0] = to.slot_->index, i.t[1] = a.slot_->index, i.r[0] = b.index();
+    i.t[0] = index_of(to), i.t[1] = index_of(a), i.r[0] = b.index();
     emit(i, {{a, false}, {to, true}}, w);
   }
   void binary(BinaryOp op, const Tile& to, const Tile& a, float b, bool reverse = false, Where w = Where::current()) {
@@ -389,7 +375,7 @@ class Builder {
             Where w = Where::current()) {
     const Reg c = reg(column0, w), l = reg(limit, w);
     Instruction i = make(Op::VMASK);
-    i.t[0] = to.slot_->index, i.t[1] = a.slot_->index, i.r[0] = c.index(), i.r[1] = l.index(), i.imm0 = step,
+    i.t[0] = index_of(to), i.t[1] = index_of(a), i.r[0] = c.index(), i.r[1] = l.index(), i.imm0 = step,
     i.imm1 = static_cast<uint64_t>(bits(fill));
     emit(i, {{a, false}, {to, true}}, w);
   }
@@ -398,21 +384,21 @@ class Builder {
   }
   void rmsnorm(const Tile& to, const Tile& a, const Tile& weight, const Reg& eps, Where w = Where::current()) {
     Instruction i = make(Op::VNORM);
-    i.t[0] = to.slot_->index, i.t[1] = a.slot_->index, i.t[2] = weight.slot_->index, i.r[0] = eps.index();
+    i.t[0] = index_of(to), i.t[1] = index_of(a), i.t[2] = index_of(weight), i.r[0] = eps.index();
     emit(i, {{a, false}, {weight, false}, {to, true}}, w);
   }
   void rope(RopeOp op, const Tile& to, const Tile& a, const Tile& cosine, const Tile& sine, uint32_t head,
             uint32_t rotated, Where w = Where::current()) {
     Instruction i = make(Op::VROPE);
     i.sub = static_cast<uint8_t>(op), i.imm0 = head, i.imm1 = rotated;
-    i.t[0] = to.slot_->index, i.t[1] = a.slot_->index, i.t[2] = cosine.slot_->index, i.t[3] = sine.slot_->index;
+    i.t[0] = index_of(to), i.t[1] = index_of(a), i.t[2] = index_of(cosine), i.t[3] = index_of(sine);
     emit(i, {{a, false}, {cosine, false}, {sine, false}, {to, true}}, w);
   }
   // One step of online softmax: state is M x 3 (max, sum, correction); start it at -inf, 0, 0.
   void softmax_step(const Tile& p, const Tile& scores, const Tile& state, const Reg& scale,
                     Where w = Where::current()) {
     Instruction i = make(Op::VSMX);
-    i.t[0] = p.slot_->index, i.t[1] = scores.slot_->index, i.t[2] = state.slot_->index, i.r[0] = scale.index();
+    i.t[0] = index_of(p), i.t[1] = index_of(scores), i.t[2] = index_of(state), i.r[0] = scale.index();
     emit(i, {{scores, false}, {state, true}, {p, true}}, w);
   }
   void glu(ActOp act, const Tile& to, const Tile& gate, const Tile& up, Where w = Where::current()) {
@@ -424,31 +410,33 @@ class Builder {
     const Reg b = reg(base, w);
     Instruction i = make(Op::VTOPK);
     i.flags = merge ? hw::kFlagAccumulate : 0;
-    i.t[0] = values.slot_->index, i.t[1] = indices.slot_->index, i.t[2] = a.slot_->index, i.r[0] = b.index();
+    i.t[0] = index_of(values), i.t[1] = index_of(indices), i.t[2] = index_of(a), i.r[0] = b.index();
     emit(i, {{a, false}, {values, true}, {indices, true}}, w);
   }
   void uniform(const Tile& to, const Value& seed, const Value& counter, Where w = Where::current()) {
     const Reg s = reg(seed, w), c = reg(counter, w);
     Instruction i = make(Op::VRNG);
-    i.t[0] = to.slot_->index, i.r[0] = s.index(), i.r[1] = c.index();
+    i.t[0] = index_of(to), i.r[0] = s.index(), i.r[1] = c.index();
     emit(i, {{to, true}}, w);
   }
   void scan(const Tile& to, const Tile& a, Where w = Where::current()) { vector(Op::VSCAN, 0, {to}, {a}, w); }
   void iota(const Tile& to, const Value& start, int64_t row_step, int64_t column_step, Where w = Where::current()) {
     const Reg s = reg(start, w);
     Instruction i = make(Op::VIOTA);
-    i.t[0] = to.slot_->index, i.r[0] = s.index(), i.imm0 = static_cast<uint64_t>(row_step),
+    i.t[0] = index_of(to), i.r[0] = s.index(), i.imm0 = static_cast<uint64_t>(row_step),
     i.imm1 = static_cast<uint64_t>(column_step);
     emit(i, {{to, true}}, w);
   }
   void fill(const Tile& to, float value, Where w = Where::current()) {
     Instruction i = make(Op::VFILL);
-    i.t[0] = to.slot_->index, i.imm0 = static_cast<uint64_t>(bits(value));
+    i.t[0] = index_of(to), i.imm0 = static_cast<uint64_t>(bits(value));
     emit(i, {{to, true}}, w);
   }
 
   // Places semaphores and gives the kernel away; the builder is empty afterwards.
   KernelCode finish(Where w = Where::current()) {
+    if (finished_) throw BuildError("kernel " + kernel_.name + ": finish() was called before");
+    finished_ = true;
     if (open_.size() != 1) throw BuildError("kernel " + kernel_.name + ": finish() inside a loop");
     semaphore_ = 0;
     lower(blocks_[0]);
@@ -456,7 +444,9 @@ class Builder {
     put(make(Op::HALT), w.line());
     kernel_.argument_bytes = argument_bytes_;
     kernel_.spm_bytes = spm_used_, kernel_.acc_bytes = acc_used_;
-    return std::move(kernel_);
+    KernelCode done = std::move(kernel_);
+    kernel_.name = done.name;
+    return done;
   }
 
  private:
@@ -491,6 +481,10 @@ class Builder {
     uint8_t semaphore;
   };
 
+  uint8_t index_of(const Tile& t) const {
+    if (t.slot_ == nullptr) fail(where_, "a tile that no Builder made");
+    return t.slot_->index;
+  }
   static std::string file_of(const Where& w) {
     const std::string path = w.file_name();
     return path.substr(path.find_last_of('/') + 1);
@@ -584,6 +578,9 @@ class Builder {
       fail(w, "tile of " + std::to_string(rows) + " x " + std::to_string(columns) + " " + hw::info(dtype).name +
                   " with " + std::to_string(stages) + " stages");
     uint32_t& used = space == hw::Space::kSpm ? spm_used_ : acc_used_;
+    const uint64_t wanted = used + hw::row_bytes(dtype, columns) * rows * stages;
+    if (wanted > uint64_t{1} << 28)
+      fail(w, "tiles of " + std::to_string(wanted) + " bytes; no core has more than " + std::to_string(1 << 28));
     hw::TileDescriptor d{used,
                          static_cast<uint32_t>(hw::row_bytes(dtype, columns)),
                          static_cast<uint16_t>(rows),
@@ -596,7 +593,7 @@ class Builder {
     t.slot_ = take_tile(w), t.buffer_ = next_buffer_++, t.rows_ = rows, t.columns_ = columns, t.dtype_ = dtype,
     t.stages_ = stages;
     Instruction i = make(Op::TDEF);
-    i.t[0] = t.slot_->index;
+    i.t[0] = index_of(t);
     std::memcpy(&i.imm0, &d, 8);
     std::memcpy(&i.imm1, reinterpret_cast<const char*>(&d) + 8, 8);
     emit(i, {}, w);
@@ -608,8 +605,7 @@ class Builder {
     const Block& block = blocks_[static_cast<size_t>(open_.back())];
     t.stage_loop_ = block.unit_counter == i.index() ? block.loop_id : 0;
     Instruction x = make(Op::TSTAGE);
-    x.t[0] = t.slot_->index, x.t[1] = s.base_.slot_->index, x.r[0] = i.index(), x.imm0 = s.bytes_,
-    x.imm1 = s.base_.stages_;
+    x.t[0] = index_of(t), x.t[1] = index_of(s.base_), x.r[0] = i.index(), x.imm0 = s.bytes_, x.imm1 = s.base_.stages_;
     emit(x, {}, w);
     return t;
   }
@@ -627,7 +623,7 @@ class Builder {
     const bool is_store = op == Op::DST;
     i.queue = is_store ? 2 : tile.buffer_ % 2;
     i.flags = add ? hw::kFlagAccumulate : 0;
-    i.t[0] = tile.slot_->index, i.imm0 = tensor.offset_;
+    i.t[0] = index_of(tile), i.imm0 = tensor.offset_;
     if (!is_store) i.imm1 = static_cast<uint64_t>(bits(fill_value));
     emit(i, {{tile, !is_store}}, w, tensor.buffer_, is_store);
   }
@@ -637,7 +633,7 @@ class Builder {
     Instruction i = make(op);
     const bool is_store = op == Op::DSCATTER;
     i.queue = is_store ? 2 : tile.buffer_ % 2;
-    i.t[0] = tile.slot_->index, i.t[1] = index.slot_->index, i.r[0] = c.index(), i.imm0 = tensor.offset_, i.imm1 = unit;
+    i.t[0] = index_of(tile), i.t[1] = index_of(index), i.r[0] = c.index(), i.imm0 = tensor.offset_, i.imm1 = unit;
     emit(i, {{tile, !is_store}, {index, false}}, w, tensor.buffer_, is_store);
   }
   void vector(Op op, uint8_t sub, std::initializer_list<Tile> out, std::initializer_list<Tile> in, const Where& w) {
@@ -645,8 +641,8 @@ class Builder {
     i.sub = sub;
     std::vector<Access> a;
     int k = 0;
-    for (const Tile& t : out) i.t[k++] = t.slot_->index, a.push_back({t, true});
-    for (const Tile& t : in) i.t[k++] = t.slot_->index, a.push_back({t, false});
+    for (const Tile& t : out) i.t[k++] = index_of(t), a.push_back({t, true});
+    for (const Tile& t : in) i.t[k++] = index_of(t), a.push_back({t, false});
     emit(i, a, w);
   }
 
@@ -836,13 +832,20 @@ class Builder {
   std::vector<uint8_t> free_registers_, free_tiles_;
   uint32_t argument_bytes_ = 0, spm_used_ = 0, acc_used_ = 0, next_buffer_ = 1, next_loop_ = 1;
   uint8_t semaphore_ = 0;
+  bool finished_ = false;
   std::array<bool, hw::kEngines> dirty_{};
 };
 
 // Operators have no place for a source location: they count as part of the line before them.
-inline Tile StagedTile::operator[](const Reg& i) const { return builder_->stage(*this, i, builder_->where_); }
+inline Tile StagedTile::operator[](const Reg& i) const {
+  if (builder_ == nullptr) throw BuildError("a tile that no Builder made");
+  return builder_->stage(*this, i, builder_->where_);
+}
 inline Reg Tensor::dim(uint32_t k) const {
-  if (k >= rank_) throw BuildError("dimension " + std::to_string(k) + " of a tensor of rank " + std::to_string(rank_));
+  if (builder_ == nullptr) throw BuildError("dim() of a tensor that no Builder made");
+  if (k >= rank_)
+    builder_->fail(builder_->where_,
+                   "dimension " + std::to_string(k) + " of a tensor of rank " + std::to_string(rank_));
   return builder_->load_argument(offset_ + 16 + 4 * k, hw::LoadKind::kU32, builder_->where_);
 }
 inline Reg emit_scalar(hw::SaluOp op, const Reg& a, const Value& b) {
@@ -853,123 +856,5 @@ inline Reg operator-(const Reg& a, const Value& b) { return emit_scalar(hw::Salu
 inline Reg operator*(const Reg& a, const Value& b) { return emit_scalar(hw::SaluOp::kMul, a, b); }
 inline Reg operator/(const Reg& a, const Value& b) { return emit_scalar(hw::SaluOp::kDiv, a, b); }
 inline Reg operator%(const Reg& a, const Value& b) { return emit_scalar(hw::SaluOp::kMod, a, b); }
-
-namespace detail {
-
-// ELF64 with nothing but what the module format needs (jalapeno_hw/module.hpp).
-class ElfWriter {
- public:
-  ElfWriter() { names_.push_back('\0'); }
-  uint16_t section(const std::string& name, uint32_t type, const void* data, size_t bytes, uint32_t link = 0,
-                   uint32_t info = 0, uint64_t entry = 0, uint64_t flags = 0, uint64_t align = 64) {
-    while (body_.size() % 64 != 0) body_.push_back(std::byte{0});
-    headers_.push_back({static_cast<uint32_t>(names_.size()), type, flags, 0, kHeader + body_.size(), bytes, link, info,
-                        align, entry});
-    names_.insert(names_.end(), name.c_str(), name.c_str() + name.size() + 1);
-    body_.insert(body_.end(), static_cast<const std::byte*>(data), static_cast<const std::byte*>(data) + bytes);
-    return static_cast<uint16_t>(headers_.size());  // index 0 is the null section
-  }
-  std::vector<std::byte> finish() {
-    const uint32_t own = static_cast<uint32_t>(names_.size());
-    const std::string own_name = ".shstrtab";
-    names_.insert(names_.end(), own_name.c_str(), own_name.c_str() + own_name.size() + 1);
-    headers_.push_back({own, 3, 0, 0, kHeader + body_.size(), names_.size(), 0, 0, 1, 0});
-    body_.insert(body_.end(), reinterpret_cast<const std::byte*>(names_.data()),
-                 reinterpret_cast<const std::byte*>(names_.data()) + names_.size());
-    while (body_.size() % 64 != 0) body_.push_back(std::byte{0});
-    struct {
-      uint8_t ident[16] = {0x7F, 'E', 'L', 'F', 2, 1, 1};
-      uint16_t type = 3, machine = hw::kElfMachine;
-      uint32_t version = 1;
-      uint64_t entry = 0, program = 0, sections = 0;
-      uint32_t flags = 0;
-      uint16_t header_size = 64, program_size = 0, programs = 0, section_size = 64, section_count = 0, names = 0;
-    } h;
-    static_assert(sizeof h == 64);
-    h.sections = kHeader + body_.size();
-    h.section_count = static_cast<uint16_t>(headers_.size() + 1),
-    h.names = static_cast<uint16_t>(headers_.size());  // the null section comes first
-    headers_.insert(headers_.begin(), Header{});
-    const size_t table = headers_.size() * sizeof(Header);
-    std::vector<std::byte> out(h.sections + table);
-    std::memcpy(out.data(), &h, sizeof h);
-    std::memcpy(out.data() + kHeader, body_.data(), body_.size());
-    std::memcpy(out.data() + h.sections, headers_.data(), table);
-    return out;
-  }
-
- private:
-  static constexpr uint64_t kHeader = 64;
-  struct Header {
-    uint32_t name, type;
-    uint64_t flags, address, offset, size;
-    uint32_t link, info;
-    uint64_t align, entry;
-  };
-  static_assert(sizeof(Header) == 64);
-  std::vector<Header> headers_;
-  std::vector<std::byte> body_;
-  std::vector<char> names_;
-};
-
-}  // namespace detail
-
-// The bytes of a module with these kernels.
-inline std::vector<std::byte> write_module(const std::vector<KernelCode>& kernels) {
-  std::string strings(1, '\0');
-  std::map<std::string, uint32_t> known;
-  auto text = [&](const std::string& s) -> uint32_t {
-    if (s.empty()) return 0;
-    auto [it, fresh] = known.try_emplace(s, static_cast<uint32_t>(strings.size()));
-    if (fresh) strings += s + '\0';
-    return it->second;
-  };
-  std::vector<Instruction> code;
-  std::vector<hw::KernelRecord> records;
-  std::vector<hw::ArgumentRecord> arguments;
-  std::vector<hw::LineRecord> lines;
-  for (const KernelCode& k : kernels) {
-    hw::KernelRecord r{};
-    r.name = text(k.name), r.source = text(k.source);
-    r.first = static_cast<uint32_t>(code.size()), r.count = static_cast<uint32_t>(k.code.size());
-    r.first_argument = static_cast<uint32_t>(arguments.size()), r.arguments = static_cast<uint32_t>(k.arguments.size());
-    r.argument_bytes = k.argument_bytes, r.spm_bytes = k.spm_bytes, r.acc_bytes = k.acc_bytes;
-    for (const KernelArgument& a : k.arguments)
-      arguments.push_back({text(a.name), a.kind, a.offset, a.dtype, a.rank, {}});
-    uint32_t last = ~0u;
-    for (size_t i = 0; i < k.code.size(); ++i) {
-      const uint32_t line = i < k.lines.size() ? k.lines[i] : 0;
-      if (line != last) lines.push_back({static_cast<uint32_t>(code.size() + i), line, r.source, 0});
-      last = line;
-    }
-    code.insert(code.end(), k.code.begin(), k.code.end());
-    records.push_back(r);
-  }
-  struct {
-    uint32_t name_size = 9, data_size = 8, type = hw::kNoteVersion;
-    char name[12] = "JALAPENO";
-    uint32_t isa = hw::kIsaVersion, version = hw::kModuleVersion;
-  } note;
-  struct Symbol {
-    uint32_t name;
-    uint8_t info, other;
-    uint16_t section;
-    uint64_t value, size;
-  };
-  detail::ElfWriter elf;
-  const uint16_t text_section =
-      elf.section(".text.jti", 1, code.data(), code.size() * sizeof(Instruction), 0, 0, sizeof(Instruction), 6);
-  elf.section(".jti.kernels", 1, records.data(), records.size() * sizeof records[0]);
-  elf.section(".jti.args", 1, arguments.data(), arguments.size() * sizeof arguments[0]);
-  elf.section(".jti.lines", 1, lines.data(), lines.size() * sizeof lines[0]);
-  elf.section(".jti.strings", 1, strings.data(), strings.size());
-  elf.section(".note.jalapeno", 7, &note, sizeof note, 0, 0, 0, 0, 4);
-  std::vector<Symbol> symbols{Symbol{}};
-  for (const hw::KernelRecord& r : records)
-    symbols.push_back({r.name, 0x12, 0, text_section, r.first * sizeof(Instruction), r.count * sizeof(Instruction)});
-  const uint16_t string_section = elf.section(".strtab", 3, strings.data(), strings.size());
-  elf.section(".symtab", 2, symbols.data(), symbols.size() * sizeof symbols[0], string_section, 1, sizeof(Symbol));
-  return elf.finish();
-}
 
 }  // namespace jalapeno::tile

@@ -38,7 +38,7 @@ static_assert(offsetof(Instruction, imm0) == 16 && offsetof(Instruction, imm1) =
 inline constexpr uint8_t kFlagImmediate = 1;   // SALU, BR: the second operand is imm0
 inline constexpr uint8_t kFlagAccumulate = 2;  // MMA: add to the accumulators; DST: add to memory; VTOPK: merge
 inline constexpr uint8_t kFlagRowsAreK = 4;    // MMA: B is stored [K, N] instead of [N, K]
-inline constexpr uint8_t kFlagScalar = 8;      // VBIN, VTER: the last operand is a register holding f32 bits
+inline constexpr uint8_t kFlagScalar = 8;      // VBIN: the second operand is a register holding f32 bits
 inline constexpr uint8_t kFlagReverse = 16;    // VBIN: operands swapped
 
 // X(opcode, NAME, engine, tiles, registers, summary). Engine dma: the queue field chooses.

@@ -9,7 +9,7 @@
 int main(int argc, char** argv) try {
   using namespace jalapeno;
   const bool library = argc == 3 && std::string(argv[1]) == "--library";
-  if (argc != 2 && !library) {
+  if ((argc != 2 && !library) || std::string(argv[1]) == "--help") {
     std::fprintf(stderr, "usage: jalapeno-objdump MODULE | --library KERNEL\n");
     return 2;
   }
@@ -24,6 +24,7 @@ int main(int argc, char** argv) try {
     std::copy(text.begin(), text.end(), reinterpret_cast<char*>(bytes.data()));
   }
   std::fputs(runtime::disassemble(runtime::parse_module(bytes)).c_str(), stdout);
+  if (std::fflush(stdout) != 0) throw std::runtime_error("standard output: write error");
   return 0;
 } catch (const std::exception& e) {
   std::fprintf(stderr, "jalapeno-objdump: %s\n", e.what());

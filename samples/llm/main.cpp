@@ -141,7 +141,7 @@ int main(int argc, char** argv) try {
   app.add_option("--top-k", sampling.top_k, "sample among the k most likely tokens")->check(CLI::Range(1, 1024));
   app.add_option("--top-p", sampling.top_p, "sample among the most likely tokens that together have this probability")
       ->check(CLI::Range(0.0, 1.0));
-  app.add_option("--seed", sampling.seed, "of the random numbers");
+  app.add_option("--seed", sampling.seed, "of the random numbers (only with a temperature)");
   app.add_option("--context", context, "tokens the KV cache holds (default: the model's, at most 4096)")
       ->check(CLI::Range(1, 1 << 24));
   app.add_option("--device", uri, "device URI (default: the first device, or an embedded emulator)");
@@ -152,6 +152,10 @@ int main(int argc, char** argv) try {
   app.add_flag("--json", json, "print the report as JSON on standard output, after the text");
   CLI11_PARSE(app, argc, argv);
 
+  // A range check lets a NaN pass.
+  if (!(sampling.temperature >= 0)) throw std::runtime_error("--temperature is not a number");
+  if (!(sampling.top_p > 0))
+    throw std::runtime_error("--top-p " + std::to_string(sampling.top_p) + ": expected more than 0, at most 1");
   const llm::Gguf file(model_path);
   const auto tokenizer = llm::Tokenizer::create(file);
   if (*tokenize_option) {

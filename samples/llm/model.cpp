@@ -279,7 +279,8 @@ void Model::run_chunk(std::span<const int32_t> tokens, bool all_logits) {
 
 void Model::prefill(std::span<const int32_t> tokens) {
   if (tokens.empty())
-    throw std::runtime_error("the prompt is empty, and the model has no beginning-of-text token to start from");
+    throw std::runtime_error(
+        "there is no token to start from: the prompt is empty and no beginning-of-text token was put in front");
   if (tokens.size() > h_.context)
     throw std::runtime_error("the prompt has " + std::to_string(tokens.size()) + " tokens, the context holds " +
                              std::to_string(h_.context));

@@ -100,6 +100,20 @@ TEST_F(Faults, KernelWithoutEndMeetsItsDeadline) {
   recover();
 }
 
+TEST_F(Faults, ResetTellsHowMuchStoodBehindTheFault) {
+  jt::Builder k("trap");
+  k.trap(1);
+  const Module m = load(k.finish());
+  Buffer<int32_t> b(device, 4);
+  Timeline gate(device);
+  stream.wait(gate, 1);
+  launch(stream, {1}, m.kernel("trap"));
+  for (int n = 0; n < 5; ++n) stream.fill(b.data(), n, b.bytes());
+  gate.signal(1);
+  EXPECT_EQ(jalStreamSynchronize(stream.get()), jalErrorAssert);
+  EXPECT_EQ(stream.reset(), 5u);
+}
+
 TEST_F(Faults, TrapCarriesItsCode) {
   jt::Builder k("trap");
   k.trap(1234);

@@ -112,6 +112,15 @@ TEST_F(Process, TheNextClientCannotReadTheLastOnesMemory) {
   for (int32_t v : b.to_host()) ASSERT_EQ(v, 0);
 }
 
+TEST_F(Process, ASecondClientIsToldThatTheDeviceIsInUse) {
+  Device first(device_uri());
+  jalDevice_t second{};
+  EXPECT_EQ(jalDeviceOpen(device_uri().c_str(), &second), jalErrorBusy);
+  EXPECT_NE(std::string(jalGetLastErrorDetail()).find("another client"), std::string::npos);
+  Stream stream(first);
+  stream.synchronize();
+}
+
 TEST_F(Process, NoDescriptorIsLeftAfterFiftyConnections) {
   { Device warm(device_uri()); }
   const int before = open_descriptors();

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <jalapeno/tile.hpp>
 #include <thread>
 
 #include "support/device.hpp"
@@ -162,6 +163,26 @@ TEST_F(Streams, GraphsReplayAndTakeNewArguments) {
   EXPECT_EQ(x.to_host()[7], 33.f);
   EXPECT_THROW(g.set_arguments(2, x), Error);
   EXPECT_THROW(g.set_arguments(1, x), Error);
+}
+
+TEST_F(Streams, GraphsKeepTheCodeOfAnUnloadedModule) {
+  namespace jt = jalapeno::tile;
+  jt::Builder k("seven");
+  auto out = k.tensor("out", jt::f32, 1);
+  auto t = k.spm(jt::f32, 1, 8);
+  k.fill(t, 7);
+  k.store(out, {0}, t);
+  const auto image = jt::write_module({k.finish()});
+  EXPECT_THROW(k.finish(), jt::BuildError);
+  EXPECT_THROW(k.fill(jt::Tile(), 0), jt::BuildError);
+  Module module(device, image);
+  Buffer<float> x(device, 8);
+  const Graph g(stream, [&] { launch(stream, {1}, module.kernel("seven"), x); });
+  module = Module(device, image);
+  check(jalMemPoolTrim(device.get(), 0));
+  g.launch(stream);
+  stream.synchronize();
+  EXPECT_EQ(x.to_host()[7], 7.f);
 }
 
 TEST_F(Streams, IllegalCallInACaptureIsNamedAndTheNextCaptureWorks) {

@@ -1,5 +1,4 @@
 // The driver over its own interfaces: wake-ups, faults, waiting, allocators, and every OS call made to fail.
-#include <dirent.h>
 #include <gtest/gtest.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -15,6 +14,8 @@
 #include <jalapeno_hw/vfio_user.hpp>
 #include <thread>
 
+#include "support/descriptors.hpp"
+
 namespace jalapeno {
 void install_embedded_emulator();
 }
@@ -24,14 +25,6 @@ namespace {
 
 constexpr const char* kUri = "emu:?hbm=64M&threads=1";
 
-int descriptors() {
-  int n = 0;
-  DIR* d = opendir("/proc/self/fd");
-  while (readdir(d) != nullptr) ++n;
-  closedir(d);
-  return n;
-}
-
 class DriverTest : public ::testing::Test {
  protected:
   static void SetUpTestSuite() { install_embedded_emulator(); }
@@ -40,14 +33,14 @@ class DriverTest : public ::testing::Test {
 hw::Packet nop() { return {}; }
 
 TEST_F(DriverTest, OpensAndIdentifies) {
-  const int before = descriptors();
+  const int before = test::open_descriptors();
   {
     Device d(kUri);
     EXPECT_EQ(d.identity().hbm_bytes, 64u << 20);
     EXPECT_EQ(d.identity().config_name, "assumed-1");
     EXPECT_EQ(d.health(), hw::kHealthReady);
   }
-  EXPECT_EQ(descriptors(), before);
+  EXPECT_EQ(test::open_descriptors(), before);
 }
 
 TEST_F(DriverTest, UnknownUrisAreNamed) {
@@ -289,7 +282,7 @@ TEST_F(DriverTest, EveryFailingSystemCallIsAnErrorAndLeavesNothingBehind) {
   using Truncate = Failing<&Os::ftruncate, ENOSPC, int, int, off_t>;
   Memfd::original = saved.memfd_create, Event::original = saved.eventfd, Truncate::original = saved.ftruncate;
   scenario();
-  const int before = descriptors();
+  const int before = test::open_descriptors();
   int points = 0;
   for (int nth = 1;; ++nth) {
     os() = saved;
@@ -300,7 +293,7 @@ TEST_F(DriverTest, EveryFailingSystemCallIsAnErrorAndLeavesNothingBehind) {
     } catch (const Error&) {
     }
     os() = saved;
-    EXPECT_EQ(descriptors(), before) << "after failing call " << nth;
+    EXPECT_EQ(test::open_descriptors(), before) << "after failing call " << nth;
     if (failures == 0) break;
     ++points;
   }

@@ -1,7 +1,6 @@
 // A hostile or broken client: whatever it sends, the emulator lives, keeps no descriptor and serves the next one.
 #include "server.hpp"
 
-#include <dirent.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -12,18 +11,12 @@
 #include <random>
 #include <thread>
 
+#include "support/descriptors.hpp"
+
 namespace jalapeno::emu {
 namespace {
 
 namespace vu = hw::vfio_user;
-
-int descriptors() {
-  int n = 0;
-  DIR* d = opendir("/proc/self/fd");
-  while (readdir(d) != nullptr) ++n;
-  closedir(d);
-  return n;
-}
 
 class ServerTest : public ::testing::Test {
  protected:
@@ -38,12 +31,12 @@ class ServerTest : public ::testing::Test {
   }
   void SetUp() override {
     chip();
-    before_ = descriptors();
+    before_ = test::open_descriptors();
     connect();
   }
   void TearDown() override {
     hang_up();
-    EXPECT_EQ(descriptors(), before_);
+    EXPECT_EQ(test::open_descriptors(), before_);
   }
   void connect() {
     int pair[2];

@@ -14,6 +14,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "support/golden.hpp"
+
 namespace {
 
 namespace hw = jalapeno::hw;
@@ -22,26 +24,8 @@ using hw::Engine;
 using hw::Instruction;
 using hw::Op;
 
-static_assert(std::endian::native == std::endian::little, "the structures are the wire format");
-
-// Whether a value lies in memory as these bytes. The list must have one entry for every byte.
-template <class T, size_t N>
-::testing::AssertionResult stores(const T& value, const uint8_t (&golden)[N]) {
-  static_assert(sizeof(T) == N, "the size differs from the data sheet's");
-  static_assert(std::is_trivially_copyable_v<T> && std::has_unique_object_representations_v<T>, "padding");
-  uint8_t bytes[N];
-  std::memcpy(bytes, &value, N);
-  for (size_t i = 0; i < N; ++i)
-    if (bytes[i] != golden[i])
-      return ::testing::AssertionFailure()
-             << "byte " << i << " is " << int{bytes[i]} << ", the data sheet says " << int{golden[i]};
-  return ::testing::AssertionSuccess();
-}
-
-template <class E>
-constexpr uint64_t number(E value) {
-  return static_cast<uint64_t>(value);
-}
+using jalapeno::test::number;
+using jalapeno::test::stores;
 
 // An instruction without operands: 0xFF is "absent".
 Instruction instruction(Op op) {

@@ -1,6 +1,5 @@
 // Shared by the tests over the public API: a device of the URI under test, and reference arithmetic.
 #pragma once
-#include <dirent.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -10,6 +9,8 @@
 #include <random>
 #include <string>
 #include <vector>
+
+#include "support/descriptors.hpp"
 
 namespace jalapeno::test {
 
@@ -32,14 +33,6 @@ inline std::vector<float> random_values(size_t n, unsigned seed, float low = -1,
   std::vector<float> out(n);
   for (float& v : out) v = distribution(generator);
   return out;
-}
-
-inline int open_descriptors() {
-  int n = 0;
-  DIR* dir = opendir("/proc/self/fd");
-  while (readdir(dir) != nullptr) ++n;
-  closedir(dir);
-  return n;
 }
 
 }  // namespace jalapeno::test
