@@ -185,7 +185,8 @@ JAL_API jalError_t jalStreamSignalTimeline(jalStream_t stream, jalTimeline_t tim
  * signal timelines and write eventfds; it must not wait for the device. It is called, with the stream in error, also
  * when the work before it failed. */
 JAL_API jalError_t jalLaunchHostFunc(jalStream_t stream, void (*function)(void* data), void* data);
-/* Adds 1 to the caller's eventfd when the work before it is done. The descriptor must stay open until then. */
+/* Adds 1 to the caller's eventfd when the work before it is done. The descriptor must stay open until the stream has
+ * passed this call. */
 JAL_API jalError_t jalStreamNotifyEventfd(jalStream_t stream, int eventfd);
 /* The first failure since the stream was created or reset; jalErrorNotFound when there is none. */
 JAL_API jalError_t jalStreamGetErrorRecord(jalStream_t stream, jalErrorRecord* record);

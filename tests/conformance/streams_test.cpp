@@ -120,6 +120,7 @@ TEST_F(Streams, CompletionCanBeAnEventfd) {
   EXPECT_EQ(poll(&p, 1, 20), 0);
   gate.signal(1);
   EXPECT_EQ(poll(&p, 1, 5000), 1);
+  stream.synchronize();  // the descriptor is the library's until the stream has passed the call
   close(fd);
 }
 
