@@ -5,10 +5,10 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
-#include <ctime>
 #include <queue>
 
 #include "chip.hpp"
+#include "words.hpp"
 
 namespace jalapeno::emu {
 namespace {
@@ -19,12 +19,6 @@ using hw::Status;
 constexpr int kPacketsPerTurn = 64;
 constexpr int kCallDepth = 1;  // a block may not call
 constexpr auto kSpin = std::chrono::microseconds(100);
-
-uint64_t host_now_ns() {
-  timespec t{};
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return static_cast<uint64_t>(t.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(t.tv_nsec);
-}
 
 void add(std::atomic<double>& counter, double v) {
   counter.store(counter.load(std::memory_order_relaxed) + v, std::memory_order_relaxed);

@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <ctime>
 #include <new>
 
 #include "checker.hpp"
 #include "fault.hpp"
+#include "words.hpp"
 
 namespace jalapeno::emu {
 namespace {
@@ -16,25 +16,7 @@ using hw::Instruction;
 using hw::Op;
 using hw::Status;
 
-uint64_t host_now_ns() {
-  timespec t{};
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return static_cast<uint64_t>(t.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(t.tv_nsec);
-}
-
 std::byte* allocate(uint32_t bytes) { return static_cast<std::byte*>(::operator new (bytes, std::align_val_t{4096})); }
-
-float as_float(uint64_t bits) {
-  float f;
-  uint32_t low = static_cast<uint32_t>(bits);
-  std::memcpy(&f, &low, 4);
-  return f;
-}
-int64_t float_bits(float f) {
-  uint32_t bits;
-  std::memcpy(&bits, &f, 4);
-  return bits;
-}
 
 [[noreturn]] void divide_by_zero() { throw Fault(Status::kDivideByZero, "integer division by zero"); }
 

@@ -5,6 +5,7 @@
 #include "checker.hpp"
 #include "core.hpp"
 #include "fault.hpp"
+#include "words.hpp"
 
 namespace jalapeno::emu {
 
@@ -91,12 +92,6 @@ void fill_row(const HostKernels& host, std::vector<float>& scratch, std::byte* t
   std::fill_n(scratch.data(), columns, value);
   host.store(type, scratch.data(), columns, tile);
 }
-float fill_value(const Instruction& i) {
-  float f;
-  uint32_t bits = static_cast<uint32_t>(i.imm1);
-  std::memcpy(&f, &bits, 4);
-  return f;
-}
 }  // namespace
 
 void Core::dma_box(const Instruction& i, bool store) {
@@ -154,7 +149,7 @@ void Core::dma_box(const Instruction& i, bool store) {
   for (uint32_t r = 0; r < t.rows; ++r) {
     const bool row_valid = valid > 0 && row0 + r >= 0 && row0 + r < rows;
     if (!store && (!row_valid || valid != t.columns))
-      fill_row(host_, scratch_[2], data(t, r), t.dtype, t.columns, fill_value(i));
+      fill_row(host_, scratch_[2], data(t, r), t.dtype, t.columns, as_float(i.imm1));
     if (!row_valid) continue;
     const uint64_t address = first + static_cast<uint64_t>(row0 + r) * stride;
     move_row(x, address, data(t, r) + hw::row_bytes(t.dtype, static_cast<uint64_t>(skip)), t.dtype,

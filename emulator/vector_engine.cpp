@@ -7,6 +7,7 @@
 #include "checker.hpp"
 #include "core.hpp"
 #include "fault.hpp"
+#include "words.hpp"
 
 namespace jalapeno::emu {
 
@@ -15,13 +16,6 @@ using hw::Op;
 using hw::Status;
 
 namespace {
-
-float as_float(uint64_t bits) {
-  float f;
-  uint32_t low = static_cast<uint32_t>(bits);
-  std::memcpy(&f, &low, 4);
-  return f;
-}
 
 void same_shape(const Instruction& i, const Tile& a, const Tile& b) {
   if (a.rows != b.rows || a.columns != b.columns)

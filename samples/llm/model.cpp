@@ -277,6 +277,13 @@ void Model::run_chunk(std::span<const int32_t> tokens, bool all_logits) {
   last_rows_ = all_logits ? static_cast<uint32_t>(tokens.size()) : 1;
 }
 
+void Model::check_vocabulary(std::span<const int32_t> tokens) const {
+  for (int32_t t : tokens)
+    if (t < 0 || static_cast<uint32_t>(t) >= h_.vocabulary)
+      throw std::runtime_error("token " + std::to_string(t) + " is outside the vocabulary of " +
+                               std::to_string(h_.vocabulary));
+}
+
 void Model::prefill(std::span<const int32_t> tokens) {
   if (tokens.empty())
     throw std::runtime_error(
@@ -284,10 +291,7 @@ void Model::prefill(std::span<const int32_t> tokens) {
   if (tokens.size() > h_.context)
     throw std::runtime_error("the prompt has " + std::to_string(tokens.size()) + " tokens, the context holds " +
                              std::to_string(h_.context));
-  for (int32_t t : tokens)
-    if (t < 0 || static_cast<uint32_t>(t) >= h_.vocabulary)
-      throw std::runtime_error("token " + std::to_string(t) + " is outside the vocabulary of " +
-                               std::to_string(h_.vocabulary));
+  check_vocabulary(tokens);
   position_ = 0, sampled_ = false;
   for (size_t at = 0; at < tokens.size(); at += chunk_)
     run_chunk(tokens.subspan(at, std::min<size_t>(chunk_, tokens.size() - at)), false);
@@ -300,10 +304,7 @@ std::vector<float> Model::logits(std::span<const int32_t> tokens) {
   if (tokens.size() > h_.context)
     throw std::runtime_error(std::to_string(tokens.size()) + " tokens, the context holds " +
                              std::to_string(h_.context));
-  for (int32_t t : tokens)
-    if (t < 0 || static_cast<uint32_t>(t) >= h_.vocabulary)
-      throw std::runtime_error("token " + std::to_string(t) + " is outside the vocabulary of " +
-                               std::to_string(h_.vocabulary));
+  check_vocabulary(tokens);
   for (size_t at = 0; at < tokens.size(); at += chunk_) {
     const size_t n = std::min<size_t>(chunk_, tokens.size() - at);
     run_chunk(tokens.subspan(at, n), true);

@@ -56,6 +56,7 @@ class Model {
   Weight take(const Gguf& file, const std::string& name, uint64_t rows, uint64_t columns, bool vector,
               bool required = true);
   jalapeno::Kernel kernel(const std::string& name);
+  void check_vocabulary(std::span<const int32_t> tokens) const;  // throws naming the token
   void make_rope_tables(const Gguf& file);
   void multiply(const Weight& w, const jalTensor& in, const jalTensor& out, bool add);
   void forward(uint32_t tokens, bool all_logits);
