@@ -276,7 +276,7 @@ void Chip::launch(Queue& queue, const hw::LaunchPacket& packet) {
     if (packet.argument_bytes > 0) memory.read(hw::raw(packet.arguments), l.arguments.data(), packet.argument_bytes);
     l.argument_bytes = packet.argument_bytes;
     auto& program = context.programs[hw::raw(packet.code)];
-    if (program == nullptr || program->code.size() != packet.instructions) {
+    if (program == nullptr || program->steps.size() != packet.instructions) {
       std::vector<hw::Instruction> code(packet.instructions);
       memory.read(hw::raw(packet.code), code.data(), code.size() * sizeof(hw::Instruction), hw::kAccessExecute);
       program = std::make_shared<Program>(prepare(code.data(), packet.instructions));

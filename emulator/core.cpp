@@ -94,14 +94,15 @@ bool holds(hw::Cond c, int64_t a, int64_t b) {
 
 Program prepare(const Instruction* code, uint32_t count) {
   Program p;
-  p.code.assign(code, code + count);
+  p.steps.reserve(count);
+  std::array<bool, hw::kSemaphores> named{};
   auto illegal = [](uint32_t at, const char* why, uint64_t value) {
     Fault f(Status::kIllegalInstruction, "instruction %u: %s (%llu)", at, why, static_cast<unsigned long long>(value));
     f.record.instruction = at, f.record.value = value;
     return f;
   };
   for (uint32_t i = 0; i < count; ++i) {
-    const Instruction& x = p.code[i];
+    const Instruction& x = code[i];
     const hw::OpInfo* op = hw::find_op(x.op);
     if (op == nullptr) throw illegal(i, "unknown opcode", x.op);
     const hw::SubNames subs = hw::sub_names(static_cast<Op>(x.op));
@@ -135,11 +136,11 @@ Program prepare(const Instruction* code, uint32_t count) {
         if (x.imm1 <= i || x.imm1 >= count) throw illegal(i, "branch target not ahead in the program", x.imm1);
         break;
       case Op::LOOP:
-        if (x.imm0 <= i || x.imm0 >= count || p.code[x.imm0].op != uint8_t(Op::ENDL))
+        if (x.imm0 <= i || x.imm0 >= count || code[x.imm0].op != uint8_t(Op::ENDL))
           throw illegal(i, "LOOP without its ENDL", x.imm0);
         break;
       case Op::ENDL:
-        if (x.imm0 >= i || p.code[x.imm0].op != uint8_t(Op::LOOP)) throw illegal(i, "ENDL without its LOOP", x.imm0);
+        if (x.imm0 >= i || code[x.imm0].op != uint8_t(Op::LOOP)) throw illegal(i, "ENDL without its LOOP", x.imm0);
         break;
       case Op::MOVI:
       case Op::SALU:
@@ -151,7 +152,13 @@ Program prepare(const Instruction* code, uint32_t count) {
       default:
         break;
     }
+    bool plain = op->engine == hw::EngineClass::Control;
+    for (uint8_t s : {x.wait[0], x.wait[1], x.signal[0], x.signal[1]})
+      if (s != hw::kNone) plain = false, named[s] = true;
+    p.steps.push_back({x, hw::engine_of(x), op->engine, plain});
   }
+  for (uint32_t s = 0; s < hw::kSemaphores; ++s)
+    if (named[s]) p.semaphores.push_back(static_cast<uint8_t>(s));
   return p;
 }
 
@@ -179,6 +186,7 @@ Core::Core(const ChipConfig& config, const EmulatorOptions& options, uint32_t in
       options_(options),
       host_(host_kernels()),
       index_(index),
+      cycle_(1 / config.core_clock_ghz),
       spm_(allocate(config.spm_bytes)),
       acc_(allocate(config.acc_bytes)) {
   std::memset(spm_, 0, config.spm_bytes);
@@ -197,7 +205,7 @@ Tally Core::run(const Launch& launch, std::array<uint32_t, 3> pid) {
   memory_ = Memory(launch.map);
   registers_.fill(0);
   tiles_.fill(Tile{});
-  for (Semaphore& s : semaphores_) s.count = s.head = 0;
+  for (uint8_t s : launch.program->semaphores) semaphores_[s].count = semaphores_[s].head = 0;
   loops_.clear();
   clock_.fill(0);
   finished_ = 0;
@@ -218,11 +226,10 @@ Tally Core::run(const Launch& launch, std::array<uint32_t, 3> pid) {
 }
 
 void Core::execute() {
-  if (pc_ >= launch_->program->code.size())
+  if (pc_ >= launch_->program->steps.size())
     throw Fault(Status::kIllegalInstruction, "the program ran past its end without HALT");
-  const Instruction& i = launch_->program->code[pc_];
-  const hw::Engine engine = hw::engine_of(i);
-  const size_t e = static_cast<size_t>(engine);
+  const Step& step = launch_->program->steps[pc_];
+  const Instruction& i = step.instruction;
   ++tally_.instructions;
   if (--budget_ == 0) {
     budget_ = 256;
@@ -230,7 +237,20 @@ void Core::execute() {
       throw Fault(Status::kWatchdog, "a program instance ran longer than %u ms", launch_->watchdog_ms)
           .value(launch_->watchdog_ms);
   }
-  if (checker_) checker_->begin_instruction(engine, pc_);
+  const uint32_t at = pc_;
+  if (step.plain && checker_ == nullptr) {
+    ++pc_;
+    clock_[0] += cycle_;
+    try {
+      control(i);
+    } catch (...) {
+      pc_ = at;
+      throw;
+    }
+    return;
+  }
+  const size_t e = static_cast<size_t>(step.engine);
+  if (checker_) checker_->begin_instruction(step.engine, pc_);
 
   double start = std::max(clock_[e], clock_[0]);
   const bool is_wait = i.op == uint8_t(Op::WAIT);
@@ -250,11 +270,10 @@ void Core::execute() {
     if (checker_) checker_->wait(i.wait[k], n);
   }
 
-  const double cycle = 1 / config_.core_clock_ghz;
-  const uint32_t at = pc_++;
-  double busy = cycle, latency = 0;
+  ++pc_;
+  double busy = cycle_, latency = 0;
   try {
-    switch (hw::find_op(i.op)->engine) {
+    switch (step.unit) {
       case hw::EngineClass::Control:
         control(i);
         break;
@@ -273,7 +292,7 @@ void Core::execute() {
     pc_ = at;
     throw;
   }
-  if (e != 0) clock_[0] += cycle;  // the sequencer's issue slot
+  if (e != 0) clock_[0] += cycle_;  // the sequencer's issue slot
   clock_[e] = std::max(start, clock_[e]) + busy;
   const double done = clock_[e] + latency;
   finished_ = std::max(finished_, done);
@@ -314,6 +333,7 @@ void Core::define(uint8_t t, const Tile& tile) {
         .at(tile.offset, bytes, hw::kAccessNone)
         .tile(t);
   tiles_[t] = tile;
+  tiles_[t].row_bytes = static_cast<uint32_t>(bytes);
 }
 
 const Tile& Core::in(const Instruction& i, int t) {
@@ -348,16 +368,15 @@ void Core::settle(PendingLoad& load) {
 
 void Core::settle(const Tile& t) {
   if (t.space != hw::Space::kSpm) return;
-  const uint64_t end = t.offset + uint64_t{t.pitch} * (t.rows - 1) + hw::row_bytes(t.dtype, t.columns);
   for (PendingLoad& load : pending_)
-    if (load.rows != 0 && t.offset < load.end() && load.offset < end) settle(load);
+    if (load.rows != 0 && t.offset < load.end() && load.offset < t.end()) settle(load);
 }
 
 // The whole of `t` is about to be written: a load that it covers need never be carried out.
 void Core::forget_overwritten(const Tile& t) {
   for (PendingLoad& load : pending_)
     if (load.rows != 0 && t.space == hw::Space::kSpm && t.offset == load.offset && t.pitch == load.pitch &&
-        t.rows >= load.rows && hw::row_bytes(t.dtype, t.columns) >= load.row_bytes)
+        t.rows >= load.rows && t.row_bytes >= load.row_bytes)
       load.rows = 0;
 }
 
@@ -365,11 +384,18 @@ void Core::settle_all() {
   for (PendingLoad& load : pending_) settle(load);
 }
 
+// Bytes from `begin` to `end` are about to be written: whoever has yet to read there reads now.
+void Core::settle_sources(const std::byte* begin, const std::byte* end) {
+  for (PendingLoad& load : pending_)
+    if (load.rows != 0 && load.source < end && begin < load.source + load.stride * (load.rows - 1) + load.row_bytes)
+      settle(load);
+}
+
 Core::Operand Core::multiplicand(const Instruction& i, int t) {
   const Tile& tile = tiles_[i.t[t]];
   for (const PendingLoad& load : pending_)
     if (load.rows >= tile.rows && load.rows != 0 && load.offset == tile.offset && load.pitch == tile.pitch &&
-        tile.space == hw::Space::kSpm && hw::row_bytes(tile.dtype, tile.columns) <= load.row_bytes)
+        tile.space == hw::Space::kSpm && tile.row_bytes <= load.row_bytes)
       return {tile, load.source, load.stride};
   in(i, t);
   return {tile, data(tile), tile.pitch};
@@ -396,7 +422,7 @@ void Core::store_row(const Tile& t, uint32_t row, const float* values) {
 void Core::control(const Instruction& i) {
   switch (static_cast<Op>(i.op)) {
     case Op::HALT:
-      for (uint32_t s = 0; s < hw::kSemaphores; ++s)
+      for (uint8_t s : launch_->program->semaphores)
         if (semaphores_[s].count != 0)
           throw Fault(Status::kSemaphoreLeak, "S%u is %llu at HALT", s,
                       static_cast<unsigned long long>(semaphores_[s].count))
@@ -434,7 +460,7 @@ void Core::control(const Instruction& i) {
       while (!loops_.empty() && loops_.back().begin != i.imm0 + 1) loops_.pop_back();
       if (loops_.empty()) throw Fault(Status::kIllegalInstruction, "ENDL outside its loop");
       Loop& l = loops_.back();
-      const uint8_t counter = launch_->program->code[l.begin - 1].r[0];
+      const uint8_t counter = launch_->program->steps[l.begin - 1].instruction.r[0];
       int64_t next = scalar(hw::SaluOp::kAdd, reg(counter), l.step);
       set(counter, next);
       if (next < l.end && next > INT64_MIN + l.step)
@@ -482,7 +508,7 @@ void Core::control(const Instruction& i) {
                     static_cast<long long>(column), i.t[0], t.rows, t.columns, d.name)
             .tile(i.t[0]);
       t.offset += static_cast<uint32_t>(row) * t.pitch + static_cast<uint32_t>(column) * d.bytes;
-      t.rows = t.columns = 1;
+      t.rows = t.columns = 1, t.row_bytes = d.bytes;
       if (checker_) load ? checker_->read(t, i.t[0]) : checker_->write(t, i.t[0]);
       settle(t);
       if (!load) {
@@ -543,7 +569,7 @@ void Core::control(const Instruction& i) {
 }
 
 double Core::matrix(const Instruction& i) {
-  const double cycle = 1 / config_.core_clock_ghz;
+  const double cycle = cycle_;
   switch (static_cast<Op>(i.op)) {
     case Op::MINIT: {
       const Tile& c = out(i, 0);

@@ -19,8 +19,16 @@ namespace jalapeno::emu {
 
 class Checker;
 
+// A program as the core runs it: operands in range, engines looked up, once for all launches.
+struct Step {
+  hw::Instruction instruction;
+  hw::Engine engine;
+  hw::EngineClass unit;
+  bool plain;  // the sequencer alone: no semaphore, no other engine's queue
+};
 struct Program {
-  std::vector<hw::Instruction> code;  // operands in range: prepare() has seen it
+  std::vector<Step> steps;
+  std::vector<uint8_t> semaphores;  // those it names
 };
 // Copies and checks instructions so that the core may index with every field. Throws Fault.
 Program prepare(const hw::Instruction* code, uint32_t count);
@@ -47,6 +55,8 @@ struct Tile {
   uint32_t offset = 0, pitch = 0, rows = 0, columns = 0;
   hw::DType dtype = hw::DType::kF32;
   hw::Space space = hw::Space::kSpm;
+  uint32_t row_bytes = 0;  // of its columns
+  uint64_t end() const { return offset + uint64_t{pitch} * (rows - 1) + row_bytes; }
 };
 
 class Core {
@@ -118,6 +128,7 @@ class Core {
   void settle(const Tile& t);
   void settle(PendingLoad& load);
   void settle_all();
+  void settle_sources(const std::byte* begin, const std::byte* end);
   void forget_overwritten(const Tile& t);
 
   const float* load_row(const Tile& t, uint32_t row, int scratch);
@@ -128,6 +139,7 @@ class Core {
   const EmulatorOptions& options_;
   const HostKernels& host_;
   uint32_t index_;
+  double cycle_;  // ns
   std::byte *spm_, *acc_;
   std::vector<float> scratch_[4];
   std::vector<std::pair<float, int32_t>> candidates_;

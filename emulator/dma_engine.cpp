@@ -96,10 +96,7 @@ void fill_row(const HostKernels& host, std::vector<float>& scratch, std::byte* t
 
 void Core::dma_box(const Instruction& i, bool store) {
   const hw::TensorDescriptor x = tensor(i);
-  if (store)
-    settle_all();  // it may write what a pending load has yet to read
-  else
-    forget_overwritten(tiles_[i.t[0]]);
+  if (!store) forget_overwritten(tiles_[i.t[0]]);
   const Tile& t = store ? in(i, 0) : out(i, 0);
   const hw::DTypeInfo& d = hw::info(x.dtype);
   uint64_t base = hw::raw(x.base);
@@ -131,6 +128,14 @@ void Core::dma_box(const Instruction& i, bool store) {
   const uint64_t first = base + hw::row_bytes(x.dtype, static_cast<uint64_t>(std::max<int64_t>(column0, 0)));
   const uint64_t bytes = hw::row_bytes(x.dtype, static_cast<uint64_t>(valid));
   const bool add = store && (i.flags & hw::kFlagAccumulate);
+  if (store && valid > 0) {  // it may write what a pending load has yet to read
+    const int64_t begin = std::max<int64_t>(row0, 0), end = std::min<int64_t>(row0 + t.rows, rows);
+    const uint64_t reach = end > begin ? stride * static_cast<uint64_t>(end - begin - 1) + bytes : 0;
+    if (const std::byte* p = memory_.span(first + static_cast<uint64_t>(begin) * stride, reach, hw::kAccessWrite))
+      settle_sources(p, p + reach);
+    else
+      settle_all();
+  }
 
   // The common load: whole rows, same type, one extent.
   if (!store && x.dtype == t.dtype && valid == t.columns && row0 >= 0 && row0 + t.rows <= rows) {
@@ -138,7 +143,8 @@ void Core::dma_box(const Instruction& i, bool store) {
         memory_.span(first + static_cast<uint64_t>(row0) * stride, stride * (t.rows - 1) + bytes, hw::kAccessRead);
     if (memory != nullptr) {
       count_traffic(base, bytes * t.rows, false);
-      if (defer_load(t, memory, stride, bytes)) return;
+      // Host memory may be mapped at two addresses, where settle_sources() could not see an overlap.
+      if ((base & hw::kHostWindow) == 0 && defer_load(t, memory, stride, bytes)) return;
       if (stride == bytes && t.pitch == bytes)
         std::memcpy(data(t), memory, bytes * t.rows);
       else
