@@ -85,7 +85,14 @@ TEST_P(HostKernelsTest, ProductsMeetDoublePrecision) {
                         {DType::kF32, DType::kF32, true},
                         {DType::kBF16, DType::kBF16, true},
                         {DType::kF32, DType::kQ8_0, false}})
-    for (auto [m, n, k] : {std::array{1u, 1u, 32u}, {1u, 7u, 96u}, {5u, 9u, 160u}, {4u, 4u, 64u}, {6u, 33u, 992u}}) {
+    for (auto [m, n, k] : {std::array{1u, 1u, 32u},
+                           {1u, 7u, 96u},
+                           {5u, 9u, 160u},
+                           {4u, 4u, 64u},
+                           {6u, 33u, 992u},
+                           {13u, 31u, 64u},
+                           {29u, 70u, 1120u},
+                           {12u, 32u, 2080u}}) {
       const uint32_t rows = c.rows_are_k ? k : n, columns = c.rows_are_k ? n / 1 : k;
       if (c.rows_are_k && hw::info(c.b).block > 1) continue;
       const size_t ap = hw::row_bytes(c.a, k), bp = hw::row_bytes(c.b, columns);
@@ -115,17 +122,21 @@ TEST_P(HostKernelsTest, ProductsMeetDoublePrecision) {
 }
 
 TEST_P(HostKernelsTest, IntegerProductsAreExact) {
-  std::vector<int8_t> a(3 * 50), b(4 * 50);
-  for (auto& v : a) v = static_cast<int8_t>(random_());
-  for (auto& v : b) v = static_cast<int8_t>(random_());
-  std::vector<int32_t> out(12, 5);
-  k_->multiply({reinterpret_cast<std::byte*>(a.data()), reinterpret_cast<std::byte*>(b.data()),
-                reinterpret_cast<float*>(out.data()), 50, 50, 16, 3, 4, 50, DType::kI8, DType::kI8, false, false});
-  for (int i = 0; i < 3; ++i)
-    for (int j = 0; j < 4; ++j) {
-      int want = 0;
-      for (int l = 0; l < 50; ++l) want += a[static_cast<size_t>(i * 50 + l)] * b[static_cast<size_t>(j * 50 + l)];
-      EXPECT_EQ(out[static_cast<size_t>(i * 4 + j)], want);
+  for (auto [m, n, k] : {std::array{3u, 4u, 50u}, {3u, 4u, 52u}, {14u, 37u, 1200u}})
+    for (bool accumulate : {false, true}) {
+      std::vector<int8_t> a(size_t{m} * k), b(size_t{n} * k);
+      for (auto& v : a) v = static_cast<int8_t>(random_());
+      for (auto& v : b) v = static_cast<int8_t>(random_());
+      std::vector<int32_t> out(size_t{m} * n, 5);
+      k_->multiply({reinterpret_cast<std::byte*>(a.data()), reinterpret_cast<std::byte*>(b.data()),
+                    reinterpret_cast<float*>(out.data()), k, k, size_t{n} * 4, m, n, k, DType::kI8, DType::kI8, false,
+                    accumulate});
+      for (uint32_t i = 0; i < m; ++i)
+        for (uint32_t j = 0; j < n; ++j) {
+          int want = accumulate ? 5 : 0;
+          for (uint32_t l = 0; l < k; ++l) want += a[size_t{i} * k + l] * b[size_t{j} * k + l];
+          ASSERT_EQ(out[size_t{i} * n + j], want) << m << "x" << n << "x" << k;
+        }
     }
 }
 

@@ -1,0 +1,263 @@
+// Matrix multiplication of tiles. Compiled three times with different -m flags; everything but the entry has internal
+// linkage.
+#include "kernels/kernels.hpp"
+#include "kernels/numbers.hpp"
+#include "kernels/packed.hpp"
+
+namespace jalapeno::emu {
+namespace {
+
+using hw::DType;
+
+inline float dot(const float* a, const float* b, uint32_t k) {
+  return lane_sum(k, [=](uint32_t i) { return a[i] * b[i]; });
+}
+
+// Any types: rows of B become f32 one at a time and meet every row of A.
+void multiply_any(const MultiplyArgs& x) {
+  static thread_local Scratch wide_memory, row_memory;
+  const size_t length = x.rows_are_k ? x.n : x.k;
+  float *wide = wide_memory.reserve(size_t{x.m} * x.k), *scratch = row_memory.reserve(length);
+  for (uint32_t m = 0; m < x.m; ++m) load(x.a_type, x.a + x.a_pitch * m, x.k, wide + size_t{m} * x.k);
+  if (!x.accumulate)
+    for (uint32_t m = 0; m < x.m; ++m) std::memset(row(x.c, x.c_pitch, m), 0, size_t{x.n} * 4);
+  for (uint32_t i = 0; i < (x.rows_are_k ? x.k : x.n); ++i) {
+    const float* b = reinterpret_cast<const float*>(x.b + x.b_pitch * i);
+    if (x.b_type != DType::kF32) {
+      load(x.b_type, x.b + x.b_pitch * i, static_cast<uint32_t>(length), scratch);
+      b = scratch;
+    }
+    for (uint32_t m = 0; m < x.m; ++m) {
+      const float* a = wide + size_t{m} * x.k;
+      float* c = row(x.c, x.c_pitch, m);
+      if (x.rows_are_k) {
+        const float factor = a[i];
+        for (uint32_t n = 0; n < x.n; ++n) c[n] += factor * b[n];
+      } else {
+        c[i] += dot(a, b, x.k);
+      }
+    }
+  }
+}
+
+void multiply_i8(const MultiplyArgs& x) {
+  for (uint32_t m = 0; m < x.m; ++m) {
+    auto* a = reinterpret_cast<const int8_t*>(x.a + x.a_pitch * m);
+    auto* c = reinterpret_cast<int32_t*>(row(x.c, x.c_pitch, m));
+    for (uint32_t n = 0; n < x.n; ++n) {
+      int32_t sum = x.accumulate ? c[n] : 0;
+      if (x.rows_are_k) {
+        auto* b = reinterpret_cast<const int8_t*>(x.b) + n;
+        for (uint32_t k = 0; k < x.k; ++k) sum += a[k] * b[k * x.b_pitch];
+      } else {
+        auto* b = reinterpret_cast<const int8_t*>(x.b + x.b_pitch * n);
+        for (uint32_t k = 0; k < x.k; ++k) sum += a[k] * b[k];
+      }
+      c[n] = sum;
+    }
+  }
+}
+
+// Blocks of M rows by N rows of B, the sums in registers; `block` gives the inner products of one block. Rows of B
+// outside: weights come from memory once, the few rows of A from the cache.
+template <class Block>
+void blocked(const MultiplyArgs& x, Block block) {
+  uint32_t n = 0;
+  auto all_rows = [&](auto columns) {
+    uint32_t m = 0;
+    for (; m + 4 <= x.m; m += 4) block(std::integral_constant<int, 4>{}, columns, m, n);
+    for (; m < x.m; ++m) block(std::integral_constant<int, 1>{}, columns, m, n);
+  };
+  for (; n + 4 <= x.n; n += 4) all_rows(std::integral_constant<int, 4>{});
+  for (; n < x.n; ++n) all_rows(std::integral_constant<int, 1>{});
+}
+
+inline void put(const MultiplyArgs& x, uint32_t m, uint32_t n, float sum) {
+  float& c = row(x.c, x.c_pitch, m)[n];
+  c = x.accumulate ? c + sum : sum;
+}
+
+#if defined(__AVX512F__)
+// Sums of four vectors at once.
+inline __m128 horizontal(const __m512* v) {
+  const __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1]));
+  const __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(v[2], v[3]), _mm512_unpackhi_ps(v[2], v[3]));
+  const __m512 s = _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xEE));
+  const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(s), _mm512_extractf32x8_ps(s, 1));
+  return _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+}
+template <int M, int N>
+inline void finish(const MultiplyArgs& x, uint32_t m, uint32_t n, const __m512 (&sum)[M][N]) {
+  for (int i = 0; i < M; ++i) {
+    if constexpr (N == 4) {
+      float* c = row(x.c, x.c_pitch, m + static_cast<uint32_t>(i)) + n;
+      const __m128 s = horizontal(sum[i]);
+      _mm_storeu_ps(c, x.accumulate ? _mm_add_ps(_mm_loadu_ps(c), s) : s);
+    } else {
+      for (int j = 0; j < N; ++j)
+        put(x, m + static_cast<uint32_t>(i), n + static_cast<uint32_t>(j), _mm512_reduce_add_ps(sum[i][j]));
+    }
+  }
+}
+
+void multiply_f32(const MultiplyArgs& x) {
+  const uint32_t whole = x.k & ~15u;
+  const __mmask16 tail = static_cast<__mmask16>((1u << (x.k & 15)) - 1);
+  blocked(x, [&](auto rows, auto cols, uint32_t m, uint32_t n) {
+    constexpr int M = rows, N = cols;
+    __m512 sum[M][N];
+    for (auto& r : sum)
+      for (auto& s : r) s = _mm512_setzero_ps();
+    auto step = [&](uint32_t k, __mmask16 mask) {
+      __m512 b[N];
+      for (int j = 0; j < N; ++j) b[j] = _mm512_maskz_loadu_ps(mask, x.b + x.b_pitch * (n + j) + size_t{k} * 4);
+      for (int i = 0; i < M; ++i) {
+        __m512 a = _mm512_maskz_loadu_ps(mask, x.a + x.a_pitch * (m + i) + size_t{k} * 4);
+        for (int j = 0; j < N; ++j) sum[i][j] = _mm512_fmadd_ps(a, b[j], sum[i][j]);
+      }
+    };
+    for (uint32_t k = 0; k < whole; k += 16) step(k, 0xFFFF);
+    if (tail) step(whole, tail);
+    finish<M, N>(x, m, n, sum);
+  });
+}
+#endif
+
+#if defined(__AVX512BF16__)
+void multiply_bf16(const MultiplyArgs& x) {
+  const uint32_t whole = x.k & ~31u;
+  const __mmask32 tail = static_cast<__mmask32>((uint64_t{1} << (x.k & 31)) - 1);
+  blocked(x, [&](auto rows, auto cols, uint32_t m, uint32_t n) {
+    constexpr int M = rows, N = cols;
+    __m512 sum[M][N];
+    for (auto& r : sum)
+      for (auto& s : r) s = _mm512_setzero_ps();
+    auto step = [&](uint32_t k, __mmask32 mask) {
+      __m512bh b[N];
+      for (int j = 0; j < N; ++j) {
+        const std::byte* p = x.b + x.b_pitch * (n + j) + size_t{k} * 2;
+        if constexpr (M == 1) _mm_prefetch(reinterpret_cast<const char*>(p + x.b_pitch * N), _MM_HINT_T0);
+        b[j] = (__m512bh)_mm512_maskz_loadu_epi16(mask, p);
+      }
+      for (int i = 0; i < M; ++i) {
+        __m512bh a = (__m512bh)_mm512_maskz_loadu_epi16(mask, x.a + x.a_pitch * (m + i) + size_t{k} * 2);
+        for (int j = 0; j < N; ++j) sum[i][j] = _mm512_dpbf16_ps(sum[i][j], a, b[j]);
+      }
+    };
+    for (uint32_t k = 0; k < whole; k += 32) step(k, ~0u);
+    if (tail) step(whole, tail);
+    finish<M, N>(x, m, n, sum);
+  });
+}
+#endif
+
+#if defined(__AVX2__) && !defined(__AVX512F__)
+inline float horizontal(__m256 v) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+template <bool kFourBit>
+inline __m256i block_values(const std::byte* p) {
+  if constexpr (kFourBit) {
+    __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 2));
+    __m256i both = _mm256_set_m128i(_mm_srli_epi16(packed, 4), packed);
+    return _mm256_sub_epi8(_mm256_and_si256(both, _mm256_set1_epi8(15)), _mm256_set1_epi8(8));
+  } else {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 2));
+  }
+}
+
+inline __m256i dot_bytes(__m256i a_signed, __m256i b_magnitude) {
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+  return _mm256_dpbusd_epi32(_mm256_setzero_si256(), b_magnitude, a_signed);
+#else
+  return _mm256_madd_epi16(_mm256_maddubs_epi16(b_magnitude, a_signed), _mm256_set1_epi16(1));
+#endif
+}
+
+// Both operands in blocks of 32 with a scale each: integer products inside a block, f32 between blocks.
+template <bool kFourBit>
+void multiply_blocks(const MultiplyArgs& x) {
+  constexpr size_t kBytes = kFourBit ? 18 : 34;
+  blocked(x, [&](auto rows, auto cols, uint32_t m, uint32_t n) {
+    constexpr int M = rows, N = cols;
+    __m256 sum[M][N];
+    for (auto& r : sum)
+      for (auto& s : r) s = _mm256_setzero_ps();
+    for (uint32_t k = 0; k < x.k / 32; ++k) {
+      __m256i b[N], magnitude[N];
+      float scale[N];
+      for (int j = 0; j < N; ++j) {
+        const std::byte* p = x.b + x.b_pitch * (n + j) + k * kBytes;
+        b[j] = block_values<kFourBit>(p);
+        magnitude[j] = _mm256_abs_epi8(b[j]);
+        scale[j] = _cvtsh_ss(read16(p));
+      }
+      for (int i = 0; i < M; ++i) {
+        const std::byte* p = x.a + x.a_pitch * (m + i) + size_t{k} * 34;
+        __m256i a = block_values<false>(p);
+        float factor = _cvtsh_ss(read16(p));
+        for (int j = 0; j < N; ++j)
+          sum[i][j] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot_bytes(_mm256_sign_epi8(a, b[j]), magnitude[j])),
+                                      _mm256_set1_ps(factor * scale[j]), sum[i][j]);
+      }
+    }
+    for (int i = 0; i < M; ++i)
+      for (int j = 0; j < N; ++j) put(x, m + i, n + j, horizontal(sum[i][j]));
+  });
+}
+#endif
+
+#if defined(__AVX512F__)
+// From this many rows on, bringing B into lane order costs less than it saves.
+constexpr uint32_t kPackedRows = 12, kPackedBlockRows = 2;
+bool multiply_avx512(const MultiplyArgs& x) {
+  const bool packed = x.m >= kPackedRows;
+  if (x.a_type == DType::kF32 && x.b_type == DType::kF32) {
+    if (x.rows_are_k) return packed && (multiply_packed_by_rows<F32Words>(x), true);
+    packed ? multiply_packed<F32Words>(x) : multiply_f32(x);
+    return true;
+  }
+#if defined(__AVX512BF16__)
+  if (x.a_type == DType::kBF16 && x.b_type == DType::kBF16) {
+    if (x.rows_are_k) return packed && x.k % 2 == 0 && (multiply_packed_by_rows<Bf16Words>(x), true);
+    packed&& x.k % 2 == 0 ? multiply_packed<Bf16Words>(x) : multiply_bf16(x);
+    return true;
+  }
+#endif
+#if defined(__AVX512VNNI__)
+  if (x.rows_are_k) return false;
+  if (x.a_type == DType::kI8 && x.b_type == DType::kI8) return x.k % 4 == 0 && (multiply_packed<I8Words>(x), true);
+  if (x.a_type == DType::kQ8_0 && (x.b_type == DType::kQ8_0 || x.b_type == DType::kQ4_0)) {
+    const bool four = x.b_type == DType::kQ4_0;
+    if (x.m >= kPackedBlockRows)
+      four ? multiply_quantised<true>(x) : multiply_quantised<false>(x);
+    else
+      four ? multiply_quantised_row<true>(x) : multiply_quantised_row<false>(x);
+    return true;
+  }
+#endif
+  return false;
+}
+#endif
+
+}  // namespace
+
+namespace JAL_KERNELS_ISA {
+
+void multiply(const MultiplyArgs& x) {
+#if defined(__AVX512F__)
+  if (multiply_avx512(x)) return;
+#elif defined(__AVX2__)
+  if (!x.rows_are_k && x.a_type == DType::kQ8_0 && x.b_type == DType::kQ8_0) return multiply_blocks<false>(x);
+  if (!x.rows_are_k && x.a_type == DType::kQ8_0 && x.b_type == DType::kQ4_0) return multiply_blocks<true>(x);
+#endif
+  if (x.a_type == DType::kI8 && x.b_type == DType::kI8) return multiply_i8(x);
+  multiply_any(x);
+}
+
+}  // namespace JAL_KERNELS_ISA
+
+}  // namespace jalapeno::emu

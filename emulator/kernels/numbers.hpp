@@ -1,0 +1,148 @@
+// Number formats, row by row. Included by every file that is compiled once per host instruction set: internal linkage
+// throughout, so that no function built for a newer CPU can be picked by the linker for an older one.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <jalapeno_hw/isa.hpp>
+#include <type_traits>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace jalapeno::emu {
+namespace {
+
+using hw::DType;
+
+inline float bits_to_float(uint32_t bits) {
+  float f;
+  std::memcpy(&f, &bits, 4);
+  return f;
+}
+inline uint32_t float_to_bits(float f) {
+  uint32_t bits;
+  std::memcpy(&bits, &f, 4);
+  return bits;
+}
+
+inline float from_bf16(uint16_t h) { return bits_to_float(uint32_t{h} << 16); }
+inline uint16_t to_bf16(float f) {  // round to nearest even; a NaN stays a NaN
+  uint32_t bits = float_to_bits(f);
+  uint32_t rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+  return static_cast<uint16_t>((bits & 0x7FFFFFFF) > 0x7F800000 ? (bits >> 16 | 0x40) : rounded);
+}
+
+inline float from_f16(uint16_t h) {
+  uint32_t sign = uint32_t{h & 0x8000u} << 16, exponent = (h >> 10) & 31, mantissa = h & 0x3FFu;
+  if (exponent == 0) return bits_to_float(sign | float_to_bits(static_cast<float>(mantissa) * 0x1p-24f));
+  if (exponent == 31) return bits_to_float(sign | 0x7F800000 | mantissa << 13);
+  return bits_to_float(sign | (exponent + 112) << 23 | mantissa << 13);
+}
+inline uint16_t to_f16(float f) {
+  uint32_t bits = float_to_bits(f), sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7FFFFFFF;
+  if (magnitude > 0x7F800000) return static_cast<uint16_t>(sign | 0x7E00);
+  if (magnitude >= 0x47800000) return static_cast<uint16_t>(sign | 0x7C00);  // 65536 and up: infinity
+  if (magnitude < 0x38800000) {  // subnormal: let the FPU round at the right bit
+    float shifted = bits_to_float(magnitude) + 0.5f;
+    return static_cast<uint16_t>(sign | (float_to_bits(shifted) - 0x3F000000));
+  }
+  uint32_t rounded = magnitude + 0xFFF + ((magnitude >> 13) & 1);
+  return static_cast<uint16_t>(sign | (rounded - 0x38000000) >> 13);
+}
+
+inline uint16_t read16(const std::byte* p) {
+  uint16_t h;
+  std::memcpy(&h, p, 2);
+  return h;
+}
+
+[[maybe_unused]] void load(DType type, const std::byte* source, uint32_t n, float* out) {
+  switch (type) {
+    case DType::kF32:
+      std::memcpy(out, source, size_t{n} * 4);
+      return;
+    case DType::kBF16: {
+      auto* s = reinterpret_cast<const uint16_t*>(source);
+      for (uint32_t i = 0; i < n; ++i) out[i] = from_bf16(s[i]);
+      return;
+    }
+    case DType::kF16: {
+      auto* s = reinterpret_cast<const uint16_t*>(source);
+      uint32_t i = 0;
+#if defined(__F16C__)
+      for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(s + i))));
+#endif
+      for (; i < n; ++i) out[i] = from_f16(s[i]);
+      return;
+    }
+    case DType::kI8: {
+      auto* s = reinterpret_cast<const int8_t*>(source);
+      for (uint32_t i = 0; i < n; ++i) out[i] = static_cast<float>(s[i]);
+      return;
+    }
+    case DType::kI32: {
+      auto* s = reinterpret_cast<const int32_t*>(source);
+      for (uint32_t i = 0; i < n; ++i) out[i] = static_cast<float>(s[i]);
+      return;
+    }
+    case DType::kQ8_0:
+      for (uint32_t block = 0; block < n / 32; ++block, source += 34) {
+        float d = from_f16(read16(source));
+        auto* q = reinterpret_cast<const int8_t*>(source + 2);
+        for (int i = 0; i < 32; ++i) out[block * 32 + i] = d * static_cast<float>(q[i]);
+      }
+      return;
+    case DType::kQ4_0:
+      for (uint32_t block = 0; block < n / 32; ++block, source += 18) {
+        float d = from_f16(read16(source));
+        auto* q = reinterpret_cast<const uint8_t*>(source + 2);
+        for (int i = 0; i < 16; ++i) {
+          out[block * 32 + i] = d * static_cast<float>((q[i] & 15) - 8);
+          out[block * 32 + 16 + i] = d * static_cast<float>((q[i] >> 4) - 8);
+        }
+      }
+      return;
+  }
+}
+
+// Sums in sixteen lanes that are added at the end: an order the compiler may vectorise without being allowed to
+// reassociate, which would break exp_fast and every other exact trick in this file.
+constexpr uint32_t kLanes = 16;
+template <class Term>
+inline float lane_sum(uint32_t n, Term term) {
+  float lanes[kLanes] = {};
+  uint32_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (uint32_t k = 0; k < kLanes; ++k) lanes[k] += term(i + k);
+  for (uint32_t k = 0; i < n; ++i, ++k) lanes[k] += term(i);
+  for (uint32_t width = kLanes / 2; width > 0; width /= 2)
+    for (uint32_t k = 0; k < width; ++k) lanes[k] += lanes[k + width];
+  return lanes[0];
+}
+template <class T>
+inline T* row(T* base, size_t pitch, size_t i) {
+  using Byte = std::conditional_t<std::is_const_v<T>, const std::byte, std::byte>;
+  return reinterpret_cast<T*>(reinterpret_cast<Byte*>(base) + pitch * i);
+}
+
+// A buffer that grows. No std::vector here: its code would be shared between the instruction sets.
+struct Scratch {
+  float* data = nullptr;
+  size_t size = 0;
+  float* reserve(size_t want) {
+    if (size < want) {
+      std::free(data);
+      data = static_cast<float*>(std::aligned_alloc(64, (want * 4 + 63) / 64 * 64));
+      size = want;
+    }
+    return data;
+  }
+  ~Scratch() { std::free(data); }
+};
+
+}  // namespace
+}  // namespace jalapeno::emu

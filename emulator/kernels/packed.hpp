@@ -1,0 +1,387 @@
+// Blocked multiplication for AVX-512: columns of C in vector lanes, B transposed in panels that stay in the first-level
+// cache, A broadcast word by word. A "word" is what one 32-bit lane takes of a row: one f32, two bf16 or four bytes.
+// Included by multiply.cpp only.
+#pragma once
+#include "kernels/kernels.hpp"
+#include "kernels/numbers.hpp"
+
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+
+namespace jalapeno::emu {
+namespace {
+
+constexpr uint32_t kPanelColumns = 32, kPanelWords = 256;  // 32 KiB
+
+// Rows of `c` from m on; `columns` of the panel's 32 are real.
+inline void put_vector(const MultiplyArgs& x, uint32_t m, uint32_t n, __m512 sum, uint32_t columns, bool add) {
+  float* c = row(x.c, x.c_pitch, m) + n;
+  const __mmask16 mask = columns >= 16 ? 0xFFFF : static_cast<__mmask16>((1u << columns) - 1);
+  if (add) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, c));
+  _mm512_mask_storeu_ps(c, mask, sum);
+}
+
+// Sixteen rows of sixteen words become sixteen vectors: word i of every row. `rows` of them exist.
+struct Transposed {
+  __m512i v[16];
+};
+inline Transposed transpose(const std::byte* p, size_t pitch, uint32_t rows, __mmask16 words) {
+  __m512i r[16], t[16];
+  for (uint32_t i = 0; i < 16; ++i)
+    r[i] = i < rows ? _mm512_maskz_loadu_epi32(words, p + pitch * i) : _mm512_setzero_si512();
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  Transposed out;
+  for (int i = 0; i < 4; ++i) {
+    const __m512i a = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88), b = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xDD),
+                  c = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88),
+                  d = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xDD);
+    out.v[i] = _mm512_shuffle_i32x4(a, c, 0x88);
+    out.v[i + 4] = _mm512_shuffle_i32x4(b, d, 0x88);
+    out.v[i + 8] = _mm512_shuffle_i32x4(a, c, 0xDD);
+    out.v[i + 12] = _mm512_shuffle_i32x4(b, d, 0xDD);
+  }
+  return out;
+}
+
+// panel[word][column] from 32 rows of B, each `words` long. flip turns signed bytes into unsigned ones plus 128.
+inline void pack_rows(const std::byte* b, size_t pitch, uint32_t columns, uint32_t words, __m512i flip, void* panel) {
+  auto* out = static_cast<__m512i*>(panel);
+  for (uint32_t w = 0; w < words; w += 16) {
+    const uint32_t n = std::min(words - w, 16u);
+    const auto mask = static_cast<__mmask16>((1u << n) - 1);
+    for (uint32_t half = 0; half < 2; ++half) {
+      if (columns <= half * 16) {  // its lanes are never stored
+        for (uint32_t i = 0; i < n; ++i) _mm512_store_si512(out + (w + i) * 2 + half, _mm512_setzero_si512());
+        continue;
+      }
+      const Transposed t =
+          transpose(b + pitch * half * 16 + size_t{w} * 4, pitch, std::min(columns - half * 16, 16u), mask);
+      for (uint32_t i = 0; i < n; ++i) _mm512_store_si512(out + (w + i) * 2 + half, _mm512_xor_si512(t.v[i], flip));
+    }
+  }
+}
+
+struct F32Words {
+  static constexpr uint32_t kPerWord = 1;
+  static constexpr bool kInteger = false;
+  static __m512 step(__m512 sum, __m512i a, __m512i b) {
+    return _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), sum);
+  }
+};
+#if defined(__AVX512BF16__)
+struct Bf16Words {
+  static constexpr uint32_t kPerWord = 2;
+  static constexpr bool kInteger = false;
+  static __m512 step(__m512 sum, __m512i a, __m512i b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
+};
+#endif
+#if defined(__AVX512VNNI__)
+struct I8Words {  // sums are int32 in the lanes of a float vector
+  static constexpr uint32_t kPerWord = 4;
+  static constexpr bool kInteger = true;
+  static __m512 step(__m512 sum, __m512i a, __m512i b) {
+    return _mm512_castsi512_ps(_mm512_dpbusd_epi32(_mm512_castps_si512(sum), b, a));
+  }
+};
+#endif
+
+// kM rows of A against one panel.
+template <class Words, int kM>
+inline void panel_rows(const MultiplyArgs& x, const std::byte* a, uint32_t m, uint32_t n, uint32_t columns,
+                       uint32_t words, const void* panel, bool add) {
+  __m512 sum[kM][2];
+#pragma GCC unroll 16
+  for (int i = 0; i < kM; ++i) sum[i][0] = sum[i][1] = _mm512_setzero_ps();
+  auto* b = static_cast<const __m512i*>(panel);
+  for (uint32_t w = 0; w < words; ++w) {
+    const __m512i b0 = _mm512_load_si512(b + w * 2), b1 = _mm512_load_si512(b + w * 2 + 1);
+#pragma GCC unroll 16
+    for (int i = 0; i < kM; ++i) {
+      int32_t word;
+      std::memcpy(&word, a + x.a_pitch * static_cast<size_t>(i) + size_t{w} * 4, 4);
+      const __m512i av = _mm512_set1_epi32(word);
+      sum[i][0] = Words::step(sum[i][0], av, b0);
+      sum[i][1] = Words::step(sum[i][1], av, b1);
+    }
+  }
+  for (int i = 0; i < kM; ++i)
+    for (uint32_t half = 0; half < 2 && half * 16 < columns; ++half) {
+      const uint32_t at = n + half * 16, here = columns - half * 16;
+      if constexpr (Words::kInteger) {
+        auto* c = reinterpret_cast<int32_t*>(row(x.c, x.c_pitch, m + static_cast<uint32_t>(i))) + at;
+        const __mmask16 mask = here >= 16 ? 0xFFFF : static_cast<__mmask16>((1u << here) - 1);
+        __m512i s = _mm512_castps_si512(sum[i][half]);
+        if (add) s = _mm512_add_epi32(s, _mm512_maskz_loadu_epi32(mask, c));
+        _mm512_mask_storeu_epi32(c, mask, s);
+      } else {
+        put_vector(x, m + static_cast<uint32_t>(i), at, sum[i][half], here, add);
+      }
+    }
+}
+
+// Calls f(integral_constant rows, first row) for blocks of kMost rows, then one smaller block.
+template <int kMost, class F>
+inline void row_blocks(uint32_t rows, F f) {
+  uint32_t m = 0;
+  for (; m + kMost <= rows; m += kMost) f(std::integral_constant<int, kMost>{}, m);
+  auto rest = [&]<int kRows>(auto self, std::integral_constant<int, kRows>) {
+    if (rows - m == kRows)
+      f(std::integral_constant<int, kRows>{}, m);
+    else if constexpr (kRows > 1)
+      self(self, std::integral_constant<int, kRows - 1>{});
+  };
+  if (m < rows) rest(rest, std::integral_constant<int, kMost - 1>{});
+}
+
+// B is [n, k]; k is a multiple of Words::kPerWord.
+template <class Words>
+void multiply_packed(const MultiplyArgs& x) {
+  alignas(64) static thread_local int32_t panel[kPanelWords * kPanelColumns];
+  const uint32_t words = x.k / Words::kPerWord;
+  const __m512i flip = Words::kInteger ? _mm512_set1_epi8(-128) : _mm512_setzero_si512();
+  for (uint32_t n = 0; n < x.n; n += kPanelColumns) {
+    const uint32_t columns = std::min(x.n - n, kPanelColumns);
+    for (uint32_t w = 0; w < words; w += kPanelWords) {
+      const uint32_t here = std::min(words - w, kPanelWords);
+      pack_rows(x.b + x.b_pitch * n + size_t{w} * 4, x.b_pitch, columns, here, flip, panel);
+      const bool add = x.accumulate || w > 0;
+      row_blocks<12>(x.m, [&](auto rows, uint32_t m) {
+        panel_rows<Words, rows>(x, x.a + x.a_pitch * m + size_t{w} * 4, m, n, columns, here, panel, add);
+      });
+    }
+  }
+  if constexpr (Words::kInteger) {  // the panel held b + 128: take 128 times the row sums of A away
+    for (uint32_t m = 0; m < x.m; ++m) {
+      auto* a = reinterpret_cast<const int8_t*>(x.a + x.a_pitch * m);
+      auto* c = reinterpret_cast<int32_t*>(row(x.c, x.c_pitch, m));
+      int32_t sum = 0;
+      for (uint32_t k = 0; k < x.k; ++k) sum += a[k];
+      for (uint32_t n = 0; n < x.n; ++n)
+        c[n] = static_cast<int32_t>(static_cast<uint32_t>(c[n]) - 128u * static_cast<uint32_t>(sum));
+    }
+  }
+}
+
+// B is [k, n], both f32 or both bf16: its rows already have the columns in lanes.
+template <class Words>
+void multiply_packed_by_rows(const MultiplyArgs& x) {
+  alignas(64) static thread_local int32_t panel[kPanelWords * kPanelColumns];
+  const uint32_t words = x.k / Words::kPerWord;
+  for (uint32_t n = 0; n < x.n; n += kPanelColumns) {
+    const uint32_t columns = std::min(x.n - n, kPanelColumns);
+    for (uint32_t w = 0; w < words; w += kPanelWords) {
+      const uint32_t here = std::min(words - w, kPanelWords);
+      for (uint32_t i = 0; i < here; ++i) {
+        auto* out = reinterpret_cast<__m512i*>(panel) + i * 2;
+        const std::byte* b = x.b + x.b_pitch * size_t{w + i} * Words::kPerWord;
+        if constexpr (Words::kPerWord == 1) {
+          for (uint32_t half = 0; half < 2; ++half) {
+            const uint32_t left = columns > half * 16 ? columns - half * 16 : 0;
+            const __mmask16 mask = left >= 16 ? 0xFFFF : static_cast<__mmask16>((1u << left) - 1);
+            _mm512_store_si512(out + half, _mm512_maskz_loadu_epi32(mask, b + size_t{n + half * 16} * 4));
+          }
+        } else {
+          const auto mask = static_cast<__mmask32>((uint64_t{1} << columns) - 1);
+          const __m512i even = _mm512_maskz_loadu_epi16(mask, b + size_t{n} * 2),
+                        odd = _mm512_maskz_loadu_epi16(mask, b + x.b_pitch + size_t{n} * 2);
+          const __m512i low = _mm512_unpacklo_epi16(even, odd), high = _mm512_unpackhi_epi16(even, odd);
+          const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11),
+                        second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+          _mm512_store_si512(out, _mm512_permutex2var_epi64(low, first, high));
+          _mm512_store_si512(out + 1, _mm512_permutex2var_epi64(low, second, high));
+        }
+      }
+      const bool add = x.accumulate || w > 0;
+      row_blocks<12>(x.m, [&](auto rows, uint32_t m) {
+        panel_rows<Words, rows>(x, x.a + x.a_pitch * m + size_t{w} * 4, m, n, columns, here, panel, add);
+      });
+    }
+  }
+}
+
+#if defined(__AVX512VNNI__)
+
+// The rows of A in block form, taken apart: bytes without the scales between them.
+struct Quantised {
+  const int8_t* bytes;   // [m][k]
+  const float* scale;    // [m][k / 32]
+  const int32_t* shift;  // [m][k / 32]: what a block's sum is too large by, negated
+  uint32_t k;
+};
+inline Quantised take_apart(const MultiplyArgs& x, int32_t bias) {
+  static thread_local Scratch memory;
+  const size_t blocks = x.k / 32, all = blocks * x.m;
+  float* base = memory.reserve(all * 8 + 2 * (all + 16) + 64);
+  auto* bytes = reinterpret_cast<int8_t*>(base);
+  float* scale = base + all * 8;
+  auto* shift = reinterpret_cast<int32_t*>(scale + (all + 15) / 16 * 16);
+  for (uint32_t m = 0; m < x.m; ++m) {
+    const std::byte* p = x.a + x.a_pitch * m;
+    for (size_t b = 0; b < blocks; ++b, p += 34) {
+      const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 2));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(bytes + size_t{m} * x.k + b * 32), v);
+      scale[m * blocks + b] = _cvtsh_ss(read16(p));
+      const __m256i sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), v);
+      __m128i s = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+      s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4E));
+      shift[m * blocks + b] = -bias * (_mm_cvtsi128_si32(s) + _mm_extract_epi32(s, 1));
+    }
+  }
+  return {bytes, scale, shift, x.k};
+}
+
+// Unsigned bytes of one block: value + 128 of q8_0, value + 8 of q4_0.
+template <bool kFourBit>
+inline __m256i unsigned_block(const std::byte* p) {
+  if constexpr (kFourBit) {
+    const __m256i both = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 2)));
+    return _mm256_and_si256(_mm256_srlv_epi32(both, _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4)), _mm256_set1_epi8(15));
+  } else {
+    return _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 2)), _mm256_set1_epi8(-128));
+  }
+}
+
+template <int kM>
+inline void quantised_rows(const MultiplyArgs& x, const Quantised& a, uint32_t m, uint32_t n, uint32_t columns,
+                           uint32_t first_block, uint32_t blocks, const __m512i* panel, const float* scales, bool add) {
+  __m512 sum[kM][2];
+#pragma GCC unroll 8
+  for (int i = 0; i < kM; ++i) sum[i][0] = sum[i][1] = _mm512_setzero_ps();
+  const uint32_t all = a.k / 32;
+  for (uint32_t block = 0; block < blocks; ++block) {
+    __m512i dot[kM][2];
+    const size_t at = size_t{m} * all + first_block + block;
+#pragma GCC unroll 8
+    for (int i = 0; i < kM; ++i) dot[i][0] = dot[i][1] = _mm512_set1_epi32(a.shift[at + static_cast<size_t>(i) * all]);
+    const int8_t* bytes = a.bytes + size_t{m} * a.k + size_t{first_block + block} * 32;
+#pragma GCC unroll 8
+    for (int w = 0; w < 8; ++w) {
+      const __m512i b0 = _mm512_load_si512(panel + (block * 8 + static_cast<uint32_t>(w)) * 2),
+                    b1 = _mm512_load_si512(panel + (block * 8 + static_cast<uint32_t>(w)) * 2 + 1);
+#pragma GCC unroll 8
+      for (int i = 0; i < kM; ++i) {
+        int32_t word;
+        std::memcpy(&word, bytes + static_cast<size_t>(i) * a.k + w * 4, 4);
+        const __m512i av = _mm512_set1_epi32(word);
+        dot[i][0] = _mm512_dpbusd_epi32(dot[i][0], b0, av);
+        dot[i][1] = _mm512_dpbusd_epi32(dot[i][1], b1, av);
+      }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < kM; ++i) {
+      const __m512 factor = _mm512_set1_ps(a.scale[at + static_cast<size_t>(i) * all]);
+      for (int half = 0; half < 2; ++half)
+        sum[i][half] = _mm512_fmadd_ps(
+            _mm512_cvtepi32_ps(dot[i][half]),
+            _mm512_mul_ps(factor, _mm512_load_ps(scales + (block * 2 + static_cast<uint32_t>(half)) * 16)),
+            sum[i][half]);
+    }
+  }
+  for (int i = 0; i < kM; ++i)
+    for (uint32_t half = 0; half < 2 && half * 16 < columns; ++half)
+      put_vector(x, m + static_cast<uint32_t>(i), n + half * 16, sum[i][half], columns - half * 16, add);
+}
+
+template <bool kFourBit>
+void multiply_quantised(const MultiplyArgs& x) {
+  constexpr uint32_t kBlocks = kPanelWords / 8;
+  constexpr size_t kBytes = kFourBit ? 18 : 34;
+  alignas(64) static thread_local int32_t panel[kPanelWords * kPanelColumns];
+  auto* vectors = reinterpret_cast<__m512i*>(panel);
+  alignas(64) static thread_local float scales[kBlocks * 32];
+  alignas(64) std::byte plain[16][64];  // two blocks of sixteen rows
+  const Quantised a = take_apart(x, kFourBit ? 8 : 128);
+  const uint32_t all = x.k / 32;
+  for (uint32_t n = 0; n < x.n; n += kPanelColumns) {
+    const uint32_t columns = std::min(x.n - n, kPanelColumns);
+    for (uint32_t first = 0; first < all; first += kBlocks) {
+      const uint32_t here = std::min(all - first, kBlocks);
+      for (uint32_t half = 0; half < 2; ++half) {
+        const uint32_t rows = columns > half * 16 ? std::min(columns - half * 16, 16u) : 0;
+        for (uint32_t block = 0; block < here; block += 2) {
+          const uint32_t pair = std::min(here - block, 2u);
+          alignas(64) float scale[2][16] = {};
+          for (uint32_t r = 0; r < rows; ++r)
+            for (uint32_t j = 0; j < pair; ++j) {
+              const std::byte* p = x.b + x.b_pitch * (n + half * 16 + r) + kBytes * (first + block + j);
+              _mm256_store_si256(reinterpret_cast<__m256i*>(plain[r] + j * 32), unsigned_block<kFourBit>(p));
+              scale[j][r] = _cvtsh_ss(read16(p));
+            }
+          const Transposed t = transpose(plain[0], 64, rows, pair == 2 ? 0xFFFF : 0xFF);
+          for (uint32_t w = 0; w < pair * 8; ++w) _mm512_store_si512(vectors + (block * 8 + w) * 2 + half, t.v[w]);
+          for (uint32_t j = 0; j < pair; ++j) std::memcpy(scales + ((block + j) * 2 + half) * 16, scale[j], 64);
+        }
+      }
+      row_blocks<6>(x.m, [&](auto rows, uint32_t m) {
+        quantised_rows<rows>(x, a, m, n, columns, first, here, vectors, scales, x.accumulate || first > 0);
+      });
+    }
+  }
+}
+
+// One row of A: weights are read once, in their own order, two blocks to a vector.
+template <bool kFourBit>
+void multiply_quantised_row(const MultiplyArgs& x) {
+  constexpr size_t kBytes = kFourBit ? 18 : 34;
+  constexpr int kRows = 4;
+  static thread_local Scratch memory;
+  const Quantised a = take_apart(x, 0);
+  const uint32_t blocks = x.k / 32, pairs = blocks / 2;
+  // For each pair of blocks: the scales of A spread over the lanes, and what the lanes' sums are too large by.
+  float* base = memory.reserve(size_t{blocks} * 16 + 64);
+  float* factor = base;
+  auto* shift = reinterpret_cast<int32_t*>(base + size_t{blocks} * 8);
+  for (uint32_t b = 0; b < blocks; ++b) {
+    const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a.bytes + size_t{b} * 32));
+    _mm256_storeu_ps(factor + size_t{b} * 8, _mm256_set1_ps(a.scale[b]));
+    const __m256i sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(kFourBit ? 8 : -128), v);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(shift + size_t{b} * 8),
+                        _mm256_sub_epi32(_mm256_setzero_si256(), sums));
+  }
+  auto rows = [&]<int kN>(std::integral_constant<int, kN>, uint32_t n) {
+    __m512 sum[kN];
+    for (auto& s : sum) s = _mm512_setzero_ps();
+    auto step = [&](uint32_t pair, __mmask16 lanes) {
+      const __m512i av = _mm512_maskz_loadu_epi32(lanes, a.bytes + size_t{pair} * 64);
+      const __m512i sv = _mm512_maskz_loadu_epi32(lanes, shift + size_t{pair} * 16);
+      const __m512 fv = _mm512_maskz_loadu_ps(lanes, factor + size_t{pair} * 16);
+#pragma GCC unroll 4
+      for (int j = 0; j < kN; ++j) {
+        const std::byte* p = x.b + x.b_pitch * (n + static_cast<uint32_t>(j)) + size_t{pair} * 2 * kBytes;
+        const std::byte* q = lanes == 0xFFFF ? p + kBytes : p;
+        _mm_prefetch(reinterpret_cast<const char*>(p + x.b_pitch * kRows), _MM_HINT_T0);
+        const __m512i bytes =
+            _mm512_inserti64x4(_mm512_castsi256_si512(unsigned_block<kFourBit>(p)), unsigned_block<kFourBit>(q), 1);
+        const __m256i halves = _mm256_set_m128i(_mm_set1_epi16(static_cast<int16_t>(read16(q))),
+                                                _mm_set1_epi16(static_cast<int16_t>(read16(p))));
+        const __m512 dot = _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(sv, bytes, av));
+        sum[j] = _mm512_fmadd_ps(dot, _mm512_mul_ps(_mm512_cvtph_ps(halves), fv), sum[j]);
+      }
+    };
+    for (uint32_t pair = 0; pair < pairs; ++pair) step(pair, 0xFFFF);
+    if (blocks % 2 != 0) step(pairs, 0xFF);
+    for (int j = 0; j < kN; ++j) {
+      float& c = x.c[n + static_cast<uint32_t>(j)];
+      const float s = _mm512_reduce_add_ps(sum[j]);
+      c = x.accumulate ? c + s : s;
+    }
+  };
+  uint32_t n = 0;
+  for (; n + kRows <= x.n; n += kRows) rows(std::integral_constant<int, kRows>{}, n);
+  for (; n < x.n; ++n) rows(std::integral_constant<int, 1>{}, n);
+}
+
+#endif
+
+}  // namespace
+}  // namespace jalapeno::emu
+
+#endif
