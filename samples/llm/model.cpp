@@ -15,7 +15,7 @@ using jalapeno::tensor;
 
 namespace {
 
-constexpr uint32_t kPage = 16, kChunk = 256;  // tokens
+constexpr uint32_t kPage = 16, kChunk = 512;  // tokens
 
 jalDType dtype_of(TensorType t) {
   switch (t) {
@@ -76,6 +76,28 @@ Model::Weight Model::take(const Gguf& file, const std::string& name, uint64_t ro
   return {storage_.back().data(), dtype_of(t->type), static_cast<uint32_t>(rows), static_cast<uint32_t>(columns)};
 }
 
+Model::Stack Model::take_stack(const Gguf& file, const std::vector<Wanted>& wanted, uint64_t columns) {
+  Stack stack;
+  bool same = true;
+  for (const Wanted& w : wanted) {
+    stack.pieces.push_back({take(file, w.name, w.rows, columns, false), stack.rows});
+    stack.rows += static_cast<uint32_t>(w.rows);
+    same &= stack.pieces.back().weight.dtype == stack.pieces.front().weight.dtype;
+  }
+  if (!same) return stack;
+  // One allocation for all of them; what take() has just allocated goes.
+  const size_t first = wishes_.size() - wanted.size();
+  uint64_t bytes = 0;
+  for (size_t k = first; k < wishes_.size(); ++k) bytes += wishes_[k].bytes;
+  storage_.resize(storage_.size() - wanted.size());
+  storage_.emplace_back(device_, bytes);
+  Weight whole{storage_.back().data(), stack.pieces.front().weight.dtype, stack.rows, static_cast<uint32_t>(columns)};
+  for (uint64_t at = 0, k = first; k < wishes_.size(); at += wishes_[k].bytes, ++k)
+    wishes_[k].destination = storage_.back().data() + at;
+  stack.pieces = {{whole, 0}};
+  return stack;
+}
+
 jalapeno::Kernel Model::kernel(const std::string& name) {
   auto [it, fresh] = kernels_.try_emplace(name);
   if (fresh) it->second = jalapeno::library_kernel(device_, name);
@@ -84,7 +106,7 @@ jalapeno::Kernel Model::kernel(const std::string& name) {
 
 Model::Model(const jalapeno::Device& device, const Gguf& file, uint32_t context,
              const std::function<void(uint64_t, uint64_t)>& progress)
-    : device_(device), stream_(device) {
+    : device_(device), stream_(device), cores_(device.properties().cores) {
   const std::string architecture = file.text("general.architecture");
   if (architecture != "llama")
     throw std::runtime_error(file.path() + ": architecture \"" + architecture + "\", this program runs llama");
@@ -142,21 +164,29 @@ Model::Model(const jalapeno::Device& device, const Gguf& file, uint32_t context,
   bool any_f16 = false;
   std::set<std::string> known{"token_embd.weight", "output_norm.weight", "output.weight", "rope_freqs.weight"};
   for (uint32_t l = 0; l < h_.layers; ++l) {
-    auto get = [&](const char* name, uint64_t rows, uint64_t columns, bool vector = false) {
-      const std::string full = "blk." + std::to_string(l) + "." + name + ".weight";
-      known.insert(full);
-      Weight w = take(file, full, rows, columns, vector);
-      if (!vector) all_f32 &= w.dtype == jalF32, any_f16 |= w.dtype == jalF16;
+    auto full = [&](const char* name) {
+      const std::string text = "blk." + std::to_string(l) + "." + name + ".weight";
+      known.insert(text);
+      return text;
+    };
+    auto note = [&](const Weight& w) { all_f32 &= w.dtype == jalF32, any_f16 |= w.dtype == jalF16; };
+    auto matrix = [&](const char* name, uint64_t rows, uint64_t columns) {
+      const Weight w = take(file, full(name), rows, columns, false);
+      note(w);
       return w;
     };
+    auto stack = [&](const std::vector<Wanted>& wanted) {
+      Stack s = take_stack(file, wanted, h_.width);
+      for (const Stack::Piece& p : s.pieces) note(p.weight);
+      return s;
+    };
     Layer x;
-    x.attn_norm = get("attn_norm", 1, h_.width, true);
-    x.q = get("attn_q", q_width, h_.width), x.k = get("attn_k", kv_width, h_.width),
-    x.v = get("attn_v", kv_width, h_.width);
-    x.o = get("attn_output", h_.width, q_width);
-    x.ffn_norm = get("ffn_norm", 1, h_.width, true);
-    x.gate = get("ffn_gate", h_.ffn, h_.width), x.up = get("ffn_up", h_.ffn, h_.width),
-    x.down = get("ffn_down", h_.width, h_.ffn);
+    x.attn_norm = take(file, full("attn_norm"), 1, h_.width, true);
+    x.qkv = stack({{full("attn_q"), q_width}, {full("attn_k"), kv_width}, {full("attn_v"), kv_width}});
+    x.o = matrix("attn_output", h_.width, q_width);
+    x.ffn_norm = take(file, full("ffn_norm"), 1, h_.width, true);
+    x.gate_up = stack({{full("ffn_gate"), h_.ffn}, {full("ffn_up"), h_.ffn}});
+    x.down = matrix("ffn_down", h_.width, h_.ffn);
     layers_.push_back(std::move(x));
   }
   for (const auto& [name, t] : file.tensors())
@@ -178,10 +208,9 @@ Model::Model(const jalapeno::Device& device, const Gguf& file, uint32_t context,
   }
   chunk_ = std::min(kChunk, h_.context);
   auto floats = [&](uint64_t n) { return jalapeno::Buffer<float>(device_, n); };
-  x_ = floats(uint64_t{chunk_} * h_.width), norm_ = floats(uint64_t{chunk_} * h_.width), q_ = floats(chunk_ * q_width),
-  attention_ = floats(chunk_ * q_width);
-  k_ = floats(chunk_ * kv_width), v_ = floats(chunk_ * kv_width), gate_ = floats(uint64_t{chunk_} * h_.ffn),
-  up_ = floats(uint64_t{chunk_} * h_.ffn);
+  x_ = floats(uint64_t{chunk_} * h_.width), norm_ = floats(uint64_t{chunk_} * h_.width);
+  qkv_ = floats(chunk_ * (q_width + 2 * kv_width)), attention_ = floats(chunk_ * q_width);
+  gate_up_ = floats(uint64_t{chunk_} * h_.ffn * 2);
   logits_ = floats(uint64_t{chunk_} * h_.vocabulary);
   tokens_ = jalapeno::Buffer<int32_t>(device_, chunk_), position_device_ = jalapeno::Buffer<int32_t>(device_, 1);
   token_host_ = jalapeno::HostBuffer<int32_t>(device_, 1);
@@ -215,9 +244,26 @@ void Model::make_rope_tables(const Gguf& file) {
   sine_ = jalapeno::Buffer<float>(device_, std::span<const float>(s));
 }
 
+// Enough programs to fill the cores, or at least to saturate the memory when there is one row, and no more: the larger
+// a program's piece, the longer its weights stay in place.
 void Model::multiply(const Weight& w, const jalTensor& in, const jalTensor& out, bool add) {
-  launch(stream_, {blocks(w.rows, 64), blocks(in.shape[0], 32)},
+  constexpr uint32_t kMost = 256, kStreams = 8;
+  const uint32_t m = in.shape[0];
+  uint32_t rows = kMost, columns = kMost;
+  auto programs = [&] { return uint64_t{blocks(m, rows)} * blocks(w.rows, columns); };
+  while (programs() < (m <= 16 ? kStreams : cores_) && columns > 64) {
+    if (rows > columns && m > rows / 2)
+      rows /= 2;
+    else
+      columns /= 2;
+  }
+  launch(stream_, {blocks(w.rows, columns), blocks(m, rows)},
          kernel(std::string("matmul_") + dtype_name(w.dtype) + (add ? "_add" : "")), in, w.tensor(), out);
+}
+
+void Model::multiply(const Stack& w, const jalTensor& in, const jalapeno::Buffer<float>& out) {
+  for (const Stack::Piece& p : w.pieces)
+    multiply(p.weight, in, columns(out, in.shape[0], w.rows, p.row, p.weight.rows), false);
 }
 
 // Enqueues one pass over `n` tokens that stand in tokens_, from the position in position_device_ on.
@@ -225,19 +271,23 @@ void Model::forward(uint32_t n, bool all_logits) {
   const uint32_t kv_width = h_.kv_heads * h_.head, q_width = h_.heads * h_.head, half = h_.rotated / 2;
   const std::string rope_suffix = "interleaved_d" + std::to_string(h_.head) + "_r" + std::to_string(h_.rotated);
   const std::string attention_suffix = std::string(dtype_name(kv_type_)) + "_d" + std::to_string(h_.head);
-  const jalTensor x = rows(x_, n, h_.width), norm = rows(norm_, n, h_.width), q = rows(q_, n, q_width),
-                  k = rows(k_, n, kv_width), v = rows(v_, n, kv_width);
-  const jalTensor attended = rows(attention_, n, q_width), gate = rows(gate_, n, h_.ffn), up = rows(up_, n, h_.ffn);
+  const uint32_t qkv_width = q_width + 2 * kv_width;
+  const jalTensor x = rows(x_, n, h_.width), norm = rows(norm_, n, h_.width), attended = rows(attention_, n, q_width);
+  const jalTensor q = columns(qkv_, n, qkv_width, 0, q_width), k = columns(qkv_, n, qkv_width, q_width, kv_width),
+                  v = columns(qkv_, n, qkv_width, q_width + kv_width, kv_width);
+  const jalTensor gate = columns(gate_up_, n, 2 * h_.ffn, 0, h_.ffn),
+                  up = columns(gate_up_, n, 2 * h_.ffn, h_.ffn, h_.ffn);
   const jalTensor cosine = tensor(cosine_.data(), jalF32, {h_.context, half}),
                   sine = tensor(sine_.data(), jalF32, {h_.context, half});
   const float scale = 1 / std::sqrt(static_cast<float>(h_.head));
   const auto group = static_cast<int32_t>(h_.heads / h_.kv_heads);
   // [tokens, heads, head] as decode sees it, [heads, tokens, head] as prefill does
-  auto heads = [&](const jalapeno::Buffer<float>& b) {
-    jalTensor t = tensor(b.data(), jalF32, {n, h_.heads, h_.head});
+  auto heads = [&](const jalTensor& matrix) {
+    jalTensor t = tensor(matrix.data, jalF32, {n, h_.heads, h_.head});
+    const uint64_t row = matrix.stride[0] != 0 ? matrix.stride[0] : uint64_t{q_width} * 4;
+    t.stride[0] = row, t.stride[1] = uint64_t{h_.head} * 4;
     if (n == 1) return t;
-    t.shape[0] = h_.heads, t.shape[1] = n;
-    t.stride[0] = uint64_t{h_.head} * 4, t.stride[1] = uint64_t{q_width} * 4;
+    std::swap(t.shape[0], t.shape[1]), std::swap(t.stride[0], t.stride[1]);
     return t;
   };
   launch(stream_, {n}, kernel("embed"), embedding_.tensor(), tensor(tokens_.data(), jalI32, {n}), x);
@@ -245,21 +295,18 @@ void Model::forward(uint32_t n, bool all_logits) {
     const jalTensor keys = tensor(l.keys.data(), kv_type_, {pages_ * kPage, kv_width}),
                     values = tensor(l.values.data(), kv_type_, {pages_ * kPage, kv_width});
     launch(stream_, {n}, kernel("rmsnorm"), x, l.attn_norm.vector(), norm, h_.eps);
-    multiply(l.q, norm, q, false);
-    multiply(l.k, norm, k, false);
-    multiply(l.v, norm, v, false);
+    multiply(l.qkv, norm, qkv_);
     launch(stream_, {n}, kernel("rope_" + rope_suffix), q, cosine, sine, position_device_, q);
     launch(stream_, {n}, kernel("rope_kv_" + rope_suffix), k, v, cosine, sine, position_device_, table_, keys, values);
     if (n == 1)
-      launch(stream_, {h_.kv_heads}, kernel("attention_decode_" + attention_suffix), heads(q_), keys, values,
-             position_device_, tensor(table_.data(), jalI32, {1, pages_}), heads(attention_), group, scale);
+      launch(stream_, {h_.kv_heads}, kernel("attention_decode_" + attention_suffix), heads(q), keys, values,
+             position_device_, tensor(table_.data(), jalI32, {1, pages_}), heads(attended), group, scale);
     else
-      launch(stream_, {h_.heads, blocks(n, 64)}, kernel("attention_paged_" + attention_suffix), heads(q_), keys, values,
-             position_device_, table_, heads(attention_), group, scale);
+      launch(stream_, {h_.heads, blocks(n, 64)}, kernel("attention_paged_" + attention_suffix), heads(q), keys, values,
+             position_device_, table_, heads(attended), group, scale);
     multiply(l.o, attended, x, true);
     launch(stream_, {n}, kernel("rmsnorm"), x, l.ffn_norm.vector(), norm, h_.eps);
-    multiply(l.gate, norm, gate, false);
-    multiply(l.up, norm, up, false);
+    multiply(l.gate_up, norm, gate_up_);
     launch(stream_, {blocks(h_.ffn, 8192), n}, kernel("swiglu"), gate, up, gate);
     multiply(l.down, gate, x, true);
   }

@@ -49,27 +49,50 @@ class Model {
     jalTensor tensor() const { return jalapeno::tensor(data, dtype, {rows, columns}); }
     jalTensor vector() const { return jalapeno::tensor(data, dtype, {columns}); }
   };
+  // Matrices that multiply the same input, one below the other: one launch where their types agree.
+  struct Stack {
+    struct Piece {
+      Weight weight;
+      uint32_t row;  // of the whole
+    };
+    std::vector<Piece> pieces;
+    uint32_t rows = 0;
+  };
   struct Layer {
-    Weight attn_norm, q, k, v, o, ffn_norm, gate, up, down;
+    Weight attn_norm, o, ffn_norm, down;
+    Stack qkv, gate_up;
     jalapeno::Buffer<uint8_t> keys, values;
   };
   Weight take(const Gguf& file, const std::string& name, uint64_t rows, uint64_t columns, bool vector,
               bool required = true);
+  struct Wanted {
+    std::string name;
+    uint64_t rows;
+  };
+  Stack take_stack(const Gguf& file, const std::vector<Wanted>& wanted, uint64_t columns);
   jalapeno::Kernel kernel(const std::string& name);
   void check_vocabulary(std::span<const int32_t> tokens) const;  // throws naming the token
   void make_rope_tables(const Gguf& file);
   void multiply(const Weight& w, const jalTensor& in, const jalTensor& out, bool add);
+  void multiply(const Stack& w, const jalTensor& in, const jalapeno::Buffer<float>& out);
   void forward(uint32_t tokens, bool all_logits);
   void run_chunk(std::span<const int32_t> tokens, bool all_logits);
   void sample(const Sampling& sampling);
   jalTensor rows(const jalapeno::Buffer<float>& buffer, uint32_t n, uint32_t columns) const {
     return jalapeno::tensor(buffer.data(), jalF32, {n, columns});
   }
+  // `count` columns from `first` on of a buffer with `width` columns.
+  jalTensor columns(const jalapeno::Buffer<float>& buffer, uint32_t n, uint32_t width, uint32_t first,
+                    uint32_t count) const {
+    jalTensor t = jalapeno::tensor(buffer.data() + first, jalF32, {n, count});
+    t.stride[0] = uint64_t{width} * sizeof(float);
+    return t;
+  }
 
   const jalapeno::Device& device_;
   jalapeno::Stream stream_;
   Hyperparameters h_{};
-  uint32_t chunk_ = 0, pages_ = 0;
+  uint32_t chunk_ = 0, pages_ = 0, cores_ = 1;
   uint64_t weight_bytes_ = 0;
   std::map<std::string, jalapeno::Kernel> kernels_;
   std::vector<jalapeno::Buffer<uint8_t>> storage_;
@@ -81,7 +104,7 @@ class Model {
   jalDType kv_type_ = jalBF16;
   Weight embedding_, output_norm_, output_;
   std::vector<Layer> layers_;
-  jalapeno::Buffer<float> cosine_, sine_, x_, norm_, q_, k_, v_, attention_, gate_, up_, logits_;
+  jalapeno::Buffer<float> cosine_, sine_, x_, norm_, qkv_, attention_, gate_up_, logits_;
   jalapeno::Buffer<int32_t> tokens_, position_device_, table_;
   jalapeno::HostBuffer<int32_t> token_host_;
   jalapeno::Graph step_;
