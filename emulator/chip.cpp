@@ -95,8 +95,7 @@ void Chip::reset() {
     order_.clear();
     memory_.unmap_all_host();
     host_epoch_.fetch_add(1);
-    host_memory_ = Memory(memory_.host_map());
-    scratch_memory_ = Memory();
+    host_map_ = memory_.host_map(), host_memory_ = Memory(host_map_.get());
     staged_ = Queue{};
     health_.store(hw::kHealthReady);
     epoch_.fetch_add(1);
@@ -343,7 +342,7 @@ void Chip::context_command(uint32_t command) {
       break;
     case hw::kContextInvalidate:
       c.map.reset();
-      c.programs.clear();
+      c.programs.clear(), c.last = nullptr;
       break;
     default:
       break;

@@ -54,7 +54,10 @@ class Chip {
     bool enabled = false;
     uint64_t root = 0, epoch = 0;  // epoch of the host map that `map` was built with
     std::shared_ptr<const AddressMap> map;
-    std::unordered_map<uint64_t, std::shared_ptr<const Program>> programs;  // by code address
+    Memory memory;                                                          // through `map`
+    std::unordered_map<uint64_t, std::unique_ptr<const Program>> programs;  // by code address
+    const Program* last = nullptr;                                          // of them: what ran last
+    uint64_t last_code = 0;
   };
   struct Queue {
     uint32_t state = hw::kQueueStateOff, context = 0, ring_log2 = 0, priority = 0;
@@ -69,6 +72,9 @@ class Chip {
   Step advance(uint32_t q);
   bool run_packet(Queue& queue, const hw::Packet& packet);  // false: blocked; throws Fault
   void launch(Queue& queue, const hw::LaunchPacket& packet);
+  const Program& program_of(Context& context, const hw::LaunchPacket& packet);
+  Tally run_instances(Launch& launch, uint32_t count);
+  double makespan(uint32_t count);  // ns, of the instances in durations_ on this chip's cores
   void copy(Queue& queue, const hw::CopyPacket& packet);
   void copy_bytes(Memory& memory, uint64_t source, uint64_t destination, uint64_t bytes);
   void charge_copy(Queue& queue, uint64_t bytes, bool host);
@@ -111,10 +117,11 @@ class Chip {
   Queue staged_;  // what the queue registers hold before kQueueEnable
   std::atomic<uint64_t> host_epoch_{1};
   uint64_t host_memory_epoch_ = 0;
-  Memory host_memory_;
-  Memory scratch_memory_;
+  std::shared_ptr<const AddressMap> host_map_;
+  Memory host_memory_;  // through `host_map_`
   std::atomic<uint64_t> deadline_ns_{0};
-  Launch launch_;  // the one being run
+  Launch launch_;                  // the one being run
+  std::vector<double> durations_;  // of its instances
   std::atomic<uint32_t> epoch_{0}, heartbeat_{0}, health_{hw::kHealthReady};
 
   std::mutex interrupt_mutex_;

@@ -70,7 +70,7 @@ void Chip::serve() {
     {
       std::lock_guard lock(mutex_);
       if (uint64_t now = host_epoch_.load(); now != host_memory_epoch_) {
-        host_memory_ = Memory(memory_.host_map());
+        host_map_ = memory_.host_map(), host_memory_ = Memory(host_map_.get());
         host_memory_epoch_ = now;
       }
       for (size_t k = 0; k < order_.size(); ++k) {
@@ -160,9 +160,11 @@ Memory& Chip::context_memory(Queue& queue) {
   Context& c = contexts_[queue.context];
   if (!c.enabled) throw Fault(Status::kBadPacket, "context %u of the queue is not enabled", queue.context);
   const uint64_t epoch = host_epoch_.load();
-  if (c.map == nullptr || c.epoch != epoch) c.map = memory_.build(c.root), c.epoch = epoch;
-  scratch_memory_ = Memory(c.map);
-  return scratch_memory_;
+  if (c.map == nullptr || c.epoch != epoch) {
+    c.map = memory_.build(c.root), c.epoch = epoch;
+    c.memory = Memory(c.map.get());
+  }
+  return c.memory;
 }
 
 void Chip::engine(Queue& queue, double& engine_free, double duration) {
@@ -272,19 +274,14 @@ void Chip::launch(Queue& queue, const hw::LaunchPacket& packet) {
     Launch& l = launch_;  // 4 KiB of arguments: reused
     Memory& memory = context_memory(queue);
     Context& context = contexts_[queue.context];
-    l.map = context.map;
+    l.map = context.map.get();
     if (packet.argument_bytes > 0) memory.read(hw::raw(packet.arguments), l.arguments.data(), packet.argument_bytes);
     l.argument_bytes = packet.argument_bytes;
-    auto& program = context.programs[hw::raw(packet.code)];
-    if (program == nullptr || program->steps.size() != packet.instructions) {
-      std::vector<hw::Instruction> code(packet.instructions);
-      memory.read(hw::raw(packet.code), code.data(), code.size() * sizeof(hw::Instruction), hw::kAccessExecute);
-      program = std::make_shared<Program>(prepare(code.data(), packet.instructions));
-    }
-    l.program = program;
+    const Program& program = program_of(context, packet);
+    l.program = &program;
     std::copy(packet.grid, packet.grid + 3, l.grid.begin());
     l.watchdog_ms = packet.deadline_ms != 0 ? packet.deadline_ms : options_.watchdog_ms;
-    deadline_ns_.store(host_now_ns() + uint64_t{l.watchdog_ms} * 1'000'000);
+    deadline_ns_.store(kNoDeadline, std::memory_order_relaxed);
     l.deadline_ns = &deadline_ns_;
     l.active_cores = static_cast<uint32_t>(std::min<uint64_t>(count, config_.cores));
 
@@ -296,36 +293,12 @@ void Chip::launch(Queue& queue, const hw::LaunchPacket& packet) {
     }
     if (plan_.due(FaultKind::kEccCorrected, FaultTrigger::kLaunch, nth)) add(counters_.ecc_corrected, 1);
     if (plan_.due(FaultKind::kHang, FaultTrigger::kLaunch, nth)) {
+      deadline_ns_.store(host_now_ns() + uint64_t{l.watchdog_ms} * 1'000'000);
       while (host_now_ns() < deadline_ns_.load()) usleep(1000);
       throw Fault(Status::kWatchdog, "the core made no progress for %u ms", l.watchdog_ms).value(l.watchdog_ms);
     }
 
-    std::vector<double> durations(count);
-    std::mutex merge;
-    Tally total;
-    std::atomic<uint64_t> failed_index{~uint64_t{0}};
-    std::unique_ptr<Fault> first;
-    const uint64_t patience_ns = uint64_t{l.watchdog_ms} * 1'000'000;
-    pool_.run(static_cast<uint32_t>(count), [&](Core& core, uint32_t index) {
-      if (index > failed_index.load(std::memory_order_relaxed)) return;  // the launch failed before this instance
-      const uint32_t gx = l.grid[0], gy = l.grid[1];
-      try {
-        Tally t = core.run(l, {index % gx, index / gx % gy, index / gx / gy});
-        durations[index] = t.duration_ns;
-        {
-          std::lock_guard lock(merge);
-          total += t;
-        }
-        // An instance that ends is progress: the watchdog starts again, unless a reset wants the chip.
-        uint64_t old = deadline_ns_.load(std::memory_order_relaxed);
-        if (old != 0) deadline_ns_.compare_exchange_strong(old, host_now_ns() + patience_ns, std::memory_order_relaxed);
-      } catch (Fault& f) {
-        std::lock_guard lock(merge);
-        if (index < failed_index.load()) failed_index.store(index), first = std::make_unique<Fault>(f);
-      }
-    });
-    if (first != nullptr) throw Fault(*first);
-
+    const Tally total = run_instances(l, static_cast<uint32_t>(count));
     add(counters_.instances, count);
     add(counters_.instructions, total.instructions);
     add(counters_.hbm_read, total.hbm_read), add(counters_.hbm_write, total.hbm_write),
@@ -333,25 +306,72 @@ void Chip::launch(Queue& queue, const hw::LaunchPacket& packet) {
     add(counters_.matrix_ns, total.matrix_ns), add(counters_.vector_ns, total.vector_ns),
         add(counters_.dma_ns, total.dma_ns);
     add(counters_.cores_ns, total.duration_ns), add(counters_.picojoules, total.picojoules);
-    // Instances go to the core that is free first; HBM's rate bounds them all together.
-    double makespan = 0;
-    if (count <= config_.cores) {
-      makespan = *std::max_element(durations.begin(), durations.end());
-    } else {
-      std::priority_queue<double, std::vector<double>, std::greater<>> cores(std::greater<>{},
-                                                                             std::vector<double>(config_.cores, 0.0));
-      for (double d : durations) {
-        const double end = cores.top() + d;
-        cores.pop();
-        cores.push(end);
-        makespan = std::max(makespan, end);
-      }
-    }
+    // HBM's rate bounds the instances all together.
     const double bandwidth = static_cast<double>(total.hbm_read + total.hbm_write) / config_.hbm_gbytes_per_second;
-    engine(queue, compute_free_ns_, config_.launch_ns + std::max(makespan, bandwidth));
+    const double longest = count == 1 ? total.duration_ns : makespan(static_cast<uint32_t>(count));
+    engine(queue, compute_free_ns_, config_.launch_ns + std::max(longest, bandwidth));
   } catch (Fault& f) {
     throw annotate(f);
   }
+}
+
+const Program& Chip::program_of(Context& context, const hw::LaunchPacket& packet) {
+  if (context.last != nullptr && context.last_code == hw::raw(packet.code) &&
+      context.last->steps.size() == packet.instructions)
+    return *context.last;
+  auto& program = context.programs[hw::raw(packet.code)];
+  if (program == nullptr || program->steps.size() != packet.instructions) {
+    std::vector<hw::Instruction> code(packet.instructions);
+    context.memory.read(hw::raw(packet.code), code.data(), code.size() * sizeof(hw::Instruction), hw::kAccessExecute);
+    program = std::make_unique<const Program>(prepare(code.data(), packet.instructions));
+  }
+  context.last = program.get(), context.last_code = hw::raw(packet.code);
+  return *program;
+}
+
+Tally Chip::run_instances(Launch& l, uint32_t count) {
+  if (count == 1) return pool_.first().run(l, {0, 0, 0});  // nothing to share: no lock, no clock
+  durations_.resize(count);
+  std::mutex merge;
+  Tally total;
+  std::atomic<uint64_t> failed_index{~uint64_t{0}};
+  std::unique_ptr<Fault> first;
+  pool_.run(count, [&](Core& core, uint32_t index) {
+    if (index > failed_index.load(std::memory_order_relaxed)) return;  // the launch failed before this instance
+    const uint32_t gx = l.grid[0], gy = l.grid[1];
+    try {
+      Tally t = core.run(l, {index % gx, index / gx % gy, index / gx / gy});
+      durations_[index] = t.duration_ns;
+      {
+        std::lock_guard lock(merge);
+        total += t;
+      }
+      // An instance that ends is progress: the watchdog starts again, unless a reset wants the chip.
+      uint64_t old = deadline_ns_.load(std::memory_order_relaxed);
+      if (old != 0 && old != kNoDeadline)
+        deadline_ns_.compare_exchange_strong(old, kNoDeadline, std::memory_order_relaxed);
+    } catch (Fault& f) {
+      std::lock_guard lock(merge);
+      if (index < failed_index.load()) failed_index.store(index), first = std::make_unique<Fault>(f);
+    }
+  });
+  if (first != nullptr) throw Fault(*first);
+  return total;
+}
+
+// Instances go to the core that is free first.
+double Chip::makespan(uint32_t count) {
+  if (count <= config_.cores) return *std::max_element(durations_.begin(), durations_.end());
+  std::priority_queue<double, std::vector<double>, std::greater<>> cores(std::greater<>{},
+                                                                         std::vector<double>(config_.cores, 0.0));
+  double longest = 0;
+  for (double d : durations_) {
+    const double end = cores.top() + d;
+    cores.pop();
+    cores.push(end);
+    longest = std::max(longest, end);
+  }
+  return longest;
 }
 
 void Chip::copy_bytes(Memory& memory, uint64_t source, uint64_t destination, uint64_t bytes) {

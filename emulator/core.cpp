@@ -152,6 +152,8 @@ Program prepare(const Instruction* code, uint32_t count) {
       default:
         break;
     }
+    for (uint8_t t : x.t)
+      if (t != hw::kNone) p.tiles = std::max<uint32_t>(p.tiles, t + 1u);
     bool plain = op->engine == hw::EngineClass::Control;
     for (uint8_t s : {x.wait[0], x.wait[1], x.signal[0], x.signal[1]})
       if (s != hw::kNone) plain = false, named[s] = true;
@@ -204,7 +206,7 @@ Tally Core::run(const Launch& launch, std::array<uint32_t, 3> pid) {
   launch_ = &launch, pid_ = pid, pc_ = 0, budget_ = 256, halted_ = false;
   memory_ = Memory(launch.map);
   registers_.fill(0);
-  tiles_.fill(Tile{});
+  std::fill_n(tiles_.begin(), launch.program->tiles, Tile{});
   for (uint8_t s : launch.program->semaphores) semaphores_[s].count = semaphores_[s].head = 0;
   loops_.clear();
   clock_.fill(0);
@@ -231,12 +233,7 @@ void Core::execute() {
   const Step& step = launch_->program->steps[pc_];
   const Instruction& i = step.instruction;
   ++tally_.instructions;
-  if (--budget_ == 0) {
-    budget_ = 256;
-    if (host_now_ns() > launch_->deadline_ns->load(std::memory_order_relaxed))
-      throw Fault(Status::kWatchdog, "a program instance ran longer than %u ms", launch_->watchdog_ms)
-          .value(launch_->watchdog_ms);
-  }
+  if (--budget_ == 0) look_at_the_clock();
   const uint32_t at = pc_;
   if (step.plain && checker_ == nullptr) {
     ++pc_;
@@ -305,6 +302,18 @@ void Core::execute() {
     s.give(done, n);
     if (checker_) checker_->signal(i.signal[k], n);
   }
+}
+
+void Core::look_at_the_clock() {
+  budget_ = 256;
+  const uint64_t now = host_now_ns();
+  uint64_t deadline = launch_->deadline_ns->load(std::memory_order_relaxed);
+  if (deadline == kNoDeadline)
+    launch_->deadline_ns->compare_exchange_strong(deadline, now + uint64_t{launch_->watchdog_ms} * 1'000'000,
+                                                  std::memory_order_relaxed);
+  else if (now > deadline)
+    throw Fault(Status::kWatchdog, "a program instance ran longer than %u ms", launch_->watchdog_ms)
+        .value(launch_->watchdog_ms);
 }
 
 float Core::reg_f32(uint8_t r) const { return as_float(static_cast<uint64_t>(registers_[r])); }

@@ -29,17 +29,21 @@ struct Step {
 struct Program {
   std::vector<Step> steps;
   std::vector<uint8_t> semaphores;  // those it names
+  uint32_t tiles = 0;               // how many it uses, from T0 on
 };
 // Copies and checks instructions so that the core may index with every field. Throws Fault.
 Program prepare(const hw::Instruction* code, uint32_t count);
 
+inline constexpr uint64_t kNoDeadline = ~uint64_t{0};
+
 struct Launch {
-  std::shared_ptr<const Program> program;
+  const Program* program = nullptr;
   std::array<std::byte, hw::kArgumentBytes> arguments{};
   uint32_t argument_bytes = 0;
   std::array<uint32_t, 3> grid{};
-  std::shared_ptr<const AddressMap> map;
-  const std::atomic<uint64_t>* deadline_ns = nullptr;  // host clock; the watchdog's end of patience, 0 to stop at once
+  const AddressMap* map = nullptr;
+  // Host clock: the watchdog's end of patience, 0 to stop at once. Whoever first runs long enough to look sets it.
+  std::atomic<uint64_t>* deadline_ns = nullptr;
   uint32_t watchdog_ms = 0;
   uint32_t active_cores = 1;  // that share HBM's rate
 };
@@ -81,6 +85,7 @@ class Core {
   };
 
   void execute();
+  void look_at_the_clock();
   void control(const hw::Instruction& i);
   double dma(const hw::Instruction& i);
   double matrix(const hw::Instruction& i);

@@ -50,13 +50,16 @@ class AddressMap {
 // One engine's view: remembers the extent it hit last. Not shared between threads.
 class Memory {
  public:
-  explicit Memory(std::shared_ptr<const AddressMap> map = nullptr) : map_(std::move(map)) {}
+  // The map stays its owner's.
+  Memory() = default;
+  explicit Memory(const AddressMap* map) : map_(map) {}
 
   // The bytes at `address` when they lie in one extent with the permission, otherwise nullptr.
   std::byte* span(uint64_t address, uint64_t bytes, hw::Access access);
   // Any range, extent by extent; throws Fault where it is not mapped. `f(pointer, bytes, offset)`.
   template <class F>
   void each(uint64_t address, uint64_t bytes, hw::Access access, F f) {
+    if (std::byte* whole = span(address, bytes, access)) return f(whole, bytes, uint64_t{0});
     for (uint64_t done = 0; done < bytes;) {
       const Extent& e = find(address + done, address, bytes, access);
       uint64_t inside = address + done - e.begin;
@@ -78,7 +81,7 @@ class Memory {
 
  private:
   const Extent& find(uint64_t at, uint64_t address, uint64_t bytes, hw::Access access);
-  std::shared_ptr<const AddressMap> map_;
+  const AddressMap* map_ = nullptr;
   size_t last_ = 0;
 };
 

@@ -71,7 +71,8 @@ TEST(Memory, DmaMapRefusesFilesThatAreTooSmallOrCanShrink) {
   EXPECT_NE(message([&] { m.map_host(fd, 100, 0x10000, 4096, true, true); }).find("aligned"), std::string::npos);
   EXPECT_EQ(message([&] { m.map_host(fd, 0, 0x10000, 8192, true, false); }), "");
   EXPECT_NE(message([&] { m.map_host(fd, 0, 0x11000, 4096, true, true); }).find("already mapped"), std::string::npos);
-  Memory view(m.host_map());
+  const auto map = m.host_map();
+  Memory view(map.get());
   EXPECT_NE(view.span(0x10000 | hw::kHostWindow, 8192, hw::kAccessRead), nullptr);
   EXPECT_EQ(view.span(0x10000 | hw::kHostWindow, 8193, hw::kAccessRead), nullptr);
   EXPECT_EQ(view.span(0x10000 | hw::kHostWindow, 16, hw::kAccessWrite), nullptr) << "mapped for reading only";

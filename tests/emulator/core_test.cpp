@@ -41,11 +41,12 @@ class CoreTest : public ::testing::Test {
   Tally run(const std::vector<Instruction>& code, EmulatorOptions options = {}, uint32_t watchdog_ms = 10000) {
     Core core(config_, options, 0);
     Launch launch;
-    launch.program = std::make_shared<Program>(prepare(code.data(), static_cast<uint32_t>(code.size())));
-    launch.map = std::make_shared<AddressMap>(
-        std::vector<Extent>{
-            {0x200000, memory_.size() * 4, reinterpret_cast<std::byte*>(memory_.data()), true, true, false}},
-        std::vector<std::shared_ptr<Mapping>>{});
+    const Program program = prepare(code.data(), static_cast<uint32_t>(code.size()));
+    launch.program = &program;
+    const AddressMap map(std::vector<Extent>{{0x200000, memory_.size() * 4,
+                                              reinterpret_cast<std::byte*>(memory_.data()), true, true, false}},
+                         std::vector<std::shared_ptr<Mapping>>{});
+    launch.map = &map;
     hw::TensorDescriptor t{};
     t.base = hw::DeviceAddr{0x200000}, t.dtype = hw::DType::kF32, t.rank = 2;
     t.shape[0] = rows_, t.shape[1] = 64, t.stride[0] = 256;
