@@ -1,5 +1,7 @@
 #include "device.hpp"
 
+#include <sched.h>
+
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 
@@ -14,7 +16,7 @@
 namespace jalapeno::driver {
 namespace {
 
-constexpr int64_t kSpinNs = 20'000;
+constexpr int64_t kEagerNs = 2'000, kSpinNs = 20'000;
 // An interrupt that got lost costs at most this; so does noticing that the device went away.
 constexpr int64_t kPollNs = 20'000'000;
 
@@ -167,11 +169,13 @@ WaitResult Device::wait(const hw::Timeline& timeline, uint64_t value, int64_t ti
   const int64_t begin = monotonic_ns(), deadline = timeout_ns < 0                   ? INT64_MAX
                                                    : begin > INT64_MAX - timeout_ns ? INT64_MAX
                                                                                     : begin + timeout_ns;
-  for (int64_t spin_end = std::min(deadline, begin + kSpinNs); monotonic_ns() < spin_end;) {
+  const int64_t spin_end = std::min(deadline, begin + kSpinNs);
+  for (int64_t now = begin; now < spin_end; now = monotonic_ns()) {
     for (int k = 0; k < 32; ++k) {
       if (reached()) return WaitResult::kReached;
       spin_pause();
     }
+    if (now - begin > kEagerNs) sched_yield();  // an emulated device may be waiting for this very core
   }
   for (;;) {
     const uint32_t seen = event_count();

@@ -18,7 +18,7 @@ using hw::Status;
 
 constexpr int kPacketsPerTurn = 64;
 constexpr int kCallDepth = 1;  // a block may not call
-constexpr auto kSpin = std::chrono::microseconds(100);
+constexpr auto kEager = std::chrono::microseconds(2), kSpin = std::chrono::microseconds(100);
 
 void add(std::atomic<double>& counter, double v) {
   counter.store(counter.load(std::memory_order_relaxed) + v, std::memory_order_relaxed);
@@ -85,8 +85,12 @@ void Chip::serve() {
       last_work = std::chrono::steady_clock::now();
       continue;
     }
-    if (std::chrono::steady_clock::now() - last_work < kSpin) {
-      sched_yield();
+    if (const auto idle = std::chrono::steady_clock::now() - last_work; idle < kSpin) {
+      // Whoever has just been answered often asks again at once; later the host's threads may need this core.
+      if (idle < kEager)
+        relax();
+      else
+        sched_yield();
       continue;
     }
     // Armed wake-up: say that we sleep, fence, look once more. The driver publishes its index, fences, reads the flag.

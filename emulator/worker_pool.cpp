@@ -2,14 +2,11 @@
 
 #include <algorithm>
 
+#include "words.hpp"
+
 namespace jalapeno::emu {
 namespace {
 constexpr int kSpins = 4000;  // about 50 us: launches of one graph follow each other faster than a futex wakes
-inline void relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#endif
-}
 }  // namespace
 
 WorkerPool::WorkerPool(const ChipConfig& config, const EmulatorOptions& options) {
