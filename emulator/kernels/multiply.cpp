@@ -58,6 +58,77 @@ void multiply_i8(const MultiplyArgs& x) {
   }
 }
 
+#if defined(__AVX512F__)
+// Sums of four vectors at once.
+inline __m128 horizontal(__m512 v0, __m512 v1, __m512 v2, __m512 v3) {
+  const __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(v0, v1), _mm512_unpackhi_ps(v0, v1));
+  const __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(v2, v3), _mm512_unpackhi_ps(v2, v3));
+  const __m512 s = _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xEE));
+  const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(s), _mm512_extractf32x8_ps(s, 1));
+  return _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+}
+
+// Rows m.. of A by rows n, n + apart, .. of B as inner products: no rearrangement, so that B may come straight from
+// memory.
+template <class Words, int M, int N>
+inline void dot_rows(const MultiplyArgs& x, uint32_t m, uint32_t n, uint32_t apart) {
+  const std::byte *a = x.a + x.a_pitch * m, *b = x.b + x.b_pitch * n;
+  const size_t stride = x.b_pitch * apart;
+  __m512 sum[M][N];
+#pragma GCC unroll 8
+  for (int i = 0; i < M; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < N; ++j) sum[i][j] = _mm512_setzero_ps();
+  auto step = [&](size_t at, auto load) __attribute__((always_inline)) {
+    __m512i bv[N];
+#pragma GCC unroll 8
+    for (int j = 0; j < N; ++j) {
+      bv[j] = load(b + stride * static_cast<size_t>(j) + at);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < M; ++i) {
+      const __m512i av = load(a + x.a_pitch * static_cast<size_t>(i) + at);
+#pragma GCC unroll 8
+      for (int j = 0; j < N; ++j) sum[i][j] = Words::step(sum[i][j], av, bv[j]);
+    }
+  };
+  constexpr uint32_t kVector = 16 * Words::kPerWord;
+  const uint32_t whole = x.k / kVector;
+  for (uint32_t v = 0; v < whole; ++v) step(size_t{v} * 64, [](const std::byte* p) { return _mm512_loadu_si512(p); });
+  if (const uint32_t rest = x.k % kVector; rest != 0)
+    step(size_t{whole} * 64, [&](const std::byte* p) { return Words::load_some(p, rest); });
+#pragma GCC unroll 8
+  for (int i = 0; i < M; ++i) {
+    float* c = row(x.c, x.c_pitch, m + static_cast<uint32_t>(i)) + n;
+    if constexpr (N > 1) {
+      constexpr int kLast = N - 1;
+      const __m128 s = horizontal(sum[i][0], sum[i][1], sum[i][std::min(2, kLast)], sum[i][std::min(3, kLast)]);
+      alignas(16) float four[4];
+      _mm_store_ps(four, s);
+      for (size_t j = 0; j < N; ++j) c[j * apart] = x.accumulate ? c[j * apart] + four[j] : four[j];
+    } else {
+      const float s = _mm512_reduce_add_ps(sum[i][0]);
+      *c = x.accumulate ? *c + s : s;
+    }
+  }
+}
+
+// B is read once, from `streams` places as far apart as they can be: one stream alone does not use the memory's rate.
+template <class Words, int M, int N>
+void dot_all(const MultiplyArgs& x, uint32_t m) {
+  const uint32_t apart = x.n / N;
+  for (uint32_t n = 0; n < apart; ++n) dot_rows<Words, M, N>(x, m, n, apart);
+  for (uint32_t n = apart * N; n < x.n; ++n) dot_rows<Words, M, 1>(x, m, n, 0);
+}
+template <class Words>
+void multiply_dot(const MultiplyArgs& x) {
+  uint32_t m = 0;
+  for (; m + 4 <= x.m; m += 4) dot_all<Words, 4, 4>(x, m);
+  for (; m < x.m; ++m) dot_all<Words, 1, 4>(x, m);
+}
+#endif
+
+#if defined(__AVX2__) && !defined(__AVX512F__)
 // Blocks of M rows by N rows of B, the sums in registers; `block` gives the inner products of one block. Rows of B
 // outside: weights come from memory once, the few rows of A from the cache.
 template <class Block>
@@ -77,81 +148,6 @@ inline void put(const MultiplyArgs& x, uint32_t m, uint32_t n, float sum) {
   c = x.accumulate ? c + sum : sum;
 }
 
-#if defined(__AVX512F__)
-// Sums of four vectors at once.
-inline __m128 horizontal(const __m512* v) {
-  const __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1]));
-  const __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(v[2], v[3]), _mm512_unpackhi_ps(v[2], v[3]));
-  const __m512 s = _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xEE));
-  const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(s), _mm512_extractf32x8_ps(s, 1));
-  return _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
-}
-template <int M, int N>
-inline void finish(const MultiplyArgs& x, uint32_t m, uint32_t n, const __m512 (&sum)[M][N]) {
-  for (int i = 0; i < M; ++i) {
-    if constexpr (N == 4) {
-      float* c = row(x.c, x.c_pitch, m + static_cast<uint32_t>(i)) + n;
-      const __m128 s = horizontal(sum[i]);
-      _mm_storeu_ps(c, x.accumulate ? _mm_add_ps(_mm_loadu_ps(c), s) : s);
-    } else {
-      for (int j = 0; j < N; ++j)
-        put(x, m + static_cast<uint32_t>(i), n + static_cast<uint32_t>(j), _mm512_reduce_add_ps(sum[i][j]));
-    }
-  }
-}
-
-void multiply_f32(const MultiplyArgs& x) {
-  const uint32_t whole = x.k & ~15u;
-  const __mmask16 tail = static_cast<__mmask16>((1u << (x.k & 15)) - 1);
-  blocked(x, [&](auto rows, auto cols, uint32_t m, uint32_t n) {
-    constexpr int M = rows, N = cols;
-    __m512 sum[M][N];
-    for (auto& r : sum)
-      for (auto& s : r) s = _mm512_setzero_ps();
-    auto step = [&](uint32_t k, __mmask16 mask) {
-      __m512 b[N];
-      for (int j = 0; j < N; ++j) b[j] = _mm512_maskz_loadu_ps(mask, x.b + x.b_pitch * (n + j) + size_t{k} * 4);
-      for (int i = 0; i < M; ++i) {
-        __m512 a = _mm512_maskz_loadu_ps(mask, x.a + x.a_pitch * (m + i) + size_t{k} * 4);
-        for (int j = 0; j < N; ++j) sum[i][j] = _mm512_fmadd_ps(a, b[j], sum[i][j]);
-      }
-    };
-    for (uint32_t k = 0; k < whole; k += 16) step(k, 0xFFFF);
-    if (tail) step(whole, tail);
-    finish<M, N>(x, m, n, sum);
-  });
-}
-#endif
-
-#if defined(__AVX512BF16__)
-void multiply_bf16(const MultiplyArgs& x) {
-  const uint32_t whole = x.k & ~31u;
-  const __mmask32 tail = static_cast<__mmask32>((uint64_t{1} << (x.k & 31)) - 1);
-  blocked(x, [&](auto rows, auto cols, uint32_t m, uint32_t n) {
-    constexpr int M = rows, N = cols;
-    __m512 sum[M][N];
-    for (auto& r : sum)
-      for (auto& s : r) s = _mm512_setzero_ps();
-    auto step = [&](uint32_t k, __mmask32 mask) {
-      __m512bh b[N];
-      for (int j = 0; j < N; ++j) {
-        const std::byte* p = x.b + x.b_pitch * (n + j) + size_t{k} * 2;
-        if constexpr (M == 1) _mm_prefetch(reinterpret_cast<const char*>(p + x.b_pitch * N), _MM_HINT_T0);
-        b[j] = (__m512bh)_mm512_maskz_loadu_epi16(mask, p);
-      }
-      for (int i = 0; i < M; ++i) {
-        __m512bh a = (__m512bh)_mm512_maskz_loadu_epi16(mask, x.a + x.a_pitch * (m + i) + size_t{k} * 2);
-        for (int j = 0; j < N; ++j) sum[i][j] = _mm512_dpbf16_ps(sum[i][j], a, b[j]);
-      }
-    };
-    for (uint32_t k = 0; k < whole; k += 32) step(k, ~0u);
-    if (tail) step(whole, tail);
-    finish<M, N>(x, m, n, sum);
-  });
-}
-#endif
-
-#if defined(__AVX2__) && !defined(__AVX512F__)
 inline float horizontal(__m256 v) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -212,18 +208,18 @@ void multiply_blocks(const MultiplyArgs& x) {
 
 #if defined(__AVX512F__)
 // From this many rows on, bringing B into lane order costs less than it saves.
-constexpr uint32_t kPackedRows = 12, kPackedBlockRows = 2;
+constexpr uint32_t kPackedRows = 12, kPackedBlockRows = 5;
 bool multiply_avx512(const MultiplyArgs& x) {
   const bool packed = x.m >= kPackedRows;
   if (x.a_type == DType::kF32 && x.b_type == DType::kF32) {
     if (x.rows_are_k) return packed && (multiply_packed_by_rows<F32Words>(x), true);
-    packed ? multiply_packed<F32Words>(x) : multiply_f32(x);
+    packed ? multiply_packed<F32Words>(x) : multiply_dot<F32Words>(x);
     return true;
   }
 #if defined(__AVX512BF16__)
   if (x.a_type == DType::kBF16 && x.b_type == DType::kBF16) {
     if (x.rows_are_k) return packed && x.k % 2 == 0 && (multiply_packed_by_rows<Bf16Words>(x), true);
-    packed&& x.k % 2 == 0 ? multiply_packed<Bf16Words>(x) : multiply_bf16(x);
+    packed&& x.k % 2 == 0 ? multiply_packed<Bf16Words>(x) : multiply_dot<Bf16Words>(x);
     return true;
   }
 #endif
@@ -235,7 +231,7 @@ bool multiply_avx512(const MultiplyArgs& x) {
     if (x.m >= kPackedBlockRows)
       four ? multiply_quantised<true>(x) : multiply_quantised<false>(x);
     else
-      four ? multiply_quantised_row<true>(x) : multiply_quantised_row<false>(x);
+      four ? multiply_quantised_dot<true>(x) : multiply_quantised_dot<false>(x);
     return true;
   }
 #endif

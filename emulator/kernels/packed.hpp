@@ -26,6 +26,7 @@ struct Transposed {
 };
 inline Transposed transpose(const std::byte* p, size_t pitch, uint32_t rows, __mmask16 words) {
   __m512i r[16], t[16];
+#pragma GCC unroll 16
   for (uint32_t i = 0; i < 16; ++i)
     r[i] = i < rows ? _mm512_maskz_loadu_epi32(words, p + pitch * i) : _mm512_setzero_si512();
   for (int i = 0; i < 16; i += 2) {
@@ -62,6 +63,10 @@ inline void pack_rows(const std::byte* b, size_t pitch, uint32_t columns, uint32
         for (uint32_t i = 0; i < n; ++i) _mm512_store_si512(out + (w + i) * 2 + half, _mm512_setzero_si512());
         continue;
       }
+      // Rows are short and many: what the next panel needs comes while this one is turned.
+      for (uint32_t i = 0; i < 16; ++i)
+        _mm_prefetch(reinterpret_cast<const char*>(b + pitch * (kPanelColumns + half * 16 + i) + size_t{w} * 4),
+                     _MM_HINT_T1);
       const Transposed t =
           transpose(b + pitch * half * 16 + size_t{w} * 4, pitch, std::min(columns - half * 16, 16u), mask);
       for (uint32_t i = 0; i < n; ++i) _mm512_store_si512(out + (w + i) * 2 + half, _mm512_xor_si512(t.v[i], flip));
@@ -72,6 +77,9 @@ inline void pack_rows(const std::byte* b, size_t pitch, uint32_t columns, uint32
 struct F32Words {
   static constexpr uint32_t kPerWord = 1;
   static constexpr bool kInteger = false;
+  static __m512i load_some(const std::byte* p, uint32_t n) {
+    return _mm512_maskz_loadu_epi32(static_cast<__mmask16>((1u << n) - 1), p);
+  }
   static __m512 step(__m512 sum, __m512i a, __m512i b) {
     return _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), sum);
   }
@@ -80,6 +88,9 @@ struct F32Words {
 struct Bf16Words {
   static constexpr uint32_t kPerWord = 2;
   static constexpr bool kInteger = false;
+  static __m512i load_some(const std::byte* p, uint32_t n) {
+    return _mm512_maskz_loadu_epi16(static_cast<__mmask32>((1u << n) - 1), p);
+  }
   static __m512 step(__m512 sum, __m512i a, __m512i b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
 };
 #endif
@@ -312,6 +323,7 @@ void multiply_quantised(const MultiplyArgs& x) {
           for (uint32_t r = 0; r < rows; ++r)
             for (uint32_t j = 0; j < pair; ++j) {
               const std::byte* p = x.b + x.b_pitch * (n + half * 16 + r) + kBytes * (first + block + j);
+              _mm_prefetch(reinterpret_cast<const char*>(p + x.b_pitch * kPanelColumns), _MM_HINT_T1);
               _mm256_store_si256(reinterpret_cast<__m256i*>(plain[r] + j * 32), unsigned_block<kFourBit>(p));
               scale[j][r] = _cvtsh_ss(read16(p));
             }
@@ -327,56 +339,117 @@ void multiply_quantised(const MultiplyArgs& x) {
   }
 }
 
-// One row of A: weights are read once, in their own order, two blocks to a vector.
+// A few rows of A: weights are read once, in their own order, two blocks to a vector.
+struct SpreadRows {
+  const int8_t* bytes;   // [m][k]
+  const float* factor;   // [m][k / 4]: the scale of A for each lane's four bytes
+  const int32_t* shift;  // [m][k / 4]: what the lane's sum is too large by, negated
+};
+
+// Unsigned bytes of two blocks that follow each other.
 template <bool kFourBit>
-void multiply_quantised_row(const MultiplyArgs& x) {
-  constexpr size_t kBytes = kFourBit ? 18 : 34;
-  constexpr int kRows = 4;
-  static thread_local Scratch memory;
-  const Quantised a = take_apart(x, 0);
-  const uint32_t blocks = x.k / 32, pairs = blocks / 2;
-  // For each pair of blocks: the scales of A spread over the lanes, and what the lanes' sums are too large by.
-  float* base = memory.reserve(size_t{blocks} * 16 + 64);
-  float* factor = base;
-  auto* shift = reinterpret_cast<int32_t*>(base + size_t{blocks} * 8);
-  for (uint32_t b = 0; b < blocks; ++b) {
-    const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a.bytes + size_t{b} * 32));
-    _mm256_storeu_ps(factor + size_t{b} * 8, _mm256_set1_ps(a.scale[b]));
-    const __m256i sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(kFourBit ? 8 : -128), v);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(shift + size_t{b} * 8),
-                        _mm256_sub_epi32(_mm256_setzero_si256(), sums));
+inline __m512i unsigned_pair(const std::byte* p) {
+  if constexpr (kFourBit) {
+    const __m512i both =
+        _mm512_mask_broadcast_i64x2(_mm512_broadcast_i64x2(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 2))),
+                                    0xF0, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 20)));
+    const __m512i right = _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4);
+    return _mm512_and_si512(_mm512_srlv_epi64(both, right), _mm512_set1_epi8(15));
+  } else {
+    const __m512i both =
+        _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 2))),
+                           _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 36)), 1);
+    return _mm512_xor_si512(both, _mm512_set1_epi8(-128));
   }
-  auto rows = [&]<int kN>(std::integral_constant<int, kN>, uint32_t n) {
-    __m512 sum[kN];
-    for (auto& s : sum) s = _mm512_setzero_ps();
-    auto step = [&](uint32_t pair, __mmask16 lanes) {
-      const __m512i av = _mm512_maskz_loadu_epi32(lanes, a.bytes + size_t{pair} * 64);
-      const __m512i sv = _mm512_maskz_loadu_epi32(lanes, shift + size_t{pair} * 16);
-      const __m512 fv = _mm512_maskz_loadu_ps(lanes, factor + size_t{pair} * 16);
+}
+
+template <bool kFourBit, int kM, int kN>
+inline void quantised_dot(const MultiplyArgs& x, const SpreadRows& a, uint32_t m, uint32_t n, uint32_t apart) {
+  constexpr size_t kBytes = kFourBit ? 18 : 34;
+  const std::byte* b = x.b + x.b_pitch * n;
+  const size_t stride = x.b_pitch * apart, blocks = x.k / 32, pairs = blocks / 2;
+  __m512 sum[kM][kN];
+#pragma GCC unroll 8
+  for (int i = 0; i < kM; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < kN; ++j) sum[i][j] = _mm512_setzero_ps();
+  const __m512i spread = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+  for (size_t pair = 0; pair < pairs; ++pair) {
+    __m512i bytes[kN];
+    __m512 scale[kN];
+#pragma GCC unroll 4
+    for (int j = 0; j < kN; ++j) {
+      const std::byte* p = b + stride * static_cast<size_t>(j) + pair * 2 * kBytes;
+      bytes[j] = unsigned_pair<kFourBit>(p);
+      const uint32_t two = read16(p) | uint32_t{read16(p + kBytes)} << 16;
+      scale[j] = _mm512_permutexvar_ps(
+          spread, _mm512_castps128_ps512(_mm_cvtph_ps(_mm_cvtsi32_si128(static_cast<int32_t>(two)))));
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < kM; ++i) {
+      const size_t at = (static_cast<size_t>(i) + m) * x.k + pair * 64;
+      const __m512i av = _mm512_loadu_si512(a.bytes + at), shift = _mm512_loadu_si512(a.shift + at / 4);
+      const __m512 factor = _mm512_loadu_ps(a.factor + at / 4);
+#pragma GCC unroll 4
+      for (int j = 0; j < kN; ++j)
+        sum[i][j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_dpbusd_epi32(shift, bytes[j], av)),
+                                    _mm512_mul_ps(scale[j], factor), sum[i][j]);
+    }
+  }
+  if (blocks % 2 != 0) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kM; ++i) {
+      const size_t at = (static_cast<size_t>(i) + m) * x.k + pairs * 64;
+      const __m256i av = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a.bytes + at)),
+                    shift = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a.shift + at / 4));
 #pragma GCC unroll 4
       for (int j = 0; j < kN; ++j) {
-        const std::byte* p = x.b + x.b_pitch * (n + static_cast<uint32_t>(j)) + size_t{pair} * 2 * kBytes;
-        const std::byte* q = lanes == 0xFFFF ? p + kBytes : p;
-        _mm_prefetch(reinterpret_cast<const char*>(p + x.b_pitch * kRows), _MM_HINT_T0);
-        const __m512i bytes =
-            _mm512_inserti64x4(_mm512_castsi256_si512(unsigned_block<kFourBit>(p)), unsigned_block<kFourBit>(q), 1);
-        const __m256i halves = _mm256_set_m128i(_mm_set1_epi16(static_cast<int16_t>(read16(q))),
-                                                _mm_set1_epi16(static_cast<int16_t>(read16(p))));
-        const __m512 dot = _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(sv, bytes, av));
-        sum[j] = _mm512_fmadd_ps(dot, _mm512_mul_ps(_mm512_cvtph_ps(halves), fv), sum[j]);
+        const std::byte* p = b + stride * static_cast<size_t>(j) + pairs * 2 * kBytes;
+        const __m256 factors = _mm256_mul_ps(_mm256_set1_ps(_cvtsh_ss(read16(p))), _mm256_loadu_ps(a.factor + at / 4));
+        const __m256 dot = _mm256_cvtepi32_ps(_mm256_dpbusd_epi32(shift, unsigned_block<kFourBit>(p), av));
+        sum[i][j] = _mm512_add_ps(sum[i][j], _mm512_zextps256_ps512(_mm256_mul_ps(dot, factors)));
       }
-    };
-    for (uint32_t pair = 0; pair < pairs; ++pair) step(pair, 0xFFFF);
-    if (blocks % 2 != 0) step(pairs, 0xFF);
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kM; ++i)
+#pragma GCC unroll 4
     for (int j = 0; j < kN; ++j) {
-      float& c = x.c[n + static_cast<uint32_t>(j)];
-      const float s = _mm512_reduce_add_ps(sum[j]);
+      float& c = row(x.c, x.c_pitch, m + static_cast<uint32_t>(i))[n + static_cast<uint32_t>(j) * apart];
+      const float s = _mm512_reduce_add_ps(sum[i][j]);
       c = x.accumulate ? c + s : s;
     }
-  };
-  uint32_t n = 0;
-  for (; n + kRows <= x.n; n += kRows) rows(std::integral_constant<int, kRows>{}, n);
-  for (; n < x.n; ++n) rows(std::integral_constant<int, 1>{}, n);
+}
+
+template <bool kFourBit, int kM, int kN>
+void quantised_dot_all(const MultiplyArgs& x, const SpreadRows& a, uint32_t m) {
+  const uint32_t apart = x.n / kN;
+  for (uint32_t n = 0; n < apart; ++n) quantised_dot<kFourBit, kM, kN>(x, a, m, n, apart);
+  for (uint32_t n = apart * kN; n < x.n; ++n) quantised_dot<kFourBit, kM, 1>(x, a, m, n, 0);
+}
+
+template <bool kFourBit>
+void multiply_quantised_dot(const MultiplyArgs& x) {
+  static thread_local Scratch memory;
+  const size_t all = size_t{x.m} * x.k;
+  float* base = memory.reserve(all * 3 / 4 + 64);
+  auto* bytes = reinterpret_cast<int8_t*>(base);
+  float* factor = base + all / 4;
+  auto* shift = reinterpret_cast<int32_t*>(factor + all / 4);
+  size_t at = 0;
+  for (uint32_t m = 0; m < x.m; ++m)
+    for (const std::byte *p = x.a + x.a_pitch * m, *end = p + x.k / 32 * 34; p < end; p += 34, at += 32) {
+      const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 2));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(bytes + at), v);
+      _mm256_storeu_ps(factor + at / 4, _mm256_set1_ps(_cvtsh_ss(read16(p))));
+      const __m256i sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(kFourBit ? 8 : -128), v);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(shift + at / 4), _mm256_sub_epi32(_mm256_setzero_si256(), sums));
+    }
+  const SpreadRows a{bytes, factor, shift};
+  uint32_t m = 0;
+  for (; m + 4 <= x.m; m += 4) quantised_dot_all<kFourBit, 4, 4>(x, a, m);
+  for (; m + 2 <= x.m; m += 2) quantised_dot_all<kFourBit, 2, 4>(x, a, m);
+  for (; m < x.m; ++m) quantised_dot_all<kFourBit, 1, 4>(x, a, m);
 }
 
 #endif
