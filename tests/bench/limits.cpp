@@ -67,8 +67,7 @@ struct Shared {
 };
 
 void wait_for(const std::atomic<uint64_t>& word, uint64_t value) {
-  while (word.load(std::memory_order_acquire) < value) {
-  }
+  while (word.load(std::memory_order_acquire) < value) _mm_pause();
 }
 
 // A loop of 24 independent instructions on 24 accumulators; the operands are numbers, not zeros.

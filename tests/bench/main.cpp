@@ -98,12 +98,26 @@ int main(int argc, char** argv) try {
     return 0;
   }
   std::printf("%s\n", kNote);
+  bool good = true;
   nlohmann::json rows = nlohmann::json::array();
   for (const bench::Case& c : cases) {
-    bench::Row row = c.run(options);
-    row.id = c.id, row.what = c.what;
-    print(row);
-    rows.push_back(to_json(row));
+    try {
+      bench::Row row = c.run(options);
+      row.id = c.id, row.what = c.what;
+      print(row);
+      rows.push_back(to_json(row));
+    } catch (const std::exception& e) {  // the other cases still run
+      good = false;
+      std::fprintf(stderr, "jalapeno-bench: %s: %s\n", c.id.c_str(), e.what());
+      rows.push_back({{"id", c.id},
+                      {"what", c.what},
+                      {"value", nullptr},
+                      {"unit", ""},
+                      {"ratio", nullptr},
+                      {"goal", "runs"},
+                      {"met", nullptr},
+                      {"why", e.what()}});
+    }
   }
   if (!json_path.empty()) {
     std::ofstream out(json_path);
@@ -112,7 +126,7 @@ int main(int argc, char** argv) try {
         << "\n";
     if (!out.flush()) throw std::runtime_error(json_path + ": write error");
   }
-  return 0;
+  return good ? 0 : 1;
 } catch (const std::exception& e) {
   std::fprintf(stderr, "jalapeno-bench: %s\n", e.what());
   return 1;
