@@ -21,7 +21,9 @@ and the rain. He didn't know what he would find there, but they were all very ha
 came and he was safe at home."""
 
 SHAPES = {"smollm2-135m": dict(width=576, layers=30, heads=9, kv_heads=3, ffn=1536, vocabulary=49152, tied=True,
-                               freq_base=100000.0, context=8192)}
+                               freq_base=100000.0, context=8192),
+          "llama-3.2-1b": dict(width=2048, layers=16, heads=32, kv_heads=8, ffn=8192, vocabulary=128256, tied=True,
+                               freq_base=500000.0, context=8192)}
 
 
 def merges(words, count):
