@@ -108,6 +108,21 @@ KernelCode softmax() {
 }
 
 namespace {
+// Where token t stands: one position is that of the first of tokens that follow each other, several are each token's.
+struct Places {
+  Builder& k;
+  const Tensor& position;
+  Tile one;
+  Reg last;
+  Places(Builder& builder, const Tensor& tensor)
+      : k(builder), position(tensor), one(k.spm(i32, 1, 1)), last(tensor.dim(0) - 1) {}
+  Reg of(const Reg& t) {
+    Reg which = k.min(t, last);
+    k.load(one, position, {which});
+    return k.read(one, 0, 0) + t - which;
+  }
+};
+
 std::string rope_name(const char* base, RopeOp mode, uint32_t head, uint32_t rotated) {
   return std::string(base) + "_" + std::string(hw::kRopeNames[static_cast<int>(mode)]) + "_d" + std::to_string(head) +
          "_r" + std::to_string(rotated);
@@ -118,13 +133,11 @@ KernelCode rope(RopeOp mode, uint32_t head, uint32_t rotated) {
   Builder k(rope_name("rope", mode, head, rotated));
   auto x = k.tensor("x", f32, 2), cosine = k.tensor("cos", f32, 2), sine = k.tensor("sin", f32, 2);
   auto position = k.tensor("position", i32, 1), out = k.tensor("out", f32, 2);
-  auto row = k.spm(f32, 1, kMaxRow), c = k.spm(f32, 1, rotated / 2), s = k.spm(f32, 1, rotated / 2),
-       first = k.spm(i32, 1, 1);
+  auto row = k.spm(f32, 1, kMaxRow), c = k.spm(f32, 1, rotated / 2), s = k.spm(f32, 1, rotated / 2);
+  Places places(k, position);
   Reg width = x.dim(1);
-  k.load(first, position, {0});
-  Reg position0 = k.read(first, 0, 0);
   k.loop(k.pid_x(), x.dim(0), k.grid_x(), [&](Reg t) {
-    Reg at = position0 + t;
+    Reg at = places.of(t);
     Tile r = k.slice(row, 0, 0, 1, width);
     k.load(r, x, {t, 0});
     k.load(c, cosine, {at, 0});
@@ -140,17 +153,15 @@ KernelCode rope_kv(RopeOp mode, uint32_t head, uint32_t rotated) {
   Builder k(rope_name("rope_kv", mode, head, rotated));
   auto key = k.tensor("k", f32, 2), value = k.tensor("v", f32, 2), cosine = k.tensor("cos", f32, 2),
        sine = k.tensor("sin", f32, 2);
-  auto position = k.tensor("position", i32, 1), table = k.tensor("table", i32, 1);
+  auto position = k.tensor("position", i32, 1), table = k.tensor("table", i32, 2);
   auto key_cache = k.any_tensor("k_cache", 2), value_cache = k.any_tensor("v_cache", 2);
   auto kr = k.spm(f32, 1, kMaxRow), vr = k.spm(f32, 1, kMaxRow);
-  auto c = k.spm(f32, 1, rotated / 2), s = k.spm(f32, 1, rotated / 2), first = k.spm(i32, 1, 1),
-       entry = k.spm(i32, 1, 1);
-  Reg width = key.dim(1);
-  k.load(first, position, {0});
-  Reg position0 = k.read(first, 0, 0);
+  auto c = k.spm(f32, 1, rotated / 2), s = k.spm(f32, 1, rotated / 2), entry = k.spm(i32, 1, 1);
+  Places places(k, position);
+  Reg width = key.dim(1), last_sequence = table.dim(0) - 1;
   k.loop(k.pid_x(), key.dim(0), k.grid_x(), [&](Reg t) {
-    Reg at = position0 + t;
-    k.load(entry, table, {at / kPage}, -1);
+    Reg at = places.of(t);
+    k.load(entry, table, {k.min(t, last_sequence), at / kPage}, -1);
     Tile kt = k.slice(kr, 0, 0, 1, width), vt = k.slice(vr, 0, 0, 1, width);
     k.load(kt, key, {t, 0});
     k.load(vt, value, {t, 0});

@@ -49,11 +49,12 @@ KernelCode topk(uint32_t count) {
 }
 
 namespace {
-// Both samplers end a decode step: the token goes where the next step reads it, and the position moves on.
-void finish_step(Builder& k, const Tensor& token, const Tensor& position, const Tile& chosen, const Tile& place) {
-  k.store(token, {0}, chosen);
+// Both samplers end a decode step: the sequence's token goes where the next step reads it, and its position moves on.
+void finish_step(Builder& k, const Reg& sequence, const Tensor& token, const Tensor& position, const Tile& chosen,
+                 const Tile& place) {
+  k.store(token, {sequence}, chosen);
   k.binary(BinaryOp::kAdd, place, place, 1.f);
-  k.store(position, {0}, place);
+  k.store(position, {sequence}, place);
 }
 }  // namespace
 
@@ -61,9 +62,12 @@ KernelCode sample_greedy() {
   Builder k("sample_greedy");
   auto logits = k.tensor("logits", f32, 2), token = k.tensor("token", i32, 1), position = k.tensor("position", i32, 1);
   auto piece = k.spm(f32, 1, kMaxRow), value = k.spm(f32, 1, 1), index = k.spm(i32, 1, 1), place = k.spm(i32, 1, 1);
-  k.load(place, position, {0});
-  largest(k, logits, k.constant(0), logits.dim(1), piece, value, index);
-  finish_step(k, token, position, index, place);
+  Reg width = logits.dim(1);
+  k.loop(k.pid_x(), logits.dim(0), k.grid_x(), [&](Reg s) {
+    k.load(place, position, {s});
+    largest(k, logits, s, width, piece, value, index);
+    finish_step(k, s, token, position, index, place);
+  });
   return k.finish();
 }
 
@@ -76,30 +80,33 @@ KernelCode sample(uint32_t count) {
   auto n = k.spm(i32, 1, count), place = k.spm(i32, 1, 1), chosen = k.spm(i32, 1, 1);
   auto state = k.spm(f32, 1, 3), draw = k.spm(f32, 1, 1), total = k.spm(f32, 1, 1), below = k.spm(i32, 1, 1);
   Tile peak = k.slice(state, 0, 0, 1, 1), sum = k.slice(state, 0, 1, 1, 1);
-  k.load(place, position, {0});
-  Reg counter = k.read(place, 0, 0);
-  largest(k, logits, k.constant(0), logits.dim(1), piece, v, n);
-  // Probabilities of the candidates, largest first.
-  k.fill(state, 0);
-  k.fill(peak, kMinus);
-  k.softmax_step(v, v, state, k.scalar(hw::SaluOp::kFDiv, k.constant_f32(1), temperature));
-  k.unary(UnaryOp::kRcp, sum, sum);
-  k.mul(v, v, sum);
-  // Keep those before which less than top_p has been seen.
-  k.scan(sums, v);
-  k.binary(BinaryOp::kSub, keep, sums, v);
-  k.binary(BinaryOp::kLt, keep, keep, top_p);
-  k.mul(v, v, keep);
-  // The first whose running sum exceeds u times the total.
-  k.scan(sums, v);
-  k.reduce(ReduceOp::kSum, total, v);
-  k.uniform(draw, seed, counter);
-  k.mul(draw, draw, total);
-  k.binary(BinaryOp::kLe, keep, sums, draw);
-  k.reduce(ReduceOp::kSum, below, keep);
-  Reg which = k.min(k.read(below, 0, 0), count - 1);
-  k.write(chosen, 0, 0, k.read(n, 0, which));
-  finish_step(k, token, position, chosen, place);
+  Reg width = logits.dim(1);
+  k.loop(k.pid_x(), logits.dim(0), k.grid_x(), [&](Reg s) {
+    k.load(place, position, {s});
+    Reg counter = k.read(place, 0, 0);
+    largest(k, logits, s, width, piece, v, n);
+    // Probabilities of the candidates, largest first.
+    k.fill(state, 0);
+    k.fill(peak, kMinus);
+    k.softmax_step(v, v, state, k.scalar(hw::SaluOp::kFDiv, k.constant_f32(1), temperature));
+    k.unary(UnaryOp::kRcp, sum, sum);
+    k.mul(v, v, sum);
+    // Keep those before which less than top_p has been seen.
+    k.scan(sums, v);
+    k.binary(BinaryOp::kSub, keep, sums, v);
+    k.binary(BinaryOp::kLt, keep, keep, top_p);
+    k.mul(v, v, keep);
+    // The first whose running sum exceeds u times the total.
+    k.scan(sums, v);
+    k.reduce(ReduceOp::kSum, total, v);
+    k.uniform(draw, seed + s, counter);
+    k.mul(draw, draw, total);
+    k.binary(BinaryOp::kLe, keep, sums, draw);
+    k.reduce(ReduceOp::kSum, below, keep);
+    Reg which = k.min(k.read(below, 0, 0), count - 1);
+    k.write(chosen, 0, 0, k.read(n, 0, which));
+    finish_step(k, s, token, position, chosen, place);
+  });
   return k.finish();
 }
 

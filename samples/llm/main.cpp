@@ -4,10 +4,12 @@
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <cstdio>
+#include <fstream>
 #include <jalapeno/jalapeno.hpp>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "batch.hpp"
 #include "model.hpp"
 #include "tokenizer.hpp"
 
@@ -85,7 +87,8 @@ void progress_bar(uint64_t done, uint64_t all) {
                "########################################", percent, percent == 100 ? "\n" : "");
 }
 
-nlohmann::json report_json(const jalDeviceProperties& p, const Phase& prefill, const Phase& decode) {
+nlohmann::json report_json(const jalDeviceProperties& p, const Phase& prefill, const Phase& decode,
+                           double load_seconds) {
   auto phase = [&](const Phase& x) {
     const double watts = x.device_s > 0 ? x.joules / x.device_s : 0;
     nlohmann::json modelled = {{"tokens_per_second", x.device_s > 0 ? x.tokens / x.device_s : 0},
@@ -98,8 +101,13 @@ nlohmann::json report_json(const jalDeviceProperties& p, const Phase& prefill, c
         {"this_machine", {{"seconds", x.host_s}, {"tokens_per_second", x.host_s > 0 ? x.tokens / x.host_s : 0}}},
         {"modelled_chip", modelled}};
   };
-  return {{"device", p.uri},           {"emulated", p.emulated != 0}, {"chip_configuration", p.config_name},
-          {"assumed", p.assumed != 0}, {"prefill", phase(prefill)},   {"decode", phase(decode)}};
+  return {{"device", p.uri},
+          {"emulated", p.emulated != 0},
+          {"chip_configuration", p.config_name},
+          {"assumed", p.assumed != 0},
+          {"prefill", phase(prefill)},
+          {"decode", phase(decode)},
+          {"load", {{"seconds", load_seconds}}}};
 }
 
 void print_report(const nlohmann::json& r) {
@@ -125,12 +133,79 @@ void print_report(const nlohmann::json& r) {
   }
 }
 
+struct Run {
+  Phase prefill, decode;
+};
+
+Run run_one(const jalapeno::Device& device, llm::Model& model, const llm::Tokenizer& tokenizer,
+            const std::vector<int32_t>& tokens, const std::string& prompt, uint32_t count, bool ignore_end,
+            const llm::Sampling& sampling) {
+  Run run;
+  Meter prefill_meter(device);
+  model.prefill(tokens);
+  run.prefill = prefill_meter.stop(static_cast<double>(tokens.size()));
+  std::string pending;  // bytes of a character that is not complete yet
+  std::printf("%s", prompt.c_str());
+  Meter decode_meter(device);
+  uint32_t made = 0;
+  while (made < count) {
+    // The last place of the context can be predicted from, but not fed.
+    if (made > 0 && model.position() >= model.parameters().context) {
+      std::fprintf(stderr, "\nthe context of %u tokens is full\n", model.parameters().context);
+      break;
+    }
+    const int32_t token = made == 0 ? model.first(sampling) : model.step(sampling)[0];
+    ++made;
+    if (tokenizer.ends_text(token) && !ignore_end) break;
+    pending += tokenizer.decode(token);
+    const size_t whole = llm::complete_utf8(pending);
+    std::fwrite(pending.data(), 1, whole, stdout);
+    std::fflush(stdout);
+    pending.erase(0, whole);
+  }
+  run.decode = decode_meter.stop(made);
+  std::printf("%s\n", pending.c_str());
+  std::fflush(stdout);
+  return run;
+}
+
+// The texts come in the order in which they end, each with its number.
+Run run_batch(const jalapeno::Device& device, llm::Model& model, const llm::Tokenizer& tokenizer,
+              const std::vector<std::vector<int32_t>>& prompts, const llm::BatchOptions& options) {
+  Run run;
+  auto add = [](Phase& sum, const Phase& p) {
+    sum.tokens += p.tokens, sum.host_s += p.host_s, sum.device_s += p.device_s, sum.joules += p.joules;
+  };
+  auto print = [&](size_t prompt, const std::vector<int32_t>& tokens) {
+    std::string text;
+    for (int32_t t : tokens)
+      if (!tokenizer.ends_text(t)) text += tokenizer.decode(t);
+    std::printf("[%zu] %s\n", prompt + 1, text.c_str());
+    std::fflush(stdout);
+  };
+  llm::Batch batch(model, tokenizer, options);
+  while (batch.waiting(prompts) || batch.running()) {
+    if (batch.waiting(prompts)) {
+      Meter meter(device);
+      const uint64_t tokens = batch.fill(prompts, print);
+      if (tokens > 0) add(run.prefill, meter.stop(static_cast<double>(tokens)));
+    }
+    Meter meter(device);
+    uint32_t made = 0;
+    do
+      if (batch.running()) made += batch.step(print);
+    while (batch.running() && (!batch.waiting(prompts) || batch.full()));
+    add(run.decode, meter.stop(made));
+  }
+  return run;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) try {
   CLI::App app{"Runs a Llama-architecture GGUF model on a Jalapeno device or its emulator."};
-  std::string model_path, prompt, tokens_text, dump_path, tokenize, uri;
-  uint32_t count = 128, context = 0;
+  std::string model_path, prompt, prompts_path, tokens_text, dump_path, tokenize, uri;
+  uint32_t count = 128, context = 0, parallel = 1;
   llm::Sampling sampling;
   bool json = false, ignore_end = false;
   app.add_option("--model", model_path, "GGUF file")->required();
@@ -148,6 +223,9 @@ int main(int argc, char** argv) try {
   auto* tokens_option = app.add_option("--tokens", tokens_text, "token ids instead of a prompt, as in 1,2,3");
   app.add_option("--dump-logits", dump_path, "write the logits of every position as .npy (float32, [n, vocabulary])");
   auto* tokenize_option = app.add_option("--tokenize", tokenize, "print the ids of a text and end");
+  app.add_option("--parallel", parallel, "sequences decoded together (default 1); without --prompts all start alike")
+      ->check(CLI::Range(1, 256));
+  auto* prompts_option = app.add_option("--prompts", prompts_path, "file with one prompt a line, run in batches");
   app.add_flag("--ignore-end", ignore_end, "go on after an end-of-text token");
   app.add_flag("--json", json, "print the report as JSON on standard output, after the text");
   CLI11_PARSE(app, argc, argv);
@@ -165,45 +243,33 @@ int main(int argc, char** argv) try {
     return 0;
   }
   if (*prompt_option && *tokens_option) throw std::runtime_error("--prompt and --tokens exclude each other");
+  if (*prompts_option && (*prompt_option || *tokens_option))
+    throw std::runtime_error("--prompts excludes --prompt and --tokens");
   const std::vector<int32_t> tokens = *tokens_option ? parse_tokens(tokens_text) : tokenizer->encode(prompt);
+  std::vector<std::vector<int32_t>> prompts(*prompts_option ? 0 : parallel, tokens);
+  if (*prompts_option) {
+    std::ifstream lines(prompts_path);
+    if (!lines) throw std::runtime_error(prompts_path + ": " + std::strerror(errno));
+    for (std::string line; std::getline(lines, line);)
+      if (!line.empty()) prompts.push_back(tokenizer->encode(line));
+    if (prompts.empty()) throw std::runtime_error(prompts_path + ": no line with a prompt");
+  }
 
   const jalapeno::Device device = uri.empty() ? jalapeno::Device() : jalapeno::Device(uri);
-  llm::Model model(device, file, context, progress_bar);
+  const auto load_start = Clock::now();
+  llm::Model model(device, file, context, parallel, progress_bar);
+  const double load_seconds = seconds(load_start, Clock::now());
   if (!dump_path.empty()) {
     if (tokens.empty()) throw std::runtime_error("--dump-logits needs at least one token");
     write_npy(dump_path, model.logits(tokens), tokens.size(), model.parameters().vocabulary);
     return 0;
   }
 
-  Meter prefill_meter(device);
-  model.prefill(tokens);
-  const Phase prefill = prefill_meter.stop(static_cast<double>(tokens.size()));
-
-  std::string pending;  // bytes of a character that is not complete yet
-  if (*prompt_option) std::printf("%s", prompt.c_str());
-  Meter decode_meter(device);
-  uint32_t made = 0;
-  for (; made < count; ++made) {
-    // The last place of the context can be predicted from, but not fed.
-    if (made > 0 && model.position() >= model.parameters().context) {
-      std::fprintf(stderr, "\nthe context of %u tokens is full\n", model.parameters().context);
-      break;
-    }
-    const int32_t token = model.next(sampling);
-    if (tokenizer->ends_text(token) && !ignore_end) {
-      ++made;
-      break;
-    }
-    pending += tokenizer->decode(token);
-    const size_t whole = llm::complete_utf8(pending);
-    std::fwrite(pending.data(), 1, whole, stdout);
-    std::fflush(stdout);
-    pending.erase(0, whole);
-  }
-  const Phase decode = decode_meter.stop(made);
-  std::printf("%s\n", pending.c_str());
-  std::fflush(stdout);
-  const nlohmann::json report = report_json(device.properties(), prefill, decode);
+  const Run run =
+      *prompts_option || parallel > 1
+          ? run_batch(device, model, *tokenizer, prompts, {parallel, count, ignore_end, sampling})
+          : run_one(device, model, *tokenizer, tokens, *prompt_option ? prompt : "", count, ignore_end, sampling);
+  const nlohmann::json report = report_json(device.properties(), run.prefill, run.decode, load_seconds);
   if (json)
     std::printf("%s\n", report.dump().c_str());
   else

@@ -104,9 +104,9 @@ jalapeno::Kernel Model::kernel(const std::string& name) {
   return it->second;
 }
 
-Model::Model(const jalapeno::Device& device, const Gguf& file, uint32_t context,
+Model::Model(const jalapeno::Device& device, const Gguf& file, uint32_t context, uint32_t sequences,
              const std::function<void(uint64_t, uint64_t)>& progress)
-    : device_(device), stream_(device), cores_(device.properties().cores) {
+    : device_(device), stream_(device), cores_(device.properties().cores), sequences_(sequences) {
   const std::string architecture = file.text("general.architecture");
   if (architecture != "llama")
     throw std::runtime_error(file.path() + ": architecture \"" + architecture + "\", this program runs llama");
@@ -199,7 +199,7 @@ Model::Model(const jalapeno::Device& device, const Gguf& file, uint32_t context,
   load_weights(device_, stream_, file.path(), pieces, progress);
 
   pages_ = blocks(h_.context, kPage);
-  const uint64_t cache_bytes = uint64_t{pages_} * kPage * kv_width * (kv_type_ == jalF32 ? 4 : 2);
+  const uint64_t cache_bytes = uint64_t{sequences_} * pages_ * kPage * kv_width * (kv_type_ == jalF32 ? 4 : 2);
   for (Layer& l : layers_) {
     l.keys = jalapeno::Buffer<uint8_t>(device_, cache_bytes),
     l.values = jalapeno::Buffer<uint8_t>(device_, cache_bytes);
@@ -207,16 +207,25 @@ Model::Model(const jalapeno::Device& device, const Gguf& file, uint32_t context,
         stream_.fill(l.values.data(), 0, cache_bytes);  // masked keys are multiplied by 0: they must not be NaN
   }
   chunk_ = std::min(kChunk, h_.context);
+  const uint32_t most = std::max(chunk_, sequences_);  // rows of one pass
   auto floats = [&](uint64_t n) { return jalapeno::Buffer<float>(device_, n); };
-  x_ = floats(uint64_t{chunk_} * h_.width), norm_ = floats(uint64_t{chunk_} * h_.width);
-  qkv_ = floats(chunk_ * (q_width + 2 * kv_width)), attention_ = floats(chunk_ * q_width);
-  gate_up_ = floats(uint64_t{chunk_} * h_.ffn * 2);
-  logits_ = floats(uint64_t{chunk_} * h_.vocabulary);
-  tokens_ = jalapeno::Buffer<int32_t>(device_, chunk_), position_device_ = jalapeno::Buffer<int32_t>(device_, 1);
-  token_host_ = jalapeno::HostBuffer<int32_t>(device_, 1);
-  std::vector<int32_t> identity(pages_);  // this program serves one sequence: its pages lie in order
-  for (uint32_t p = 0; p < pages_; ++p) identity[p] = static_cast<int32_t>(p);
-  table_ = jalapeno::Buffer<int32_t>(device_, std::span<const int32_t>(identity));
+  x_ = floats(uint64_t{most} * h_.width), norm_ = floats(uint64_t{most} * h_.width);
+  qkv_ = floats(most * (q_width + 2 * kv_width)), attention_ = floats(most * q_width);
+  gate_up_ = floats(uint64_t{most} * h_.ffn * 2);
+  // Logits of a whole chunk are only asked for by logits(), which makes room itself.
+  logits_ = floats(uint64_t{sequences_} * h_.vocabulary);
+  prompt_ = jalapeno::Buffer<int32_t>(device_, chunk_), prompt_position_ = jalapeno::Buffer<int32_t>(device_, 1);
+  tokens_ = jalapeno::Buffer<int32_t>(device_, sequences_),
+  position_device_ = jalapeno::Buffer<int32_t>(device_, sequences_);
+  token_host_ = jalapeno::HostBuffer<int32_t>(device_, sequences_);
+  positions_.assign(sequences_, 0);
+  std::vector<int32_t> table;
+  for (uint32_t s = 0; s < sequences_; ++s) {
+    pages_of_.emplace_back(pages_);
+    for (uint32_t p = 0; p < pages_; ++p) pages_of_[s][p] = static_cast<int32_t>(s * pages_ + p);
+    table.insert(table.end(), pages_of_[s].begin(), pages_of_[s].end());
+  }
+  table_ = jalapeno::Buffer<int32_t>(device_, std::span<const int32_t>(table));
   make_rope_tables(file);
   stream_.synchronize();
 }
@@ -266,8 +275,19 @@ void Model::multiply(const Stack& w, const jalTensor& in, const jalapeno::Buffer
     multiply(p.weight, in, columns(out, in.shape[0], w.rows, p.row, p.weight.rows), false);
 }
 
-// Enqueues one pass over `n` tokens that stand in tokens_, from the position in position_device_ on.
-void Model::forward(uint32_t n, bool all_logits) {
+Model::Pass Model::prompt_pass(uint32_t n, uint32_t s) const {
+  return {n, false, tensor(prompt_.data(), jalI32, {n}), tensor(prompt_position_.data(), jalI32, {1}),
+          tensor(table_.data() + size_t{s} * pages_, jalI32, {1, pages_})};
+}
+
+Model::Pass Model::step_pass(uint32_t n) const {
+  return {n, true, tensor(tokens_.data(), jalI32, {n}), tensor(position_device_.data(), jalI32, {n}),
+          tensor(table_.data(), jalI32, {n, pages_})};
+}
+
+// Enqueues one pass; its logits start at logits_.
+void Model::forward(const Pass& pass, bool all_logits) {
+  const uint32_t n = pass.n;
   const uint32_t kv_width = h_.kv_heads * h_.head, q_width = h_.heads * h_.head, half = h_.rotated / 2;
   const std::string rope_suffix = "interleaved_d" + std::to_string(h_.head) + "_r" + std::to_string(h_.rotated);
   const std::string attention_suffix = std::string(dtype_name(kv_type_)) + "_d" + std::to_string(h_.head);
@@ -281,47 +301,46 @@ void Model::forward(uint32_t n, bool all_logits) {
                   sine = tensor(sine_.data(), jalF32, {h_.context, half});
   const float scale = 1 / std::sqrt(static_cast<float>(h_.head));
   const auto group = static_cast<int32_t>(h_.heads / h_.kv_heads);
-  // [tokens, heads, head] as decode sees it, [heads, tokens, head] as prefill does
+  // [sequences, heads, head] as a step sees it, [heads, tokens, head] as a prompt does
   auto heads = [&](const jalTensor& matrix) {
     jalTensor t = tensor(matrix.data, jalF32, {n, h_.heads, h_.head});
     const uint64_t row = matrix.stride[0] != 0 ? matrix.stride[0] : uint64_t{q_width} * 4;
     t.stride[0] = row, t.stride[1] = uint64_t{h_.head} * 4;
-    if (n == 1) return t;
+    if (pass.step) return t;
     std::swap(t.shape[0], t.shape[1]), std::swap(t.stride[0], t.stride[1]);
     return t;
   };
-  launch(stream_, {n}, kernel("embed"), embedding_.tensor(), tensor(tokens_.data(), jalI32, {n}), x);
+  launch(stream_, {n}, kernel("embed"), embedding_.tensor(), pass.tokens, x);
   for (Layer& l : layers_) {
-    const jalTensor keys = tensor(l.keys.data(), kv_type_, {pages_ * kPage, kv_width}),
-                    values = tensor(l.values.data(), kv_type_, {pages_ * kPage, kv_width});
+    const jalTensor keys = tensor(l.keys.data(), kv_type_, {sequences_ * pages_ * kPage, kv_width}),
+                    values = tensor(l.values.data(), kv_type_, {sequences_ * pages_ * kPage, kv_width});
     launch(stream_, {n}, kernel("rmsnorm"), x, l.attn_norm.vector(), norm, h_.eps);
     multiply(l.qkv, norm, qkv_);
-    launch(stream_, {n}, kernel("rope_" + rope_suffix), q, cosine, sine, position_device_, q);
-    launch(stream_, {n}, kernel("rope_kv_" + rope_suffix), k, v, cosine, sine, position_device_, table_, keys, values);
-    if (n == 1)
-      launch(stream_, {h_.kv_heads}, kernel("attention_decode_" + attention_suffix), heads(q), keys, values,
-             position_device_, tensor(table_.data(), jalI32, {1, pages_}), heads(attended), group, scale);
+    launch(stream_, {n}, kernel("rope_" + rope_suffix), q, cosine, sine, pass.position, q);
+    launch(stream_, {n}, kernel("rope_kv_" + rope_suffix), k, v, cosine, sine, pass.position, pass.table, keys, values);
+    if (pass.step)
+      launch(stream_, {h_.kv_heads, n}, kernel("attention_decode_" + attention_suffix), heads(q), keys, values,
+             pass.position, pass.table, heads(attended), group, scale);
     else
       launch(stream_, {h_.heads, blocks(n, 64)}, kernel("attention_paged_" + attention_suffix), heads(q), keys, values,
-             position_device_, table_, heads(attended), group, scale);
+             pass.position, tensor(pass.table.data, jalI32, {pages_}), heads(attended), group, scale);
     multiply(l.o, attended, x, true);
     launch(stream_, {n}, kernel("rmsnorm"), x, l.ffn_norm.vector(), norm, h_.eps);
     multiply(l.gate_up, norm, gate_up_);
     launch(stream_, {blocks(h_.ffn, 8192), n}, kernel("swiglu"), gate, up, gate);
     multiply(l.down, gate, x, true);
   }
-  const uint32_t first = all_logits ? 0 : n - 1, count = n - first;
+  const uint32_t first = all_logits || pass.step ? 0 : n - 1, count = n - first;
   launch(stream_, {count}, kernel("rmsnorm"), tensor(x_.data() + size_t{first} * h_.width, jalF32, {count, h_.width}),
          output_norm_.vector(), rows(norm_, count, h_.width), h_.eps);
   multiply(output_, rows(norm_, count, h_.width), rows(logits_, count, h_.vocabulary), false);
 }
 
-void Model::run_chunk(std::span<const int32_t> tokens, bool all_logits) {
-  stream_.copy(tokens_.data(), tokens.data(), tokens.size_bytes());
-  check(jalMemFillAsync(position_device_.data(), position_, 4, 4, stream_.get()));
-  forward(static_cast<uint32_t>(tokens.size()), all_logits);
-  position_ += static_cast<uint32_t>(tokens.size());
-  last_rows_ = all_logits ? static_cast<uint32_t>(tokens.size()) : 1;
+void Model::run_chunk(std::span<const int32_t> tokens, uint32_t s, bool all_logits) {
+  stream_.copy(prompt_.data(), tokens.data(), tokens.size_bytes());
+  check(jalMemFillAsync(prompt_position_.data(), positions_[s], 4, 4, stream_.get()));
+  forward(prompt_pass(static_cast<uint32_t>(tokens.size()), s), all_logits);
+  positions_[s] += static_cast<uint32_t>(tokens.size());
 }
 
 void Model::check_vocabulary(std::span<const int32_t> tokens) const {
@@ -331,7 +350,7 @@ void Model::check_vocabulary(std::span<const int32_t> tokens) const {
                                std::to_string(h_.vocabulary));
 }
 
-void Model::prefill(std::span<const int32_t> tokens) {
+void Model::prefill(std::span<const int32_t> tokens, uint32_t s) {
   if (tokens.empty())
     throw std::runtime_error(
         "there is no token to start from: the prompt is empty and no beginning-of-text token was put in front");
@@ -339,67 +358,84 @@ void Model::prefill(std::span<const int32_t> tokens) {
     throw std::runtime_error("the prompt has " + std::to_string(tokens.size()) + " tokens, the context holds " +
                              std::to_string(h_.context));
   check_vocabulary(tokens);
-  position_ = 0, sampled_ = false;
+  positions_[s] = 0;
   for (size_t at = 0; at < tokens.size(); at += chunk_)
-    run_chunk(tokens.subspan(at, std::min<size_t>(chunk_, tokens.size() - at)), false);
+    run_chunk(tokens.subspan(at, std::min<size_t>(chunk_, tokens.size() - at)), s, false);
   stream_.synchronize();
 }
 
 std::vector<float> Model::logits(std::span<const int32_t> tokens) {
   std::vector<float> out(tokens.size() * h_.vocabulary);
-  position_ = 0, sampled_ = false;
+  positions_[0] = 0;
   if (tokens.size() > h_.context)
     throw std::runtime_error(std::to_string(tokens.size()) + " tokens, the context holds " +
                              std::to_string(h_.context));
   check_vocabulary(tokens);
+  if (logits_.size() < uint64_t{chunk_} * h_.vocabulary)
+    logits_ = jalapeno::Buffer<float>(device_, uint64_t{chunk_} * h_.vocabulary), steps_.clear();
   for (size_t at = 0; at < tokens.size(); at += chunk_) {
     const size_t n = std::min<size_t>(chunk_, tokens.size() - at);
-    run_chunk(tokens.subspan(at, n), true);
+    run_chunk(tokens.subspan(at, n), 0, true);
     stream_.copy(out.data() + at * h_.vocabulary, logits_.data(), n * h_.vocabulary * sizeof(float));
   }
   return out;
 }
 
-void Model::sample(const Sampling& s) {
-  const uint32_t row = last_rows_ - 1;
-  const jalTensor logits = tensor(logits_.data() + size_t{row} * h_.vocabulary, jalF32, {1, h_.vocabulary}),
-                  token = tensor(tokens_.data(), jalI32, {1});
-  if (s.temperature <= 0)
-    launch(stream_, {1}, kernel("sample_greedy"), logits, token, position_device_);
+// One token for each row of `logits`, for the sequences from `s` on.
+void Model::sample(const Sampling& how, const jalTensor& logits, uint32_t s) {
+  const uint32_t n = logits.shape[0];
+  const jalTensor token = tensor(tokens_.data() + s, jalI32, {n}),
+                  position = tensor(position_device_.data() + s, jalI32, {n});
+  if (how.temperature <= 0)
+    launch(stream_, {n}, kernel("sample_greedy"), logits, token, position);
   else
-    launch(stream_, {1}, kernel("sample_k" + std::to_string(s.top_k)), logits, token, position_device_, s.temperature,
-           s.top_p, s.seed);
-  stream_.copy(token_host_.data(), tokens_.data(), sizeof(int32_t));
+    launch(stream_, {n}, kernel("sample_k" + std::to_string(how.top_k)), logits, token, position, how.temperature,
+           how.top_p, how.seed);
+  stream_.copy(token_host_.data() + s, tokens_.data() + s, n * sizeof(int32_t));
 }
 
-int32_t Model::next(const Sampling& s) {
-  if (!sampled_) {
-    // The sampler moves the position on by one, so it starts at the last one that was fed.
-    check(jalMemFillAsync(position_device_.data(), position_ - 1, 4, 4, stream_.get()));
-    sample(s);
-    sampled_ = true;
-  } else {
-    if (position_ >= h_.context)
-      throw std::runtime_error("the context of " + std::to_string(h_.context) + " tokens is full");
-    last_rows_ = 1;
-    const bool same = s.temperature == step_sampling_.temperature && s.top_k == step_sampling_.top_k &&
-                      s.top_p == step_sampling_.top_p && s.seed == step_sampling_.seed;
-    if (step_.get() == nullptr || !same) {
-      forward(1, false);  // outside a capture first: loads what kernels are missing, and is this step
-      sample(s);
-      stream_.synchronize();
-      step_ = jalapeno::Graph(stream_, [&] {
-        forward(1, false);
-        sample(s);
-      });
-      step_sampling_ = s;
-    } else {
-      step_.launch(stream_);
-    }
-    ++position_;
-  }
+int32_t Model::first(const Sampling& how, uint32_t s) {
+  // The sampler moves the position on by one, so it starts at the last one that was fed.
+  check(jalMemFillAsync(position_device_.data() + s, positions_[s] - 1, 4, 4, stream_.get()));
+  sample(how, tensor(logits_.data(), jalF32, {1, h_.vocabulary}), s);
   stream_.synchronize();
-  return token_host_[0];
+  return token_host_[s];
+}
+
+std::span<const int32_t> Model::step(const Sampling& how, uint32_t n) {
+  for (uint32_t s = 0; s < n; ++s)
+    if (positions_[s] >= h_.context)
+      throw std::runtime_error("the context of " + std::to_string(h_.context) + " tokens is full");
+  const bool same = how.temperature == steps_sampling_.temperature && how.top_k == steps_sampling_.top_k &&
+                    how.top_p == steps_sampling_.top_p && how.seed == steps_sampling_.seed;
+  if (!same) steps_.clear(), steps_sampling_ = how;
+  auto enqueue = [&] {
+    forward(step_pass(n), false);
+    sample(how, tensor(logits_.data(), jalF32, {n, h_.vocabulary}), 0);
+  };
+  if (const auto known = steps_.find(n); known != steps_.end()) {
+    known->second.launch(stream_);
+  } else {
+    enqueue();  // outside a capture first: loads what kernels are missing, and is this step
+    stream_.synchronize();
+    steps_.emplace(n, jalapeno::Graph(stream_, enqueue));
+  }
+  for (uint32_t s = 0; s < n; ++s) ++positions_[s];
+  stream_.synchronize();
+  return {token_host_.data(), n};
+}
+
+void Model::exchange(uint32_t a, uint32_t b) {
+  if (a == b) return;
+  std::swap(positions_[a], positions_[b]);
+  std::swap(pages_of_[a], pages_of_[b]);
+  std::swap(token_host_[a], token_host_[b]);
+  for (uint32_t s : {a, b}) {
+    const auto position = static_cast<int32_t>(positions_[s]);
+    stream_.copy(table_.data() + size_t{s} * pages_, pages_of_[s].data(), pages_ * sizeof(int32_t));
+    stream_.copy(tokens_.data() + s, token_host_.data() + s, sizeof(int32_t));
+    stream_.copy(position_device_.data() + s, &position, sizeof position);
+  }
 }
 
 }  // namespace llm

@@ -26,20 +26,25 @@ struct Sampling {
 
 class Model {
  public:
-  // context 0: the model's own. Throws std::runtime_error or jalapeno::Error. progress as in load_weights.
-  Model(const jalapeno::Device& device, const Gguf& file, uint32_t context,
+  // context 0: the model's own; `sequences` of them can be held and decoded at once. Throws std::runtime_error or
+  // jalapeno::Error. progress as in load_weights.
+  Model(const jalapeno::Device& device, const Gguf& file, uint32_t context, uint32_t sequences,
         const std::function<void(uint64_t, uint64_t)>& progress);
 
   const Hyperparameters& parameters() const { return h_; }
   uint64_t weight_bytes() const { return weight_bytes_; }
 
-  // Runs the tokens from position 0 on. Afterwards decode() continues. Throws when they do not fit the context.
-  void prefill(std::span<const int32_t> tokens);
+  // Runs the tokens as sequence `s`, from position 0 on. Throws when they do not fit the context.
+  void prefill(std::span<const int32_t> tokens, uint32_t s = 0);
+  // Samples the token behind the prompt that prefill() has just run as sequence `s`.
+  int32_t first(const Sampling& sampling, uint32_t s = 0);
+  // One more token for each of the sequences 0..n-1. The result is valid until the next call.
+  std::span<const int32_t> step(const Sampling& sampling, uint32_t n = 1);
+  // The two sequences change places: those that go on stay the first ones.
+  void exchange(uint32_t a, uint32_t b);
+  uint32_t position(uint32_t s = 0) const { return positions_[s]; }  // of the next token to be fed
   // The same, and returns the logits of every position, [tokens, vocabulary].
   std::vector<float> logits(std::span<const int32_t> tokens);
-  // The next token, by the given sampling. The first call after prefill() samples from the prompt's last logits.
-  int32_t next(const Sampling& sampling);
-  uint32_t position() const { return position_; }
 
  private:
   struct Weight {
@@ -75,9 +80,17 @@ class Model {
   void make_rope_tables(const Gguf& file);
   void multiply(const Weight& w, const jalTensor& in, const jalTensor& out, bool add);
   void multiply(const Stack& w, const jalTensor& in, const jalapeno::Buffer<float>& out);
-  void forward(uint32_t tokens, bool all_logits);
-  void run_chunk(std::span<const int32_t> tokens, bool all_logits);
-  void sample(const Sampling& sampling);
+  // What one pass over `n` tokens reads: either a piece of one prompt, or one token of each of n sequences.
+  struct Pass {
+    uint32_t n;
+    bool step;
+    jalTensor tokens, position, table;
+  };
+  Pass prompt_pass(uint32_t n, uint32_t s) const;
+  Pass step_pass(uint32_t n) const;
+  void forward(const Pass& pass, bool all_logits);
+  void run_chunk(std::span<const int32_t> tokens, uint32_t s, bool all_logits);
+  void sample(const Sampling& sampling, const jalTensor& logits, uint32_t s);
   jalTensor rows(const jalapeno::Buffer<float>& buffer, uint32_t n, uint32_t columns) const {
     return jalapeno::tensor(buffer.data(), jalF32, {n, columns});
   }
@@ -105,13 +118,14 @@ class Model {
   Weight embedding_, output_norm_, output_;
   std::vector<Layer> layers_;
   jalapeno::Buffer<float> cosine_, sine_, x_, norm_, qkv_, attention_, gate_up_, logits_;
-  jalapeno::Buffer<int32_t> tokens_, position_device_, table_;
+  // Of prompts, and of the sequences: each one's token to be fed, its position, and the pages of its cache.
+  jalapeno::Buffer<int32_t> prompt_, prompt_position_, tokens_, position_device_, table_;
   jalapeno::HostBuffer<int32_t> token_host_;
-  jalapeno::Graph step_;
-  Sampling step_sampling_;
-  uint32_t position_ = 0;   // of the next token to be fed
-  bool sampled_ = false;    // tokens_[0] holds the token to be fed
-  uint32_t last_rows_ = 0;  // of logits_ that hold the prompt's end
+  std::map<uint32_t, jalapeno::Graph> steps_;  // by number of sequences
+  Sampling steps_sampling_;
+  uint32_t sequences_ = 1;
+  std::vector<uint32_t> positions_;
+  std::vector<std::vector<int32_t>> pages_of_;
 };
 
 }  // namespace llm

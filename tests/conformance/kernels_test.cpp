@@ -325,7 +325,7 @@ TEST_F(Kernels, RopeKvAppendsIntoThePagesOfTheTable) {
   Buffer<float> kc(device, 64 * kv), vc(device, 64 * kv);
   stream.fill(kc.data(), 0, kc.bytes()), stream.fill(vc.data(), 0, vc.bytes());
   launch(stream, {3}, get("rope_kv_interleaved_d8_r8"), kv_.as({tokens, kv}), vv.as({tokens, kv}), c.as({64, 4}),
-         s.as({64, 4}), position, table, kc.as({64, kv}), vc.as({64, kv}));
+         s.as({64, 4}), position, table.as({1, 4}), kc.as({64, kv}), vc.as({64, kv}));
   stream.synchronize();
   const auto gk = kc.to_host(), gv = vc.to_host();
   const int pages[] = {2, 0, 3, 1};
