@@ -34,8 +34,7 @@ struct Steps {
   // rows of q, whose element r sees keys below limit + r * step; `count` keys in all. fetch loads a block.
   void run(const Reg& rows, const Reg& limit, uint32_t step, const Reg& count, const Reg& scale, uint32_t head,
            const std::function<void(const Tile&, const Tile&, const Reg&)>& fetch) {
-    Tile q = k.slice(query, 0, 0, rows, head), s = k.slice(scores, 0, 0, rows, kKeys),
-         pt = k.slice(p, 0, 0, rows, kKeys);
+    Tile q = k.slice(query, 0, 0, rows, head);
     Tile st = k.slice(state, 0, 0, rows, 4), o = k.slice(output, 0, 0, rows, head),
          out = k.slice(result, 0, 0, rows, head);
     Tile peak = k.slice(state, 0, 0, rows, 1), sum = k.slice(state, 0, 1, rows, 1),
@@ -44,8 +43,10 @@ struct Steps {
     k.fill(peak, kMinus);
     k.zero(o);
     k.loop(0, k.cdiv(count, kKeys), [&](Reg block) {
-      Tile kt = keys[block], vt = values[block];
-      Reg key0 = block * kKeys;
+      // The last block is often short: whole pages, but no more than there are keys.
+      Reg key0 = block * kKeys, here = k.min(k.cdiv(count - key0, kPage) * kPage, kKeys);
+      Tile s = k.slice(scores, 0, 0, rows, here), pt = k.slice(p, 0, 0, rows, here);
+      Tile kt = k.slice(keys[block], 0, 0, here, head), vt = k.slice(values[block], 0, 0, here, head);
       fetch(kt, vt, key0);
       k.mma(s, q, kt, {.accumulate = false});
       k.mask(s, s, key0, limit, step, kMinus);
