@@ -136,6 +136,7 @@ class Core {
   void settle_sources(const std::byte* begin, const std::byte* end);
   void forget_overwritten(const Tile& t);
 
+  const float* as_floats(hw::DType type, const std::byte* p, uint32_t columns, int scratch);
   const float* load_row(const Tile& t, uint32_t row, int scratch);
   float* row_buffer(const Tile& t, uint32_t row, int scratch);
   void store_row(const Tile& t, uint32_t row, const float* values);

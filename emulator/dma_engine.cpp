@@ -34,6 +34,13 @@ void Core::count_traffic(uint64_t address, uint64_t bytes, bool store) {
     (store ? tally_.hbm_write : tally_.hbm_read) += bytes;
 }
 
+// A row as f32: in place where it is that already, and aligned to it.
+const float* Core::as_floats(hw::DType type, const std::byte* p, uint32_t columns, int scratch) {
+  if (type == hw::DType::kF32 && reinterpret_cast<uintptr_t>(p) % 4 == 0) return reinterpret_cast<const float*>(p);
+  host_.load(type, p, columns, scratch_[scratch].data());
+  return scratch_[scratch].data();
+}
+
 // One row between memory and scratchpad, types converted. `add` reads, adds and writes back.
 void Core::move_row(const hw::TensorDescriptor& tensor, uint64_t address, std::byte* tile, hw::DType tile_type,
                     uint32_t columns, bool store, bool add) {
@@ -70,20 +77,21 @@ void Core::move_row(const hw::TensorDescriptor& tensor, uint64_t address, std::b
     else if (tile_type == hw::DType::kF32)
       host_.load(tensor.dtype, memory, columns, reinterpret_cast<float*>(tile));
     else
-      host_.load(tensor.dtype, memory, columns, scratch_[0].data()),
-          host_.store(tile_type, scratch_[0].data(), columns, tile);
+      host_.store(tile_type, as_floats(tensor.dtype, memory, columns, 0), columns, tile);
     return;
   }
   if (same) {
     std::memcpy(memory, tile, bytes);
     return;
   }
-  host_.load(tile_type, tile, columns, scratch_[0].data());
+  const float* values = as_floats(tile_type, tile, columns, 0);
   if (add) {
-    host_.load(tensor.dtype, memory, columns, scratch_[1].data());
-    host_.binary(hw::BinaryOp::kAdd, scratch_[0].data(), scratch_[1].data(), scratch_[0].data(), columns);
+    const float* present = as_floats(tensor.dtype, memory, columns, 1);
+    float* sum = tensor.dtype == hw::DType::kF32 ? reinterpret_cast<float*>(memory) : scratch_[0].data();
+    host_.binary(hw::BinaryOp::kAdd, values, present, sum, columns);
+    values = sum;
   }
-  host_.store(tensor.dtype, scratch_[0].data(), columns, memory);
+  if (reinterpret_cast<const std::byte*>(values) != memory) host_.store(tensor.dtype, values, columns, memory);
 }
 
 namespace {

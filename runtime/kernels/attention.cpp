@@ -72,7 +72,7 @@ KernelCode attention(DType kv, uint32_t head, bool paged) {
   auto position = k.tensor("position", i32, 1);
   Tensor table;
   if (paged) table = k.tensor("table", i32, 1);
-  auto O = k.tensor("out", f32, 3);
+  auto O = k.any_tensor("out", 3);
   Reg group = k.scalar_i32("group"), scale = k.scalar_f32("scale");
   auto first = k.spm(i32, 1, 1);
   Steps steps(k, kv, kRows, head);
@@ -105,7 +105,7 @@ KernelCode attention_decode(DType kv, uint32_t head) {
   Builder k(std::string("attention_decode_") + hw::info(kv).name + "_d" + std::to_string(head));
   constexpr uint32_t kRows = 32;  // heads that share a KV head
   auto Q = k.tensor("q", f32, 3), K = k.tensor("k_cache", kv, 2), V = k.tensor("v_cache", kv, 2);
-  auto position = k.tensor("position", i32, 1), table = k.tensor("table", i32, 2), O = k.tensor("out", f32, 3);
+  auto position = k.tensor("position", i32, 1), table = k.tensor("table", i32, 2), O = k.any_tensor("out", 3);
   Reg group = k.scalar_i32("group"), scale = k.scalar_f32("scale");
   auto here = k.spm(i32, 1, 1);
   Steps steps(k, kv, kRows, head);

@@ -28,7 +28,7 @@ KernelCode embed() {
 
 KernelCode rmsnorm() {
   Builder k("rmsnorm");
-  auto x = k.tensor("x", f32, 2), weight = k.tensor("weight", f32, 1), out = k.tensor("out", f32, 2);
+  auto x = k.tensor("x", f32, 2), weight = k.tensor("weight", f32, 1), out = k.any_tensor("out", 2);
   Reg eps = k.scalar_f32("eps");
   auto w = k.spm(f32, 1, kMaxRow);
   auto rows = k.spm(f32, 1, kMaxRow, Stages(2)), y = k.spm(f32, 1, kMaxRow, Stages(2));
@@ -52,7 +52,7 @@ template <class F>
 KernelCode pairwise(const char* name, const char* first, const char* second, F f) {
   Builder k(name);
   constexpr uint32_t kColumns = 8192;
-  auto a = k.tensor(first, f32, 2), b = k.tensor(second, f32, 2), out = k.tensor("out", f32, 2);
+  auto a = k.tensor(first, f32, 2), b = k.tensor(second, f32, 2), out = k.any_tensor("out", 2);
   auto x = k.spm(f32, 1, kColumns, Stages(2)), y = k.spm(f32, 1, kColumns, Stages(2));
   Reg width = a.dim(1);
   k.loop(k.pid_y(), a.dim(0), k.grid_y(), [&](Reg row) {

@@ -49,7 +49,7 @@ void pieces(Builder& k, const Tensor& A, const Tensor& W, const StagedTile& a, c
 KernelCode matmul(DType weight, bool add) {
   Builder k(std::string("matmul_") + hw::info(weight).name + (add ? "_add" : ""));
   const uint32_t d = depth(weight);
-  auto A = k.tensor("a", f32, 2), W = k.tensor("w", weight, 2), C = k.tensor("c", f32, 2);
+  auto A = k.any_tensor("a", 2), W = k.tensor("w", weight, 2), C = k.tensor("c", f32, 2);
   auto a = k.spm(activation(weight), kRows, d, Stages(2)), w = k.spm(weight, kColumns, d, Stages(2));
   auto acc = k.acc(kRows, kColumns), out = k.spm(f32, kRows, kColumns);
   pieces(

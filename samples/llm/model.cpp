@@ -53,9 +53,32 @@ const char* dtype_name(jalDType t) {
   return "";
 }
 
+uint64_t row_bytes(jalDType t, uint64_t columns) {
+  switch (t) {
+    case jalF32:
+    case jalI32:
+      return columns * 4;
+    case jalBF16:
+    case jalF16:
+      return columns * 2;
+    case jalI8:
+      return columns;
+    case jalQ8_0:
+      return columns / 32 * 34;
+    case jalQ4_0:
+      return columns / 32 * 18;
+  }
+  return 0;
+}
+
 uint32_t blocks(uint32_t n, uint32_t size) { return (n + size - 1) / size; }
 
 }  // namespace
+
+jalDType Model::Weight::input() const { return dtype == jalQ4_0 ? jalQ8_0 : dtype; }
+jalDType Model::Stack::input() const {
+  return pieces.size() == 1 ? pieces[0].weight.input() : jalF32;  // of different types: each converts for itself
+}
 
 Model::Weight Model::take(const Gguf& file, const std::string& name, uint64_t rows, uint64_t columns, bool vector,
                           bool required) {
@@ -209,9 +232,10 @@ Model::Model(const jalapeno::Device& device, const Gguf& file, uint32_t context,
   chunk_ = std::min(kChunk, h_.context);
   const uint32_t most = std::max(chunk_, sequences_);  // rows of one pass
   auto floats = [&](uint64_t n) { return jalapeno::Buffer<float>(device_, n); };
-  x_ = floats(uint64_t{most} * h_.width), norm_ = floats(uint64_t{most} * h_.width);
-  qkv_ = floats(most * (q_width + 2 * kv_width)), attention_ = floats(most * q_width);
-  gate_up_ = floats(uint64_t{most} * h_.ffn * 2);
+  auto bytes = [&](uint64_t n) { return jalapeno::Buffer<uint8_t>(device_, n * sizeof(float)); };  // the widest type
+  x_ = floats(uint64_t{most} * h_.width), norm_ = bytes(uint64_t{most} * h_.width);
+  qkv_ = floats(most * (q_width + 2 * kv_width)), attention_ = bytes(most * q_width);
+  gate_up_ = floats(uint64_t{most} * h_.ffn * 2), hidden_ = bytes(uint64_t{most} * h_.ffn);
   // Logits of a whole chunk are only asked for by logits(), which makes room itself.
   logits_ = floats(uint64_t{sequences_} * h_.vocabulary);
   prompt_ = jalapeno::Buffer<int32_t>(device_, chunk_), prompt_position_ = jalapeno::Buffer<int32_t>(device_, 1);
@@ -292,7 +316,7 @@ void Model::forward(const Pass& pass, bool all_logits) {
   const std::string rope_suffix = "interleaved_d" + std::to_string(h_.head) + "_r" + std::to_string(h_.rotated);
   const std::string attention_suffix = std::string(dtype_name(kv_type_)) + "_d" + std::to_string(h_.head);
   const uint32_t qkv_width = q_width + 2 * kv_width;
-  const jalTensor x = rows(x_, n, h_.width), norm = rows(norm_, n, h_.width), attended = rows(attention_, n, q_width);
+  const jalTensor x = rows(x_, n, h_.width);
   const jalTensor q = columns(qkv_, n, qkv_width, 0, q_width), k = columns(qkv_, n, qkv_width, q_width, kv_width),
                   v = columns(qkv_, n, qkv_width, q_width + kv_width, kv_width);
   const jalTensor gate = columns(gate_up_, n, 2 * h_.ffn, 0, h_.ffn),
@@ -303,9 +327,9 @@ void Model::forward(const Pass& pass, bool all_logits) {
   const auto group = static_cast<int32_t>(h_.heads / h_.kv_heads);
   // [sequences, heads, head] as a step sees it, [heads, tokens, head] as a prompt does
   auto heads = [&](const jalTensor& matrix) {
-    jalTensor t = tensor(matrix.data, jalF32, {n, h_.heads, h_.head});
-    const uint64_t row = matrix.stride[0] != 0 ? matrix.stride[0] : uint64_t{q_width} * 4;
-    t.stride[0] = row, t.stride[1] = uint64_t{h_.head} * 4;
+    jalTensor t = tensor(matrix.data, matrix.dtype, {n, h_.heads, h_.head});
+    t.stride[0] = matrix.stride[0] != 0 ? matrix.stride[0] : row_bytes(matrix.dtype, q_width);
+    t.stride[1] = row_bytes(matrix.dtype, h_.head);
     if (pass.step) return t;
     std::swap(t.shape[0], t.shape[1]), std::swap(t.stride[0], t.stride[1]);
     return t;
@@ -314,10 +338,14 @@ void Model::forward(const Pass& pass, bool all_logits) {
   for (Layer& l : layers_) {
     const jalTensor keys = tensor(l.keys.data(), kv_type_, {sequences_ * pages_ * kPage, kv_width}),
                     values = tensor(l.values.data(), kv_type_, {sequences_ * pages_ * kPage, kv_width});
+    jalTensor norm = tensor(norm_.data(), l.qkv.input(), {n, h_.width});
     launch(stream_, {n}, kernel("rmsnorm"), x, l.attn_norm.vector(), norm, h_.eps);
     multiply(l.qkv, norm, qkv_);
     launch(stream_, {n}, kernel("rope_" + rope_suffix), q, cosine, sine, pass.position, q);
     launch(stream_, {n}, kernel("rope_kv_" + rope_suffix), k, v, cosine, sine, pass.position, pass.table, keys, values);
+    // A head that is no whole number of blocks cannot be written in blocks.
+    const jalDType attended_type = l.o.input() == jalQ8_0 && h_.head % 32 != 0 ? jalF32 : l.o.input();
+    const jalTensor attended = tensor(attention_.data(), attended_type, {n, q_width});
     if (pass.step)
       launch(stream_, {h_.kv_heads, n}, kernel("attention_decode_" + attention_suffix), heads(q), keys, values,
              pass.position, pass.table, heads(attended), group, scale);
@@ -325,15 +353,18 @@ void Model::forward(const Pass& pass, bool all_logits) {
       launch(stream_, {h_.heads, blocks(n, 64)}, kernel("attention_paged_" + attention_suffix), heads(q), keys, values,
              pass.position, tensor(pass.table.data, jalI32, {pages_}), heads(attended), group, scale);
     multiply(l.o, attended, x, true);
+    norm = tensor(norm_.data(), l.gate_up.input(), {n, h_.width});
     launch(stream_, {n}, kernel("rmsnorm"), x, l.ffn_norm.vector(), norm, h_.eps);
     multiply(l.gate_up, norm, gate_up_);
-    launch(stream_, {blocks(h_.ffn, 8192), n}, kernel("swiglu"), gate, up, gate);
-    multiply(l.down, gate, x, true);
+    const jalTensor hidden = tensor(hidden_.data(), l.down.input(), {n, h_.ffn});
+    launch(stream_, {blocks(h_.ffn, 8192), n}, kernel("swiglu"), gate, up, hidden);
+    multiply(l.down, hidden, x, true);
   }
   const uint32_t first = all_logits || pass.step ? 0 : n - 1, count = n - first;
+  const jalTensor last = tensor(norm_.data(), output_.input(), {count, h_.width});
   launch(stream_, {count}, kernel("rmsnorm"), tensor(x_.data() + size_t{first} * h_.width, jalF32, {count, h_.width}),
-         output_norm_.vector(), rows(norm_, count, h_.width), h_.eps);
-  multiply(output_, rows(norm_, count, h_.width), rows(logits_, count, h_.vocabulary), false);
+         output_norm_.vector(), last, h_.eps);
+  multiply(output_, last, rows(logits_, count, h_.vocabulary), false);
 }
 
 void Model::run_chunk(std::span<const int32_t> tokens, uint32_t s, bool all_logits) {

@@ -52,6 +52,7 @@ class Model {
     jalDType dtype = jalF32;
     uint32_t rows = 0, columns = 0;
     jalTensor tensor() const { return jalapeno::tensor(data, dtype, {rows, columns}); }
+    jalDType input() const;  // what its multiplication takes: blocks of int8 for weights in blocks
     jalTensor vector() const { return jalapeno::tensor(data, dtype, {columns}); }
   };
   // Matrices that multiply the same input, one below the other: one launch where their types agree.
@@ -62,6 +63,7 @@ class Model {
     };
     std::vector<Piece> pieces;
     uint32_t rows = 0;
+    jalDType input() const;  // what its multiplications take
   };
   struct Layer {
     Weight attn_norm, o, ffn_norm, down;
@@ -117,7 +119,8 @@ class Model {
   jalDType kv_type_ = jalBF16;
   Weight embedding_, output_norm_, output_;
   std::vector<Layer> layers_;
-  jalapeno::Buffer<float> cosine_, sine_, x_, norm_, qkv_, attention_, gate_up_, logits_;
+  jalapeno::Buffer<float> cosine_, sine_, x_, qkv_, gate_up_, logits_;
+  jalapeno::Buffer<uint8_t> norm_, attention_, hidden_;  // in the type the next multiplication takes
   // Of prompts, and of the sequences: each one's token to be fed, its position, and the pages of its cache.
   jalapeno::Buffer<int32_t> prompt_, prompt_position_, tokens_, position_device_, table_;
   jalapeno::HostBuffer<int32_t> token_host_;

@@ -86,7 +86,7 @@ class Multiply {
   // All copies, until done.
   void run() {
     for (const auto& args : arguments_)
-      check(jalLaunchKernel(kernel_.get(), (n_ + 63) / 64, (m_ + 31) / 32, 1, args.data(),
+      check(jalLaunchKernel(kernel_.get(), (n_ + 255) / 256, (m_ + 255) / 256, 1, args.data(),
                             static_cast<uint32_t>(args.size()), stream_.get()));
     stream_.synchronize();
   }
