@@ -382,8 +382,17 @@ void Chip::copy_bytes(Memory& memory, uint64_t source, uint64_t destination, uin
   if (bytes == 0) return;
   Memory other = memory;
   memory.each(source, bytes, hw::kAccessRead, [&](std::byte* from, uint64_t n, uint64_t at) {
-    other.each(destination + at, n, hw::kAccessWrite,
-               [&](std::byte* to, uint64_t m, uint64_t inner) { std::memmove(to, from + inner, m); });
+    other.each(destination + at, n, hw::kAccessWrite, [&](std::byte* to, uint64_t m, uint64_t inner) {
+      constexpr uint64_t kPiece = 1 << 20;
+      const std::byte* begin = from + inner;
+      if (m < 4 * kPiece || (begin < to + m && to < begin + m)) {
+        std::memmove(to, begin, m);
+        return;
+      }
+      pool_.run(static_cast<uint32_t>((m + kPiece - 1) / kPiece), [&](Core&, uint32_t k) {
+        std::memcpy(to + k * kPiece, begin + k * kPiece, std::min(kPiece, m - k * kPiece));
+      });
+    });
   });
 }
 

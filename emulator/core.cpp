@@ -1,5 +1,7 @@
 #include "core.hpp"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -16,7 +18,21 @@ using hw::Instruction;
 using hw::Op;
 using hw::Status;
 
-std::byte* allocate(uint32_t bytes) { return static_cast<std::byte*>(::operator new (bytes, std::align_val_t{4096})); }
+// Zeroed, in huge pages where there are any: touching four megabytes page by page costs more than a process's start.
+constexpr size_t kHugePage = 2 << 20;
+size_t rounded(uint32_t bytes) { return (bytes + kHugePage - 1) / kHugePage * kHugePage; }
+std::byte* allocate(uint32_t bytes) {
+  // One huge page more than is needed, so that there is an aligned beginning; the rest goes back.
+  const size_t size = rounded(bytes);
+  void* p = mmap(nullptr, size + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (p == MAP_FAILED) throw std::bad_alloc();
+  const auto begin = reinterpret_cast<uintptr_t>(p), aligned = (begin + kHugePage - 1) / kHugePage * kHugePage;
+  if (aligned != begin) munmap(p, aligned - begin);
+  if (begin + kHugePage != aligned) munmap(reinterpret_cast<void*>(aligned + size), begin + kHugePage - aligned);
+  madvise(reinterpret_cast<void*>(aligned), size, MADV_HUGEPAGE);
+  return reinterpret_cast<std::byte*>(aligned);
+}
+void release(std::byte* p, uint32_t bytes) { munmap(p, rounded(bytes)); }
 
 [[noreturn]] void divide_by_zero() { throw Fault(Status::kDivideByZero, "integer division by zero"); }
 
@@ -191,15 +207,13 @@ Core::Core(const ChipConfig& config, const EmulatorOptions& options, uint32_t in
       cycle_(1 / config.core_clock_ghz),
       spm_(allocate(config.spm_bytes)),
       acc_(allocate(config.acc_bytes)) {
-  std::memset(spm_, 0, config.spm_bytes);
-  std::memset(acc_, 0, config.acc_bytes);
-  for (auto& s : scratch_) s.resize(65536 + 16);
+  for (auto& s : scratch_) s = std::make_unique_for_overwrite<float[]>(65536 + 16);
   if (options.check()) checker_ = std::make_unique<Checker>(options, config.spm_bytes, config.acc_bytes);
 }
 
 Core::~Core() {
-  ::operator delete (spm_, std::align_val_t{4096});
-  ::operator delete (acc_, std::align_val_t{4096});
+  release(spm_, config_.spm_bytes);
+  release(acc_, config_.acc_bytes);
 }
 
 Tally Core::run(const Launch& launch, std::array<uint32_t, 3> pid) {
@@ -413,12 +427,12 @@ Core::Operand Core::multiplicand(const Instruction& i, int t) {
 const float* Core::load_row(const Tile& t, uint32_t row, int scratch) {
   const std::byte* p = data(t, row);
   if (t.dtype == hw::DType::kF32) return reinterpret_cast<const float*>(p);
-  host_.load(t.dtype, p, t.columns, scratch_[scratch].data());
-  return scratch_[scratch].data();
+  host_.load(t.dtype, p, t.columns, scratch_[scratch].get());
+  return scratch_[scratch].get();
 }
 
 float* Core::row_buffer(const Tile& t, uint32_t row, int scratch) {
-  return t.dtype == hw::DType::kF32 ? reinterpret_cast<float*>(data(t, row)) : scratch_[scratch].data();
+  return t.dtype == hw::DType::kF32 ? reinterpret_cast<float*>(data(t, row)) : scratch_[scratch].get();
 }
 
 void Core::store_row(const Tile& t, uint32_t row, const float* values) {

@@ -147,7 +147,7 @@ class Core {
   uint32_t index_;
   double cycle_;  // ns
   std::byte *spm_, *acc_;
-  std::vector<float> scratch_[4];
+  std::unique_ptr<float[]> scratch_[4];
   std::vector<std::pair<float, int32_t>> candidates_;
   std::unique_ptr<Checker> checker_;
 

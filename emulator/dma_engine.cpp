@@ -37,8 +37,8 @@ void Core::count_traffic(uint64_t address, uint64_t bytes, bool store) {
 // A row as f32: in place where it is that already, and aligned to it.
 const float* Core::as_floats(hw::DType type, const std::byte* p, uint32_t columns, int scratch) {
   if (type == hw::DType::kF32 && reinterpret_cast<uintptr_t>(p) % 4 == 0) return reinterpret_cast<const float*>(p);
-  host_.load(type, p, columns, scratch_[scratch].data());
-  return scratch_[scratch].data();
+  host_.load(type, p, columns, scratch_[scratch].get());
+  return scratch_[scratch].get();
 }
 
 // One row between memory and scratchpad, types converted. `add` reads, adds and writes back.
@@ -55,19 +55,19 @@ void Core::move_row(const hw::TensorDescriptor& tensor, uint64_t address, std::b
       if (same)
         std::memcpy(tile, bounce.data(), bytes);
       else
-        host_.load(tensor.dtype, bounce.data(), columns, scratch_[0].data()),
-            host_.store(tile_type, scratch_[0].data(), columns, tile);
+        host_.load(tensor.dtype, bounce.data(), columns, scratch_[0].get()),
+            host_.store(tile_type, scratch_[0].get(), columns, tile);
       return;
     }
-    host_.load(tile_type, tile, columns, scratch_[0].data());
+    host_.load(tile_type, tile, columns, scratch_[0].get());
     if (add) {
-      host_.load(tensor.dtype, bounce.data(), columns, scratch_[1].data());
-      host_.binary(hw::BinaryOp::kAdd, scratch_[0].data(), scratch_[1].data(), scratch_[0].data(), columns);
+      host_.load(tensor.dtype, bounce.data(), columns, scratch_[1].get());
+      host_.binary(hw::BinaryOp::kAdd, scratch_[0].get(), scratch_[1].get(), scratch_[0].get(), columns);
     }
     if (same)
       std::memcpy(bounce.data(), tile, bytes);
     else
-      host_.store(tensor.dtype, scratch_[0].data(), columns, bounce.data());
+      host_.store(tensor.dtype, scratch_[0].get(), columns, bounce.data());
     memory_.write(address, bounce.data(), bytes);
     return;
   }
@@ -87,7 +87,7 @@ void Core::move_row(const hw::TensorDescriptor& tensor, uint64_t address, std::b
   const float* values = as_floats(tile_type, tile, columns, 0);
   if (add) {
     const float* present = as_floats(tensor.dtype, memory, columns, 1);
-    float* sum = tensor.dtype == hw::DType::kF32 ? reinterpret_cast<float*>(memory) : scratch_[0].data();
+    float* sum = tensor.dtype == hw::DType::kF32 ? reinterpret_cast<float*>(memory) : scratch_[0].get();
     host_.binary(hw::BinaryOp::kAdd, values, present, sum, columns);
     values = sum;
   }
@@ -95,10 +95,10 @@ void Core::move_row(const hw::TensorDescriptor& tensor, uint64_t address, std::b
 }
 
 namespace {
-void fill_row(const HostKernels& host, std::vector<float>& scratch, std::byte* tile, hw::DType type, uint32_t columns,
+void fill_row(const HostKernels& host, float* scratch, std::byte* tile, hw::DType type, uint32_t columns,
               float value) {
-  std::fill_n(scratch.data(), columns, value);
-  host.store(type, scratch.data(), columns, tile);
+  std::fill_n(scratch, columns, value);
+  host.store(type, scratch, columns, tile);
 }
 }  // namespace
 
@@ -163,7 +163,7 @@ void Core::dma_box(const Instruction& i, bool store) {
   for (uint32_t r = 0; r < t.rows; ++r) {
     const bool row_valid = valid > 0 && row0 + r >= 0 && row0 + r < rows;
     if (!store && (!row_valid || valid != t.columns))
-      fill_row(host_, scratch_[2], data(t, r), t.dtype, t.columns, as_float(i.imm1));
+      fill_row(host_, scratch_[2].get(), data(t, r), t.dtype, t.columns, as_float(i.imm1));
     if (!row_valid) continue;
     const uint64_t address = first + static_cast<uint64_t>(row0 + r) * stride;
     move_row(x, address, data(t, r) + hw::row_bytes(t.dtype, static_cast<uint64_t>(skip)), t.dtype,
@@ -199,7 +199,7 @@ void Core::dma_rows(const Instruction& i, bool store) {
         throw Fault(Status::kOutOfBounds, "index %d selects row %lld of a tensor of %u rows", which,
                     static_cast<long long>(row), x.shape[0])
             .tile(i.t[1]);
-      if (!store) fill_row(host_, scratch_[2], data(t, r), t.dtype, t.columns, 0);
+      if (!store) fill_row(host_, scratch_[2].get(), data(t, r), t.dtype, t.columns, 0);
       continue;
     }
     const uint64_t address = hw::raw(x.base) + static_cast<uint64_t>(row) * x.stride[0] +

@@ -153,7 +153,7 @@ void Core::rope(const Instruction& i) {
     const float* in_row = load_row(x, r, 0);
     const float* c = load_row(cosine, cosine.rows == 1 ? 0 : r, 2);
     const float* s = load_row(sine, sine.rows == 1 ? 0 : r, 3);
-    float* out_row = scratch_[1].data();
+    float* out_row = scratch_[1].get();
     std::memcpy(out_row, in_row, size_t{x.columns} * 4);
     for (uint32_t h = 0; h < x.columns; h += head)
       for (uint32_t k = 0; k < half; ++k) {
@@ -293,7 +293,7 @@ double Core::vector(const Instruction& i) {
       const auto act = static_cast<hw::ActOp>(i.sub);
       for (uint32_t r = 0; r < o.rows; ++r) {
         const float *x = load_row(a, r, 0), *y = load_row(b, r, 2);
-        float* g = scratch_[3].data();
+        float* g = scratch_[3].get();
         if (act == hw::ActOp::kNone)
           std::memcpy(g, x, size_t{o.columns} * 4);
         else

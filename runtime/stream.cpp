@@ -301,8 +301,11 @@ void Stream::copy_batch(void* const* destinations, const void* const* sources, c
   if (count == 0) return;
   required(destinations, "destinations"), required(sources, "sources"), required(bytes, "bytes");
   std::vector<hw::CopyPacket> packets;
+  packets.reserve(count);
+  std::optional<Region> from, to;  // batches mostly stay inside one allocation
   for (size_t k = 0; k < count; ++k) {
-    const auto from = Registry::get().find(sources[k]), to = Registry::get().find(destinations[k]);
+    if (!from || !from->contains(sources[k], bytes[k])) from = Registry::get().find(sources[k]);
+    if (!to || !to->contains(destinations[k], bytes[k])) to = Registry::get().find(destinations[k]);
     if (!from || !to || from->kind == MemoryKind::kRegistered || to->kind == MemoryKind::kRegistered ||
         from->context != context_.get() || to->context != context_.get() || !from->contains(sources[k], bytes[k]) ||
         !to->contains(destinations[k], bytes[k]))
@@ -314,7 +317,8 @@ void Stream::copy_batch(void* const* destinations, const void* const* sources, c
     packets.push_back(p);
   }
   std::unique_lock lock(mutex_);
-  for (const auto& p : packets) submit(lock, p, {"copy"}, false);  // one doorbell for all
+  // One doorbell for the first few, so that the device starts, and one for all.
+  for (size_t k = 0; k < packets.size(); ++k) submit(lock, packets[k], {"copy"}, k == 7);
   if (capture_ == nullptr) queue_.ring();
 }
 
