@@ -74,6 +74,7 @@ inline void pack_rows(const std::byte* b, size_t pitch, uint32_t columns, uint32
   }
 }
 
+// One step of a sum. In assembly because GCC 12 otherwise moves the 24 sums of a block between registers and stack.
 struct F32Words {
   static constexpr uint32_t kPerWord = 1;
   static constexpr bool kInteger = false;
@@ -81,7 +82,8 @@ struct F32Words {
     return _mm512_maskz_loadu_epi32(static_cast<__mmask16>((1u << n) - 1), p);
   }
   static __m512 step(__m512 sum, __m512i a, __m512i b) {
-    return _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), sum);
+    asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+    return sum;
   }
 };
 #if defined(__AVX512BF16__)
@@ -91,7 +93,10 @@ struct Bf16Words {
   static __m512i load_some(const std::byte* p, uint32_t n) {
     return _mm512_maskz_loadu_epi16(static_cast<__mmask32>((1u << n) - 1), p);
   }
-  static __m512 step(__m512 sum, __m512i a, __m512i b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
+  static __m512 step(__m512 sum, __m512i a, __m512i b) {
+    asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+    return sum;
+  }
 };
 #endif
 #if defined(__AVX512VNNI__)
@@ -99,26 +104,26 @@ struct I8Words {  // sums are int32 in the lanes of a float vector
   static constexpr uint32_t kPerWord = 4;
   static constexpr bool kInteger = true;
   static __m512 step(__m512 sum, __m512i a, __m512i b) {
-    return _mm512_castsi512_ps(_mm512_dpbusd_epi32(_mm512_castps_si512(sum), b, a));
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(b), "v"(a));
+    return sum;
   }
 };
 #endif
 
-// kM rows of A against one panel.
+constexpr int kGroup = 12;  // rows of A that share a look at the panel: 24 sums, and the rest of the registers for B
+
+// kM rows of A, word by word, against one panel.
 template <class Words, int kM>
-inline void panel_rows(const MultiplyArgs& x, const std::byte* a, uint32_t m, uint32_t n, uint32_t columns,
-                       uint32_t words, const void* panel, bool add) {
+inline void panel_rows(const MultiplyArgs& x, const int32_t* group, uint32_t m, uint32_t n, uint32_t columns,
+                       uint32_t words, const int32_t* panel, bool add) {
   __m512 sum[kM][2];
 #pragma GCC unroll 16
   for (int i = 0; i < kM; ++i) sum[i][0] = sum[i][1] = _mm512_setzero_ps();
-  auto* b = static_cast<const __m512i*>(panel);
   for (uint32_t w = 0; w < words; ++w) {
-    const __m512i b0 = _mm512_load_si512(b + w * 2), b1 = _mm512_load_si512(b + w * 2 + 1);
+    const __m512i b0 = _mm512_load_si512(panel + w * 32), b1 = _mm512_load_si512(panel + w * 32 + 16);
 #pragma GCC unroll 16
     for (int i = 0; i < kM; ++i) {
-      int32_t word;
-      std::memcpy(&word, a + x.a_pitch * static_cast<size_t>(i) + size_t{w} * 4, 4);
-      const __m512i av = _mm512_set1_epi32(word);
+      const __m512i av = _mm512_set1_epi32(group[w * kGroup + static_cast<uint32_t>(i)]);
       sum[i][0] = Words::step(sum[i][0], av, b0);
       sum[i][1] = Words::step(sum[i][1], av, b1);
     }
@@ -152,31 +157,53 @@ inline void row_blocks(uint32_t rows, F f) {
   if (m < rows) rest(rest, std::integral_constant<int, kMost - 1>{});
 }
 
-// B is [n, k]; k is a multiple of Words::kPerWord.
-template <class Words>
-void multiply_packed(const MultiplyArgs& x) {
+// group[word][row] from up to kGroup rows of A.
+inline void pack_group(const std::byte* a, size_t pitch, uint32_t rows, uint32_t words, int32_t* group) {
+  for (uint32_t w = 0; w < words; w += 16) {
+    const uint32_t n = std::min(words - w, 16u);
+    const Transposed t = transpose(a + size_t{w} * 4, pitch, rows, static_cast<__mmask16>((1u << n) - 1));
+    for (uint32_t i = 0; i < n; ++i) _mm512_mask_storeu_epi32(group + (w + i) * kGroup, (1u << kGroup) - 1, t.v[i]);
+  }
+}
+
+// k is a multiple of Words::kPerWord. pack(n, columns, first word, words, panel) brings a part of B into lane order.
+template <class Words, class Pack>
+void multiply_panels(const MultiplyArgs& x, Pack pack) {
   alignas(64) static thread_local int32_t panel[kPanelWords * kPanelColumns];
+  static thread_local Scratch group_memory;
+  constexpr size_t kGroupWords = size_t{kPanelWords} * kGroup;
+  auto* groups = reinterpret_cast<int32_t*>(group_memory.reserve((x.m + kGroup - 1) / kGroup * kGroupWords));
   const uint32_t words = x.k / Words::kPerWord;
-  const __m512i flip = Words::kInteger ? _mm512_set1_epi8(-128) : _mm512_setzero_si512();
-  for (uint32_t n = 0; n < x.n; n += kPanelColumns) {
-    const uint32_t columns = std::min(x.n - n, kPanelColumns);
-    for (uint32_t w = 0; w < words; w += kPanelWords) {
-      const uint32_t here = std::min(words - w, kPanelWords);
-      pack_rows(x.b + x.b_pitch * n + size_t{w} * 4, x.b_pitch, columns, here, flip, panel);
-      const bool add = x.accumulate || w > 0;
-      row_blocks<12>(x.m, [&](auto rows, uint32_t m) {
-        panel_rows<Words, rows>(x, x.a + x.a_pitch * m + size_t{w} * 4, m, n, columns, here, panel, add);
+  for (uint32_t w = 0; w < words; w += kPanelWords) {
+    const uint32_t here = std::min(words - w, kPanelWords);
+    const bool add = x.accumulate || w > 0;
+    for (uint32_t m = 0; m < x.m; m += kGroup)
+      pack_group(x.a + x.a_pitch * m + size_t{w} * 4, x.a_pitch, std::min<uint32_t>(x.m - m, kGroup), here,
+                 groups + m / kGroup * kGroupWords);
+    for (uint32_t n = 0; n < x.n; n += kPanelColumns) {
+      const uint32_t columns = std::min(x.n - n, kPanelColumns);
+      pack(n, columns, w, here, panel);
+      row_blocks<kGroup>(x.m, [&](auto rows, uint32_t m) {
+        panel_rows<Words, rows>(x, groups + m / kGroup * kGroupWords, m, n, columns, here, panel, add);
       });
     }
   }
+}
+
+// B is [n, k].
+template <class Words>
+void multiply_packed(const MultiplyArgs& x) {
+  const __m512i flip = Words::kInteger ? _mm512_set1_epi8(-128) : _mm512_setzero_si512();
+  multiply_panels<Words>(x, [&](uint32_t n, uint32_t columns, uint32_t w, uint32_t words, int32_t* panel) {
+    pack_rows(x.b + x.b_pitch * n + size_t{w} * 4, x.b_pitch, columns, words, flip, panel);
+  });
   if constexpr (Words::kInteger) {  // the panel held b + 128: take 128 times the row sums of A away
     for (uint32_t m = 0; m < x.m; ++m) {
       auto* a = reinterpret_cast<const int8_t*>(x.a + x.a_pitch * m);
-      auto* c = reinterpret_cast<int32_t*>(row(x.c, x.c_pitch, m));
+      auto* c = reinterpret_cast<uint32_t*>(row(x.c, x.c_pitch, m));
       int32_t sum = 0;
       for (uint32_t k = 0; k < x.k; ++k) sum += a[k];
-      for (uint32_t n = 0; n < x.n; ++n)
-        c[n] = static_cast<int32_t>(static_cast<uint32_t>(c[n]) - 128u * static_cast<uint32_t>(sum));
+      for (uint32_t n = 0; n < x.n; ++n) c[n] -= 128u * static_cast<uint32_t>(sum);
     }
   }
 }
@@ -184,38 +211,28 @@ void multiply_packed(const MultiplyArgs& x) {
 // B is [k, n], both f32 or both bf16: its rows already have the columns in lanes.
 template <class Words>
 void multiply_packed_by_rows(const MultiplyArgs& x) {
-  alignas(64) static thread_local int32_t panel[kPanelWords * kPanelColumns];
-  const uint32_t words = x.k / Words::kPerWord;
-  for (uint32_t n = 0; n < x.n; n += kPanelColumns) {
-    const uint32_t columns = std::min(x.n - n, kPanelColumns);
-    for (uint32_t w = 0; w < words; w += kPanelWords) {
-      const uint32_t here = std::min(words - w, kPanelWords);
-      for (uint32_t i = 0; i < here; ++i) {
-        auto* out = reinterpret_cast<__m512i*>(panel) + i * 2;
-        const std::byte* b = x.b + x.b_pitch * size_t{w + i} * Words::kPerWord;
-        if constexpr (Words::kPerWord == 1) {
-          for (uint32_t half = 0; half < 2; ++half) {
-            const uint32_t left = columns > half * 16 ? columns - half * 16 : 0;
-            const __mmask16 mask = left >= 16 ? 0xFFFF : static_cast<__mmask16>((1u << left) - 1);
-            _mm512_store_si512(out + half, _mm512_maskz_loadu_epi32(mask, b + size_t{n + half * 16} * 4));
-          }
-        } else {
-          const auto mask = static_cast<__mmask32>((uint64_t{1} << columns) - 1);
-          const __m512i even = _mm512_maskz_loadu_epi16(mask, b + size_t{n} * 2),
-                        odd = _mm512_maskz_loadu_epi16(mask, b + x.b_pitch + size_t{n} * 2);
-          const __m512i low = _mm512_unpacklo_epi16(even, odd), high = _mm512_unpackhi_epi16(even, odd);
-          const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11),
-                        second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
-          _mm512_store_si512(out, _mm512_permutex2var_epi64(low, first, high));
-          _mm512_store_si512(out + 1, _mm512_permutex2var_epi64(low, second, high));
+  multiply_panels<Words>(x, [&](uint32_t n, uint32_t columns, uint32_t w, uint32_t words, int32_t* panel) {
+    for (uint32_t i = 0; i < words; ++i) {
+      auto* out = reinterpret_cast<__m512i*>(panel) + i * 2;
+      const std::byte* b = x.b + x.b_pitch * size_t{w + i} * Words::kPerWord;
+      if constexpr (Words::kPerWord == 1) {
+        for (uint32_t half = 0; half < 2; ++half) {
+          const uint32_t left = columns > half * 16 ? columns - half * 16 : 0;
+          const __mmask16 mask = left >= 16 ? 0xFFFF : static_cast<__mmask16>((1u << left) - 1);
+          _mm512_store_si512(out + half, _mm512_maskz_loadu_epi32(mask, b + size_t{n + half * 16} * 4));
         }
+      } else {
+        const auto mask = static_cast<__mmask32>((uint64_t{1} << columns) - 1);
+        const __m512i even = _mm512_maskz_loadu_epi16(mask, b + size_t{n} * 2),
+                      odd = _mm512_maskz_loadu_epi16(mask, b + x.b_pitch + size_t{n} * 2);
+        const __m512i low = _mm512_unpacklo_epi16(even, odd), high = _mm512_unpackhi_epi16(even, odd);
+        const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11),
+                      second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+        _mm512_store_si512(out, _mm512_permutex2var_epi64(low, first, high));
+        _mm512_store_si512(out + 1, _mm512_permutex2var_epi64(low, second, high));
       }
-      const bool add = x.accumulate || w > 0;
-      row_blocks<12>(x.m, [&](auto rows, uint32_t m) {
-        panel_rows<Words, rows>(x, x.a + x.a_pitch * m + size_t{w} * 4, m, n, columns, here, panel, add);
-      });
     }
-  }
+  });
 }
 
 #if defined(__AVX512VNNI__)
