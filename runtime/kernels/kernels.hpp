@@ -10,6 +10,7 @@ inline constexpr uint32_t kMaxRow = 16384;
 inline constexpr uint32_t kPage = 16;  // tokens of a KV page
 
 tile::KernelCode matmul(tile::DType weight, bool add);
+tile::KernelCode matvec(tile::DType weight, bool add);
 tile::KernelCode matmul_i8();
 tile::KernelCode embed();
 tile::KernelCode rmsnorm();

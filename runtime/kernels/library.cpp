@@ -38,7 +38,10 @@ KernelCode make(const std::string& name) {
   if (name == "matmul_i8") return k::matmul_i8();
   for (DType t : {tile::f32, tile::bf16, tile::f16, tile::q8_0, tile::q4_0})
     for (bool add : {false, true})
-      if (name == std::string("matmul_") + hw::info(t).name + (add ? "_add" : "")) return k::matmul(t, add);
+      if (name == std::string("matmul_") + hw::info(t).name + (add ? "_add" : ""))
+        return k::matmul(t, add);
+      else if (name == std::string("matvec_") + hw::info(t).name + (add ? "_add" : ""))
+        return k::matvec(t, add);
   if (const uint32_t count = number(name, "_k"); count >= 1 && count <= hw::kMaxTopK) {
     if (starts(name, "topk_k")) return k::topk(count);
     if (starts(name, "sample_k")) return k::sample(count);

@@ -277,21 +277,23 @@ void Model::make_rope_tables(const Gguf& file) {
   sine_ = jalapeno::Buffer<float>(device_, std::span<const float>(s));
 }
 
-// Enough programs to fill the cores, or at least to saturate the memory when there is one row, and no more: the larger
-// a program's piece, the longer its weights stay in place.
+// Few rows: at least as many programs as saturate the memory. Many: as many as fill the cores, and no more, because the
+// larger a program's piece, the longer its weights stay in place.
 void Model::multiply(const Weight& w, const jalTensor& in, const jalTensor& out, bool add) {
-  constexpr uint32_t kMost = 256, kStreams = 8;
+  constexpr uint32_t kStreams = 8, kFew = 16;
   const uint32_t m = in.shape[0];
-  uint32_t rows = kMost, columns = kMost;
+  const bool few = m <= kFew;
+  uint32_t rows = 256, columns = few ? 128 : 256;
   auto programs = [&] { return uint64_t{blocks(m, rows)} * blocks(w.rows, columns); };
-  while (programs() < (m <= 16 ? kStreams : cores_) && columns > 64) {
+  while (programs() < (few ? kStreams : cores_) && columns > 64) {
     if (rows > columns && m > rows / 2)
       rows /= 2;
     else
       columns /= 2;
   }
   launch(stream_, {blocks(w.rows, columns), blocks(m, rows)},
-         kernel(std::string("matmul_") + dtype_name(w.dtype) + (add ? "_add" : "")), in, w.tensor(), out);
+         kernel(std::string(few ? "matvec_" : "matmul_") + dtype_name(w.dtype) + (add ? "_add" : "")), in, w.tensor(),
+         out);
 }
 
 void Model::multiply(const Stack& w, const jalTensor& in, const jalapeno::Buffer<float>& out) {

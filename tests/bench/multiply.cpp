@@ -22,10 +22,10 @@ struct Format {
   double share_of_peak;
 };
 constexpr Format kF32{"f32", jalF32, jalF32, Peak::kFma, Type::kF32, 1, 4, 0.9};
-constexpr Format kBf16{"bf16", jalBF16, jalF32, Peak::kBf16, Type::kBf16, 1, 2, 0.92};
+constexpr Format kBf16{"bf16", jalBF16, jalBF16, Peak::kBf16, Type::kBf16, 1, 2, 0.92};
 constexpr Format kI8{"i8", jalI8, jalI8, Peak::kInt8, Type::kInt8, 1, 1, 0.85};
-constexpr Format kQ8{"q8_0", jalQ8_0, jalF32, Peak::kInt8, std::nullopt, 32, 34, 0.85};
-constexpr Format kQ4{"q4_0", jalQ4_0, jalF32, Peak::kInt8, std::nullopt, 32, 18, 0.85};
+constexpr Format kQ8{"q8_0", jalQ8_0, jalQ8_0, Peak::kInt8, std::nullopt, 32, 34, 0.85};
+constexpr Format kQ4{"q4_0", jalQ4_0, jalQ8_0, Peak::kInt8, std::nullopt, 32, 18, 0.85};
 
 std::vector<std::byte> values(jalDType type, size_t count) {
   std::vector<std::byte> out;
@@ -60,7 +60,8 @@ class Multiply {
         copies_(copies),
         device_(device_uri(threads)),
         stream_(device_),
-        kernel_(jalapeno::library_kernel(device_, std::string("matmul_") + f.name)),
+        kernel_(jalapeno::library_kernel(device_,
+                                         std::string(m <= 16 && f.weights != jalI8 ? "matvec_" : "matmul_") + f.name)),
         a_(device_, std::span<const std::byte>(values(f.activations, size_t{m} * k))),
         c_(device_, size_t{m} * n),
         weight_bytes_(size_t{n} * k / f.block * f.block_bytes),
@@ -86,8 +87,8 @@ class Multiply {
   // All copies, until done.
   void run() {
     for (const auto& args : arguments_)
-      check(jalLaunchKernel(kernel_.get(), (n_ + 255) / 256, (m_ + 255) / 256, 1, args.data(),
-                            static_cast<uint32_t>(args.size()), stream_.get()));
+      check(jalLaunchKernel(kernel_.get(), m_ <= 16 ? (n_ + 127) / 128 : (n_ + 255) / 256, (m_ + 255) / 256, 1,
+                            args.data(), static_cast<uint32_t>(args.size()), stream_.get()));
     stream_.synchronize();
   }
   double bytes() const { return static_cast<double>(weight_bytes_) * copies_; }

@@ -82,9 +82,17 @@ TEST_F(Kernels, MatmulOfEveryWeightType) {
                               {"matmul_bf16", jalBF16, 0x1p-9},
                               {"matmul_f16", jalF16, 0x1p-12},
                               {"matmul_q8_0", jalQ8_0, 1 / 254.0},
-                              {"matmul_q4_0", jalQ4_0, 1 / 254.0}})
-    for (auto [m, n, k] :
-         {std::array{1u, 1u, 32u}, {1u, 65u, 576u}, {33u, 130u, 96u}, {3u, 64u, 4128u}, {70u, 31u, 64u}}) {
+                              {"matmul_q4_0", jalQ4_0, 1 / 254.0},
+                              {"matvec_f32", jalF32, 0},
+                              {"matvec_bf16", jalBF16, 0x1p-9},
+                              {"matvec_q8_0", jalQ8_0, 1 / 254.0},
+                              {"matvec_q4_0", jalQ4_0, 1 / 254.0}})
+    for (auto [m, n, k] : {std::array{1u, 1u, 32u},
+                           {1u, 65u, 576u},
+                           {33u, 130u, 96u},
+                           {3u, 64u, 4128u},
+                           {70u, 31u, 64u},
+                           {300u, 280u, 1120u}}) {
       const auto a = random_values(size_t{m} * k, m + n), w = random_values(size_t{n} * k, k);
       const Stored stored = store(w, c.type);
       Buffer<uint8_t> weights(device, std::span<const uint8_t>(stored.bytes));
