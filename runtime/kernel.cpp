@@ -38,6 +38,21 @@ const SourceLine* KernelImage::line_of(uint32_t instruction) const {
   return best;
 }
 
+hw::LaunchPacket KernelImage::packet(const jalLaunchConfig& config) const {
+  const uint64_t total = uint64_t{config.grid[0]} * config.grid[1] * config.grid[2];
+  if (config.grid[0] == 0 || config.grid[1] == 0 || config.grid[2] == 0 || config.grid[0] > 1u << 24 ||
+      config.grid[1] > 1u << 16 || config.grid[2] > 1u << 16 || total > 1u << 24)
+    invalid("kernel " + name + ": grid " + std::to_string(config.grid[0]) + " x " + std::to_string(config.grid[1]) +
+            " x " + std::to_string(config.grid[2]) + ", expected each at least 1 and at most 2^24 instances");
+  hw::LaunchPacket p{};
+  p.header.op = hw::PacketOp::kLaunch;
+  p.code = code;
+  p.instructions = instructions, p.argument_bytes = argument_bytes;
+  std::copy(config.grid, config.grid + 3, p.grid);
+  p.deadline_ms = config.deadline_ms, p.cookie = cookie;
+  return p;
+}
+
 void KernelImage::pack(const jalArg* args, uint32_t count, Context& context, std::byte* out) const {
   auto refuse = [&](size_t k, const std::string& why) {
     invalid("kernel " + name + ", argument " + std::to_string(k) + " (" + arguments[k].name + "): " + why);

@@ -4,6 +4,7 @@
 #include <jalapeno_driver/address_space.hpp>
 #include <jalapeno_hw/isa.hpp>
 #include <jalapeno_hw/module.hpp>
+#include <jalapeno_hw/packets.hpp>
 #include <memory>
 #include <string>
 #include <vector>
@@ -36,6 +37,8 @@ struct KernelImage {
 
   // Checks the arguments and writes them as the kernel reads them. Throws Error naming the argument.
   void pack(const jalArg* args, uint32_t count, Context& context, std::byte* out) const;
+  // Without arguments. Throws Error naming a grid that is not allowed.
+  hw::LaunchPacket packet(const jalLaunchConfig& config) const;
   const SourceLine* line_of(uint32_t instruction) const;
 };
 

@@ -216,6 +216,12 @@ Region device_region(const void* p, const char* what) {
 
 }  // namespace
 
+void give_back(const Region& r) {
+  auto fences = all_streams(*r.context);
+  if (Registry::get().remove(reinterpret_cast<void*>(r.base), MemoryKind::kDevice))
+    r.context->pool().free(r, std::move(fences));
+}
+
 void free_pinned_of(const Context* context) {
   PinnedTable& t = pinned();
   std::lock_guard lock(t.mutex);
@@ -239,9 +245,7 @@ jalError_t jalMalloc(jalDevice_t device, void** pointer, size_t bytes) {
 jalError_t jalFree(void* pointer) {
   return guard([&] {
     if (pointer == nullptr) return;
-    const Region r = device_region(pointer, "jalFree");
-    auto fences = all_streams(*r.context);
-    if (Registry::get().remove(pointer, MemoryKind::kDevice)) r.context->pool().free(r, std::move(fences));
+    give_back(device_region(pointer, "jalFree"));
   });
 }
 

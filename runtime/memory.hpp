@@ -94,4 +94,7 @@ class Pool {
   std::map<uint64_t, std::unique_ptr<Slab>> slabs_;   // by address
 };
 
+// Device memory goes back to its pool once all work enqueued so far, on any stream, is done.
+void give_back(const Region& region);
+
 }  // namespace jalapeno::runtime

@@ -7,6 +7,8 @@
 #include <cstring>
 #include <utility>
 
+#include "prepared_launch.hpp"
+
 namespace jalapeno::runtime {
 namespace {
 
@@ -127,19 +129,9 @@ hw::DeviceAddr Stream::place_arguments(std::unique_lock<std::mutex>& lock, const
 
 void Stream::launch(const std::shared_ptr<const KernelImage>& kernel, const jalLaunchConfig& config, const jalArg* args,
                     uint32_t count) {
-  const uint64_t total = uint64_t{config.grid[0]} * config.grid[1] * config.grid[2];
-  if (config.grid[0] == 0 || config.grid[1] == 0 || config.grid[2] == 0 || config.grid[0] > 1u << 24 ||
-      config.grid[1] > 1u << 16 || config.grid[2] > 1u << 16 || total > 1u << 24)
-    invalid("kernel " + kernel->name + ": grid " + std::to_string(config.grid[0]) + " x " +
-            std::to_string(config.grid[1]) + " x " + std::to_string(config.grid[2]) +
-            ", expected each at least 1 and at most 2^24 instances");
+  hw::LaunchPacket p = kernel->packet(config);
   alignas(8) std::byte packed[hw::kArgumentBytes];
   kernel->pack(args, count, *context_, packed);
-  auto p = make<hw::LaunchPacket>(hw::PacketOp::kLaunch);
-  p.code = kernel->code;
-  p.instructions = kernel->instructions, p.argument_bytes = kernel->argument_bytes;
-  std::copy(config.grid, config.grid + 3, p.grid);
-  p.deadline_ms = config.deadline_ms, p.cookie = kernel->cookie;
   const Operation operation{"launch", config.call_file, config.call_line, 0};
   std::unique_lock lock(mutex_);
   if (capture_ != nullptr) {
@@ -153,6 +145,16 @@ void Stream::launch(const std::shared_ptr<const KernelImage>& kernel, const jalL
   if (kernel->argument_bytes > 0) p.arguments = place_arguments(lock, packed, kernel->argument_bytes, end);
   arguments_head_ = end;
   submit(lock, p, operation);
+}
+
+void Stream::launch(const PreparedLaunch& prepared) {
+  if (&prepared.context() != context_.get())
+    fail(jalErrorInvalidDevice, "kernel " + prepared.kernel()->name + " was prepared for another device");
+  std::unique_lock lock(mutex_);
+  submit(lock, prepared.packet(), prepared.operation());
+  if (capture_ == nullptr) return;
+  capture_->nodes.back().kernel = prepared.kernel();
+  capture_->nodes.back().arguments = prepared.arguments();
 }
 
 void Stream::copy(void* destination, const void* source, uint64_t width, uint64_t height, uint64_t destination_pitch,

@@ -11,6 +11,8 @@
 
 namespace jalapeno::runtime {
 
+class PreparedLaunch;
+
 // What a packet was, for error records. Fixed text only: recording it costs no allocation.
 struct Operation {
   const char* kind = "";
@@ -54,6 +56,7 @@ class Stream : public std::enable_shared_from_this<Stream> {
   // Each throws the stream's error if it has failed.
   void launch(const std::shared_ptr<const KernelImage>& kernel, const jalLaunchConfig& config, const jalArg* args,
               uint32_t count);
+  void launch(const PreparedLaunch& prepared);
   void copy(void* destination, const void* source, uint64_t width, uint64_t height, uint64_t destination_pitch,
             uint64_t source_pitch, const char* name);
   void copy_batch(void* const* destinations, const void* const* sources, const size_t* bytes, size_t count);

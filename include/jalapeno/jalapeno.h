@@ -79,6 +79,7 @@ typedef struct jalEvent_st* jalEvent_t;
 typedef struct jalTimeline_st* jalTimeline_t;
 typedef struct jalModule_st* jalModule_t;
 typedef struct jalKernel_st* jalKernel_t;
+typedef struct jalPreparedLaunch_st* jalPreparedLaunch_t;
 typedef struct jalGraph_st* jalGraph_t;
 typedef struct jalGraphExec_st* jalGraphExec_t;
 
@@ -319,6 +320,16 @@ JAL_API jalError_t jalLaunchKernel(jalKernel_t kernel, uint32_t grid_x, uint32_t
                                    const jalArg* args, uint32_t arg_count, jalStream_t stream);
 JAL_API jalError_t jalLaunchKernelEx(jalKernel_t kernel, const jalLaunchConfig* config, const jalArg* args,
                                      uint32_t arg_count, jalStream_t stream);
+
+/* A launch that is made often: arguments are checked, packed and placed in device memory once, and jalLaunchPrepared
+ * only writes a packet. Copies config and args; blocks for the upload. Keeps the kernel's code; does not keep the
+ * memory its tensors name. The values are fixed: for other arguments prepare another. */
+JAL_API jalError_t jalLaunchPrepare(jalKernel_t kernel, const jalLaunchConfig* config, const jalArg* args,
+                                    uint32_t arg_count, jalPreparedLaunch_t* launch);
+/* On any stream of the kernel's device; can be captured. */
+JAL_API jalError_t jalLaunchPrepared(jalPreparedLaunch_t launch, jalStream_t stream);
+/* Never waits: launches in flight keep what they need. */
+JAL_API jalError_t jalPreparedLaunchDestroy(jalPreparedLaunch_t launch);
 
 /* ---- Graphs ---- */
 /* From here on the stream records instead of running, until jalStreamEndCapture. Launches, copies of device and pinned

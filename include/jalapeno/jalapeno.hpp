@@ -361,15 +361,41 @@ struct Grid {
       : x(gx), y(gy), z(gz), where(w) {}
 };
 
-template <class... Args>
-void launch(const Stream& stream, Grid grid, const Kernel& kernel, const Args&... args) {
-  const std::array<jalArg, sizeof...(Args)> list{argument(args)...};
+namespace detail {
+inline jalLaunchConfig config(const Grid& grid) {
   jalLaunchConfig c{};
   c.struct_size = sizeof c;
   c.grid[0] = grid.x, c.grid[1] = grid.y, c.grid[2] = grid.z;
   c.call_file = grid.where.file_name(), c.call_line = grid.where.line();
+  return c;
+}
+}  // namespace detail
+
+template <class... Args>
+void launch(const Stream& stream, Grid grid, const Kernel& kernel, const Args&... args) {
+  const std::array<jalArg, sizeof...(Args)> list{argument(args)...};
+  const jalLaunchConfig c = detail::config(grid);
   check(jalLaunchKernelEx(kernel.get(), &c, list.data(), static_cast<uint32_t>(list.size()), stream.get()));
 }
+
+// A launch with everything fixed, made ready once.
+class PreparedLaunch : public detail::Owner<jalPreparedLaunch_t, jalPreparedLaunchDestroy> {
+ public:
+  PreparedLaunch() = default;
+  template <class... Args>
+  PreparedLaunch(Grid grid, const Kernel& kernel, const Args&... args) : Owner(prepare(grid, kernel, args...)) {}
+  void launch(const Stream& stream) const { check(jalLaunchPrepared(get(), stream.get())); }
+
+ private:
+  template <class... Args>
+  static jalPreparedLaunch_t prepare(Grid grid, const Kernel& kernel, const Args&... args) {
+    const std::array<jalArg, sizeof...(Args)> list{argument(args)...};
+    const jalLaunchConfig c = detail::config(grid);
+    jalPreparedLaunch_t launch{};
+    check(jalLaunchPrepare(kernel.get(), &c, list.data(), static_cast<uint32_t>(list.size()), &launch));
+    return launch;
+  }
+};
 
 // What `record` enqueues on the stream, instantiated.
 class Graph : public detail::Owner<jalGraphExec_t, jalGraphExecDestroy> {

@@ -18,7 +18,7 @@ class Idle {
     jalStreamOptions o{};
     o.struct_size = sizeof o, o.ring_entries = 4096;
     check(jalStreamCreate(device_.get(), &o, &stream_));
-    kernel_ = module_.kernel("nothing").get();
+    launch_ = jalapeno::PreparedLaunch({1}, module_.kernel("nothing"), argument_);
     submit(), synchronize();
   }
   Idle(const Idle&) = delete;
@@ -26,7 +26,7 @@ class Idle {
   ~Idle() { (void)jalStreamDestroy(stream_); }
 
   // One launch of a prepared launch.
-  void submit() { check(jalLaunchKernel(kernel_, 1, 1, 1, nullptr, 0, stream_)); }
+  void submit() { check(jalLaunchPrepared(launch_.get(), stream_)); }
   void synchronize() { check(jalStreamSynchronize(stream_)); }
   jalStream_t stream() const { return stream_; }
   const jalapeno::Device& device() const { return device_; }
@@ -34,12 +34,14 @@ class Idle {
  private:
   static std::vector<std::byte> image() {
     jalapeno::tile::Builder k("nothing");
+    k.tensor("unused", jalapeno::tile::f32, 2);
     return jalapeno::tile::write_module({k.finish()});
   }
   jalapeno::Device device_;
   jalapeno::Module module_;
   jalStream_t stream_{};
-  jalKernel_t kernel_{};
+  jalapeno::Buffer<float> argument_{device_, 64};
+  jalapeno::PreparedLaunch launch_;
 };
 
 // Nanoseconds of one call of f, which is called in batches that fit into the ring; the waits between are not counted.

@@ -123,6 +123,65 @@ TEST_F(Kernels, MatmulOfEveryWeightType) {
     }
 }
 
+TEST_F(Kernels, PreparedLaunchesRunAsOftenAsTheyAreLaunched) {
+  const uint32_t n = 300;
+  const auto one = up(std::vector<float>(n, 1.f));
+  auto sum = up(std::vector<float>(n, 0.f));
+  const PreparedLaunch add({1, 1}, get("add"), sum.as({1, n}), one.as({1, n}), sum.as({1, n}));
+  for (int i = 0; i < 5; ++i) add.launch(stream);
+  Stream other(device);
+  Event done(device);
+  done.record(stream);
+  other.wait(done);
+  add.launch(other);
+  other.synchronize();
+  EXPECT_EQ(sum.to_host(), std::vector<float>(n, 6.f));
+  const Graph graph(stream, [&] {
+    add.launch(stream);
+    add.launch(stream);
+  });
+  graph.launch(stream), graph.launch(stream);
+  {
+    // Destroyed while it is in flight.
+    const PreparedLaunch brief({1, 1}, get("add"), sum.as({1, n}), one.as({1, n}), sum.as({1, n}));
+    brief.launch(stream);
+  }
+  stream.synchronize();
+  EXPECT_EQ(sum.to_host(), std::vector<float>(n, 11.f));
+}
+
+TEST_F(Kernels, PreparedLaunchesAreCheckedWhenTheyArePrepared) {
+  const auto x = up(std::vector<float>(64, 1.f));
+  auto message = [&](auto body) {
+    try {
+      body();
+    } catch (const Error& e) {
+      return std::string(e.what());
+    }
+    return std::string();
+  };
+  const Kernel add = get("add");
+  EXPECT_NE(message([&] {
+              PreparedLaunch({1}, add, x.as({1, 64}));
+            }).find("takes 3 arguments, got 1"),
+            std::string::npos);
+  EXPECT_NE(message([&] {
+              PreparedLaunch(Grid(0), add, x.as({1, 64}), x.as({1, 64}), x.as({1, 64}));
+            }).find("grid 0"),
+            std::string::npos);
+  jalPreparedLaunch_t raw{};
+  {
+    const PreparedLaunch launch({1}, add, x.as({1, 64}), x.as({1, 64}), x.as({1, 64}));
+    raw = launch.get();
+  }
+  EXPECT_EQ(jalLaunchPrepared(raw, stream.get()), jalErrorInvalidHandle);
+  EXPECT_EQ(jalLaunchPrepared(nullptr, stream.get()), jalErrorInvalidHandle);
+  Device second("emu:?hbm=64M");
+  Stream there(second);
+  const PreparedLaunch here({1}, add, x.as({1, 64}), x.as({1, 64}), x.as({1, 64}));
+  EXPECT_EQ(jalLaunchPrepared(here.get(), there.get()), jalErrorInvalidDevice);
+}
+
 TEST_F(Kernels, MatmulOfIntegersIsExact) {
   const uint32_t m = 5, n = 70, k = 300;
   std::vector<int8_t> a(m * k), w(n * k);

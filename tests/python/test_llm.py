@@ -331,3 +331,26 @@ def test_bad_device(make, device):
 def test_logits_to_a_folder_that_is_not(make):
     out = "/nonexistent/logits.npy"
     refuse([out], "--model", make()[0], "--tokens", "1,2", "--dump-logits", out)
+
+
+def test_batches_give_what_single_runs_give(shipped, folder):
+    """More prompts than places, of different lengths and ends: each text equals that of its own run."""
+    prompts = ["Once upon a time", "The dog", "A little girl named Lily went to the", "One day", "The sun was", "He"]
+    path = folder / "prompts.txt"
+    path.write_text("\n".join(prompts) + "\n")
+    model = shipped[0]
+    for parallel in ("1", "4"):
+        texts = {}
+        for line in succeed("--model", model, "--prompts", path, "--parallel", parallel, "-n", "30").decode().splitlines():
+            number, _, text = line.partition("] ")
+            texts[int(number[1:])] = text
+        for k, prompt in enumerate(prompts):
+            alone = succeed("--model", model, "--prompt", prompt, "-n", "30").decode()
+            assert prompt + texts[k + 1] == alone.rstrip("\n")
+
+
+def test_batch_options(shipped, folder):
+    model = shipped[0]
+    refuse(["no line"], "--model", model, "--prompts", "/dev/null")
+    refuse(["missing.txt"], "--model", model, "--prompts", folder / "missing.txt")
+    refuse(["--prompts"], "--model", model, "--prompts", "/dev/null", "--prompt", "x")
