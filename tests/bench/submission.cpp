@@ -34,7 +34,7 @@ class Idle {
  private:
   static std::vector<std::byte> image() {
     jalapeno::tile::Builder k("nothing");
-    k.tensor("unused", jalapeno::tile::f32, 2);
+    k.tensor("unused", jalapeno::tile::f32, 1);
     return jalapeno::tile::write_module({k.finish()});
   }
   jalapeno::Device device_;
