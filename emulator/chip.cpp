@@ -106,7 +106,7 @@ void Chip::reset() {
 
 void Chip::scrub() {
   std::lock_guard lock(mutex_);
-  fallocate(memory_.hbm_fd(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(memory_.hbm_bytes()));
+  memory_.scrub();
 }
 
 uint64_t Chip::counter(uint32_t offset) const {

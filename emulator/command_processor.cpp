@@ -17,7 +17,8 @@ using hw::PacketOp;
 using hw::Status;
 
 constexpr int kPacketsPerTurn = 64;
-constexpr int kCallDepth = 1;  // a block may not call
+constexpr uint64_t kLarge = 256 << 10;  // bytes, of a copy or fill
+constexpr int kCallDepth = 1;           // a block may not call
 constexpr auto kEager = std::chrono::microseconds(2), kSpin = std::chrono::microseconds(100);
 
 void add(std::atomic<double>& counter, double v) {
@@ -221,6 +222,7 @@ bool Chip::run_packet(Queue& queue, const hw::Packet& packet) {
                     p.pattern_bytes);
       context_memory(queue).each(
           hw::raw(p.destination), p.bytes, hw::kAccessWrite, [&](std::byte* at, uint64_t bytes, uint64_t) {
+            if (bytes >= kLarge) memory_.populate(at, bytes);
             if (n == 1)
               std::memset(at, static_cast<int>(p.pattern & 255), bytes);
             else if (n == 2)
@@ -385,6 +387,7 @@ void Chip::copy_bytes(Memory& memory, uint64_t source, uint64_t destination, uin
     other.each(destination + at, n, hw::kAccessWrite, [&](std::byte* to, uint64_t m, uint64_t inner) {
       constexpr uint64_t kPiece = 1 << 20;
       const std::byte* begin = from + inner;
+      if (m >= kLarge) memory_.populate(to, m);
       if (m < 4 * kPiece || (begin < to + m && to < begin + m)) {
         std::memmove(to, begin, m);
         return;

@@ -95,8 +95,7 @@ void Core::move_row(const hw::TensorDescriptor& tensor, uint64_t address, std::b
 }
 
 namespace {
-void fill_row(const HostKernels& host, float* scratch, std::byte* tile, hw::DType type, uint32_t columns,
-              float value) {
+void fill_row(const HostKernels& host, float* scratch, std::byte* tile, hw::DType type, uint32_t columns, float value) {
   std::fill_n(scratch, columns, value);
   host.store(type, scratch, columns, tile);
 }

@@ -95,6 +95,10 @@ class MemorySystem {
 
   int hbm_fd() const { return hbm_fd_; }
   uint64_t hbm_bytes() const { return hbm_bytes_; }
+  void scrub();  // HBM reads as zero again
+  // Large writes are about to go there: brings host memory behind it in at once, where it is HBM and was not yet. One
+  // page fault for every 4 KiB costs many times as much. Only the processor's thread calls it.
+  void populate(std::byte* at, uint64_t bytes);
 
   // fd stays the caller's. Throws std::runtime_error when the file is smaller than the range or can shrink.
   void map_host(int fd, uint64_t offset, uint64_t iova, uint64_t bytes, bool read, bool write);
@@ -116,6 +120,7 @@ class MemorySystem {
   uint64_t hbm_bytes_;
   int hbm_fd_;
   std::shared_ptr<Mapping> hbm_;
+  std::vector<bool> populated_;  // by page of HBM
   mutable std::mutex mutex_;
   std::vector<HostRange> host_;  // sorted by iova, disjoint
 };
