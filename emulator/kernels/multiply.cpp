@@ -3,6 +3,7 @@
 #include "kernels/kernels.hpp"
 #include "kernels/numbers.hpp"
 #include "kernels/packed.hpp"
+#include "kernels/quantised.hpp"
 
 namespace jalapeno::emu {
 namespace {

@@ -1,0 +1,247 @@
+// Multiplication of blocks of integers (q8_0 by q8_0 or q4_0) for AVX-512 with VNNI: integer products inside a block,
+// f32 between blocks. VPDPBUSD takes unsigned by signed bytes, so weights are read as value + 128 (or + 8), and what
+// that adds, which depends on the activations only, is taken away at the start. Included by multiply.cpp only.
+#pragma once
+#include "kernels/packed.hpp"
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
+
+namespace jalapeno::emu {
+namespace {
+
+// The rows of A in block form, taken apart: bytes without the scales between them.
+struct Quantised {
+  const int8_t* bytes;   // [m][k]
+  const float* scale;    // [m][k / 32]
+  const int32_t* shift;  // [m][k / 32]: what a block's sum is too large by, negated
+  uint32_t k;
+};
+inline Quantised take_apart(const MultiplyArgs& x, int32_t bias) {
+  static thread_local Scratch memory;
+  const size_t blocks = x.k / 32, all = blocks * x.m;
+  float* base = memory.reserve(all * 8 + 2 * (all + 16) + 64);
+  auto* bytes = reinterpret_cast<int8_t*>(base);
+  float* scale = base + all * 8;
+  auto* shift = reinterpret_cast<int32_t*>(scale + (all + 15) / 16 * 16);
+  for (uint32_t m = 0; m < x.m; ++m) {
+    const std::byte* p = x.a + x.a_pitch * m;
+    for (size_t b = 0; b < blocks; ++b, p += 34) {
+      const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 2));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(bytes + size_t{m} * x.k + b * 32), v);
+      scale[m * blocks + b] = _cvtsh_ss(read16(p));
+      const __m256i sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), v);
+      __m128i s = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+      s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4E));
+      shift[m * blocks + b] = -bias * (_mm_cvtsi128_si32(s) + _mm_extract_epi32(s, 1));
+    }
+  }
+  return {bytes, scale, shift, x.k};
+}
+
+// Unsigned bytes of one block: value + 128 of q8_0, value + 8 of q4_0.
+template <bool kFourBit>
+inline __m256i unsigned_block(const std::byte* p) {
+  if constexpr (kFourBit) {
+    const __m256i both = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 2)));
+    return _mm256_and_si256(_mm256_srlv_epi32(both, _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4)), _mm256_set1_epi8(15));
+  } else {
+    return _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 2)), _mm256_set1_epi8(-128));
+  }
+}
+
+template <int kM>
+inline void quantised_rows(const MultiplyArgs& x, const Quantised& a, uint32_t m, uint32_t n, uint32_t columns,
+                           uint32_t first_block, uint32_t blocks, const __m512i* panel, const float* scales, bool add) {
+  __m512 sum[kM][2];
+#pragma GCC unroll 8
+  for (int i = 0; i < kM; ++i) sum[i][0] = sum[i][1] = _mm512_setzero_ps();
+  const uint32_t all = a.k / 32;
+  for (uint32_t block = 0; block < blocks; ++block) {
+    __m512i dot[kM][2];
+    const size_t at = size_t{m} * all + first_block + block;
+#pragma GCC unroll 8
+    for (int i = 0; i < kM; ++i) dot[i][0] = dot[i][1] = _mm512_set1_epi32(a.shift[at + static_cast<size_t>(i) * all]);
+    const int8_t* bytes = a.bytes + size_t{m} * a.k + size_t{first_block + block} * 32;
+#pragma GCC unroll 8
+    for (int w = 0; w < 8; ++w) {
+      const __m512i b0 = _mm512_load_si512(panel + (block * 8 + static_cast<uint32_t>(w)) * 2),
+                    b1 = _mm512_load_si512(panel + (block * 8 + static_cast<uint32_t>(w)) * 2 + 1);
+#pragma GCC unroll 8
+      for (int i = 0; i < kM; ++i) {
+        int32_t word;
+        std::memcpy(&word, bytes + static_cast<size_t>(i) * a.k + w * 4, 4);
+        const __m512i av = _mm512_set1_epi32(word);
+        dot[i][0] = _mm512_dpbusd_epi32(dot[i][0], b0, av);
+        dot[i][1] = _mm512_dpbusd_epi32(dot[i][1], b1, av);
+      }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < kM; ++i) {
+      const __m512 factor = _mm512_set1_ps(a.scale[at + static_cast<size_t>(i) * all]);
+      for (int half = 0; half < 2; ++half)
+        sum[i][half] = _mm512_fmadd_ps(
+            _mm512_cvtepi32_ps(dot[i][half]),
+            _mm512_mul_ps(factor, _mm512_load_ps(scales + (block * 2 + static_cast<uint32_t>(half)) * 16)),
+            sum[i][half]);
+    }
+  }
+  for (int i = 0; i < kM; ++i)
+    for (uint32_t half = 0; half < 2 && half * 16 < columns; ++half)
+      put_vector(x, m + static_cast<uint32_t>(i), n + half * 16, sum[i][half], columns - half * 16, add);
+}
+
+template <bool kFourBit>
+void multiply_quantised(const MultiplyArgs& x) {
+  constexpr uint32_t kBlocks = kPanelWords / 8;
+  constexpr size_t kBytes = kFourBit ? 18 : 34;
+  alignas(64) static thread_local int32_t panel[kPanelWords * kPanelColumns];
+  auto* vectors = reinterpret_cast<__m512i*>(panel);
+  alignas(64) static thread_local float scales[kBlocks * 32];
+  alignas(64) std::byte plain[16][64];  // two blocks of sixteen rows
+  const Quantised a = take_apart(x, kFourBit ? 8 : 128);
+  const uint32_t all = x.k / 32;
+  for (uint32_t n = 0; n < x.n; n += kPanelColumns) {
+    const uint32_t columns = std::min(x.n - n, kPanelColumns);
+    for (uint32_t first = 0; first < all; first += kBlocks) {
+      const uint32_t here = std::min(all - first, kBlocks);
+      for (uint32_t half = 0; half < 2; ++half) {
+        const uint32_t rows = columns > half * 16 ? std::min(columns - half * 16, 16u) : 0;
+        for (uint32_t block = 0; block < here; block += 2) {
+          const uint32_t pair = std::min(here - block, 2u);
+          alignas(64) float scale[2][16] = {};
+          for (uint32_t r = 0; r < rows; ++r)
+            for (uint32_t j = 0; j < pair; ++j) {
+              const std::byte* p = x.b + x.b_pitch * (n + half * 16 + r) + kBytes * (first + block + j);
+              _mm_prefetch(reinterpret_cast<const char*>(p + x.b_pitch * kPanelColumns), _MM_HINT_T1);
+              _mm256_store_si256(reinterpret_cast<__m256i*>(plain[r] + j * 32), unsigned_block<kFourBit>(p));
+              scale[j][r] = _cvtsh_ss(read16(p));
+            }
+          const Transposed t = transpose(plain[0], 64, rows, pair == 2 ? 0xFFFF : 0xFF);
+          for (uint32_t w = 0; w < pair * 8; ++w) _mm512_store_si512(vectors + (block * 8 + w) * 2 + half, t.v[w]);
+          for (uint32_t j = 0; j < pair; ++j) std::memcpy(scales + ((block + j) * 2 + half) * 16, scale[j], 64);
+        }
+      }
+      row_blocks<6>(x.m, [&](auto rows, uint32_t m) {
+        quantised_rows<rows>(x, a, m, n, columns, first, here, vectors, scales, x.accumulate || first > 0);
+      });
+    }
+  }
+}
+
+// A few rows of A: weights are read once, in their own order, two blocks to a vector.
+struct SpreadRows {
+  const int8_t* bytes;   // [m][k]
+  const float* factor;   // [m][k / 4]: the scale of A for each lane's four bytes
+  const int32_t* shift;  // [m][k / 4]: what the lane's sum is too large by, negated
+};
+
+// Unsigned bytes of two blocks that follow each other.
+template <bool kFourBit>
+inline __m512i unsigned_pair(const std::byte* p) {
+  if constexpr (kFourBit) {
+    const __m512i both =
+        _mm512_mask_broadcast_i64x2(_mm512_broadcast_i64x2(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 2))),
+                                    0xF0, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 20)));
+    const __m512i right = _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4);
+    return _mm512_and_si512(_mm512_srlv_epi64(both, right), _mm512_set1_epi8(15));
+  } else {
+    const __m512i both =
+        _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 2))),
+                           _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 36)), 1);
+    return _mm512_xor_si512(both, _mm512_set1_epi8(-128));
+  }
+}
+
+template <bool kFourBit, int kM, int kN>
+inline void quantised_dot(const MultiplyArgs& x, const SpreadRows& a, uint32_t m, uint32_t n, uint32_t apart) {
+  constexpr size_t kBytes = kFourBit ? 18 : 34;
+  const std::byte* b = x.b + x.b_pitch * n;
+  const size_t stride = x.b_pitch * apart, blocks = x.k / 32, pairs = blocks / 2;
+  __m512 sum[kM][kN];
+#pragma GCC unroll 8
+  for (int i = 0; i < kM; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < kN; ++j) sum[i][j] = _mm512_setzero_ps();
+  const __m512i spread = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+  for (size_t pair = 0; pair < pairs; ++pair) {
+    __m512i bytes[kN];
+    __m512 scale[kN];
+#pragma GCC unroll 4
+    for (int j = 0; j < kN; ++j) {
+      const std::byte* p = b + stride * static_cast<size_t>(j) + pair * 2 * kBytes;
+      bytes[j] = unsigned_pair<kFourBit>(p);
+      const uint32_t two = read16(p) | uint32_t{read16(p + kBytes)} << 16;
+      scale[j] = _mm512_permutexvar_ps(
+          spread, _mm512_castps128_ps512(_mm_cvtph_ps(_mm_cvtsi32_si128(static_cast<int32_t>(two)))));
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < kM; ++i) {
+      const size_t at = (static_cast<size_t>(i) + m) * x.k + pair * 64;
+      const __m512i av = _mm512_loadu_si512(a.bytes + at), shift = _mm512_loadu_si512(a.shift + at / 4);
+      const __m512 factor = _mm512_loadu_ps(a.factor + at / 4);
+#pragma GCC unroll 4
+      for (int j = 0; j < kN; ++j)
+        sum[i][j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_dpbusd_epi32(shift, bytes[j], av)),
+                                    _mm512_mul_ps(scale[j], factor), sum[i][j]);
+    }
+  }
+  if (blocks % 2 != 0) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kM; ++i) {
+      const size_t at = (static_cast<size_t>(i) + m) * x.k + pairs * 64;
+      const __m256i av = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a.bytes + at)),
+                    shift = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a.shift + at / 4));
+#pragma GCC unroll 4
+      for (int j = 0; j < kN; ++j) {
+        const std::byte* p = b + stride * static_cast<size_t>(j) + pairs * 2 * kBytes;
+        const __m256 factors = _mm256_mul_ps(_mm256_set1_ps(_cvtsh_ss(read16(p))), _mm256_loadu_ps(a.factor + at / 4));
+        const __m256 dot = _mm256_cvtepi32_ps(_mm256_dpbusd_epi32(shift, unsigned_block<kFourBit>(p), av));
+        sum[i][j] = _mm512_add_ps(sum[i][j], _mm512_zextps256_ps512(_mm256_mul_ps(dot, factors)));
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kM; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < kN; ++j) {
+      float& c = row(x.c, x.c_pitch, m + static_cast<uint32_t>(i))[n + static_cast<uint32_t>(j) * apart];
+      const float s = _mm512_reduce_add_ps(sum[i][j]);
+      c = x.accumulate ? c + s : s;
+    }
+}
+
+template <bool kFourBit, int kM, int kN>
+void quantised_dot_all(const MultiplyArgs& x, const SpreadRows& a, uint32_t m) {
+  const uint32_t apart = x.n / kN;
+  for (uint32_t n = 0; n < apart; ++n) quantised_dot<kFourBit, kM, kN>(x, a, m, n, apart);
+  for (uint32_t n = apart * kN; n < x.n; ++n) quantised_dot<kFourBit, kM, 1>(x, a, m, n, 0);
+}
+
+template <bool kFourBit>
+void multiply_quantised_dot(const MultiplyArgs& x) {
+  static thread_local Scratch memory;
+  const size_t all = size_t{x.m} * x.k;
+  float* base = memory.reserve(all * 3 / 4 + 64);
+  auto* bytes = reinterpret_cast<int8_t*>(base);
+  float* factor = base + all / 4;
+  auto* shift = reinterpret_cast<int32_t*>(factor + all / 4);
+  size_t at = 0;
+  for (uint32_t m = 0; m < x.m; ++m)
+    for (const std::byte *p = x.a + x.a_pitch * m, *end = p + x.k / 32 * 34; p < end; p += 34, at += 32) {
+      const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 2));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(bytes + at), v);
+      _mm256_storeu_ps(factor + at / 4, _mm256_set1_ps(_cvtsh_ss(read16(p))));
+      const __m256i sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(kFourBit ? 8 : -128), v);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(shift + at / 4), _mm256_sub_epi32(_mm256_setzero_si256(), sums));
+    }
+  const SpreadRows a{bytes, factor, shift};
+  uint32_t m = 0;
+  for (; m + 4 <= x.m; m += 4) quantised_dot_all<kFourBit, 4, 4>(x, a, m);
+  for (; m + 2 <= x.m; m += 2) quantised_dot_all<kFourBit, 2, 4>(x, a, m);
+  for (; m < x.m; ++m) quantised_dot_all<kFourBit, 1, 4>(x, a, m);
+}
+
+}  // namespace
+}  // namespace jalapeno::emu
+
+#endif
