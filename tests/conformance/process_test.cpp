@@ -56,6 +56,9 @@ TEST_F(Process, StoppedEmulatorMakesWaitsTimeOutAndGoesOnAfterwards) {
   Stream stream(device);
   Buffer<int32_t> b(device, 1000);
   kill(pid_, SIGSTOP);
+  int status = 0;  // not before every thread of it has stopped: one of them may be polling
+  ASSERT_EQ(waitpid(pid_, &status, WUNTRACED), pid_);
+  ASSERT_TRUE(WIFSTOPPED(status));
   stream.fill(b.data(), 3, b.bytes());
   EXPECT_FALSE(stream.synchronize_for(100ms));
   kill(pid_, SIGCONT);
