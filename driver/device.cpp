@@ -1,7 +1,6 @@
 #include "device.hpp"
 
 #include <sched.h>
-
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 

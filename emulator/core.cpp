@@ -425,10 +425,7 @@ Core::Operand Core::multiplicand(const Instruction& i, int t) {
 }
 
 const float* Core::load_row(const Tile& t, uint32_t row, int scratch) {
-  const std::byte* p = data(t, row);
-  if (t.dtype == hw::DType::kF32) return reinterpret_cast<const float*>(p);
-  host_.load(t.dtype, p, t.columns, scratch_[scratch].get());
-  return scratch_[scratch].get();
+  return as_floats(t.dtype, data(t, row), t.columns, scratch);
 }
 
 float* Core::row_buffer(const Tile& t, uint32_t row, int scratch) {
@@ -592,12 +589,11 @@ void Core::control(const Instruction& i) {
 }
 
 double Core::matrix(const Instruction& i) {
-  const double cycle = cycle_;
   switch (static_cast<Op>(i.op)) {
     case Op::MINIT: {
       const Tile& c = out(i, 0);
       for (uint32_t r = 0; r < c.rows; ++r) std::memset(data(c, r), 0, hw::row_bytes(c.dtype, c.columns));
-      return cycle * c.rows;
+      return cycle_ * c.rows;
     }
     case Op::MMA: {
       const Operand left = multiplicand(i, 1), right = multiplicand(i, 2);
@@ -631,7 +627,7 @@ double Core::matrix(const Instruction& i) {
       tally_.picojoules += macs * (wide     ? config_.pj_per_mac_f32
                                    : narrow ? config_.pj_per_mac_8bit
                                             : config_.pj_per_mac_bf16);
-      return cycle * (blocks * std::max<double>(a.rows, config_.array_rows) / rate + config_.array_rows);
+      return cycle_ * (blocks * std::max<double>(a.rows, config_.array_rows) / rate + config_.array_rows);
     }
     case Op::MDRAIN: {
       const Tile& acc = in(i, 1);
@@ -668,7 +664,7 @@ double Core::matrix(const Instruction& i) {
         }
         store_row(d, r, o);
       }
-      return cycle * (d.rows * std::ceil(d.columns / static_cast<double>(config_.array_columns)));
+      return cycle_ * (d.rows * std::ceil(d.columns / static_cast<double>(config_.array_columns)));
     }
     default:
       throw Fault(Status::kIllegalInstruction, "opcode %u on the matrix engine", i.op);

@@ -47,29 +47,12 @@ void Core::move_row(const hw::TensorDescriptor& tensor, uint64_t address, std::b
   const uint64_t bytes = hw::row_bytes(tensor.dtype, columns);
   const bool same = tensor.dtype == tile_type && !add;
   std::byte* memory = memory_.span(address, bytes, store ? hw::kAccessWrite : hw::kAccessRead);
+  // Across two extents, or a fault: through a bounce buffer, which also finds the exact address.
+  std::vector<std::byte> bounce;
   if (memory == nullptr || (add && memory_.span(address, bytes, hw::kAccessRead) == nullptr)) {
-    // Across two extents, or a fault: through a bounce buffer, which also finds the exact address.
-    std::vector<std::byte> bounce(bytes);
+    bounce.resize(bytes);
     if (!store || add) memory_.read(address, bounce.data(), bytes);
-    if (!store) {
-      if (same)
-        std::memcpy(tile, bounce.data(), bytes);
-      else
-        host_.load(tensor.dtype, bounce.data(), columns, scratch_[0].get()),
-            host_.store(tile_type, scratch_[0].get(), columns, tile);
-      return;
-    }
-    host_.load(tile_type, tile, columns, scratch_[0].get());
-    if (add) {
-      host_.load(tensor.dtype, bounce.data(), columns, scratch_[1].get());
-      host_.binary(hw::BinaryOp::kAdd, scratch_[0].get(), scratch_[1].get(), scratch_[0].get(), columns);
-    }
-    if (same)
-      std::memcpy(bounce.data(), tile, bytes);
-    else
-      host_.store(tensor.dtype, scratch_[0].get(), columns, bounce.data());
-    memory_.write(address, bounce.data(), bytes);
-    return;
+    memory = bounce.data();
   }
   if (!store) {
     if (same)
@@ -82,16 +65,17 @@ void Core::move_row(const hw::TensorDescriptor& tensor, uint64_t address, std::b
   }
   if (same) {
     std::memcpy(memory, tile, bytes);
-    return;
+  } else {
+    const float* values = as_floats(tile_type, tile, columns, 0);
+    if (add) {
+      const float* present = as_floats(tensor.dtype, memory, columns, 1);
+      float* sum = tensor.dtype == hw::DType::kF32 ? reinterpret_cast<float*>(memory) : scratch_[0].get();
+      host_.binary(hw::BinaryOp::kAdd, values, present, sum, columns);
+      values = sum;
+    }
+    if (reinterpret_cast<const std::byte*>(values) != memory) host_.store(tensor.dtype, values, columns, memory);
   }
-  const float* values = as_floats(tile_type, tile, columns, 0);
-  if (add) {
-    const float* present = as_floats(tensor.dtype, memory, columns, 1);
-    float* sum = tensor.dtype == hw::DType::kF32 ? reinterpret_cast<float*>(memory) : scratch_[0].get();
-    host_.binary(hw::BinaryOp::kAdd, values, present, sum, columns);
-    values = sum;
-  }
-  if (reinterpret_cast<const std::byte*>(values) != memory) host_.store(tensor.dtype, values, columns, memory);
+  if (!bounce.empty()) memory_.write(address, bounce.data(), bytes);
 }
 
 namespace {
@@ -138,7 +122,10 @@ void Core::dma_box(const Instruction& i, bool store) {
   if (store && valid > 0) {  // it may write what a pending load has yet to read
     const int64_t begin = std::max<int64_t>(row0, 0), end = std::min<int64_t>(row0 + t.rows, rows);
     const uint64_t reach = end > begin ? stride * static_cast<uint64_t>(end - begin - 1) + bytes : 0;
-    if (const std::byte* p = memory_.span(first + static_cast<uint64_t>(begin) * stride, reach, hw::kAccessWrite))
+    const bool hbm = (base & hw::kHostWindow) == 0;  // host memory may be mapped at two addresses: no overlap is seen
+    const std::byte* p =
+        hbm ? memory_.span(first + static_cast<uint64_t>(begin) * stride, reach, hw::kAccessWrite) : nullptr;
+    if (p != nullptr)
       settle_sources(p, p + reach);
     else
       settle_all();
@@ -150,7 +137,6 @@ void Core::dma_box(const Instruction& i, bool store) {
         memory_.span(first + static_cast<uint64_t>(row0) * stride, stride * (t.rows - 1) + bytes, hw::kAccessRead);
     if (memory != nullptr) {
       count_traffic(base, bytes * t.rows, false);
-      // Host memory may be mapped at two addresses, where settle_sources() could not see an overlap.
       if ((base & hw::kHostWindow) == 0 && defer_load(t, memory, stride, bytes)) return;
       if (stride == bytes && t.pitch == bytes)
         std::memcpy(data(t), memory, bytes * t.rows);

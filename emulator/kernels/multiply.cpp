@@ -83,9 +83,7 @@ inline void dot_rows(const MultiplyArgs& x, uint32_t m, uint32_t n, uint32_t apa
   auto step = [&](size_t at, auto load) __attribute__((always_inline)) {
     __m512i bv[N];
 #pragma GCC unroll 8
-    for (int j = 0; j < N; ++j) {
-      bv[j] = load(b + stride * static_cast<size_t>(j) + at);
-    }
+    for (int j = 0; j < N; ++j) bv[j] = load(b + stride * static_cast<size_t>(j) + at);
 #pragma GCC unroll 8
     for (int i = 0; i < M; ++i) {
       const __m512i av = load(a + x.a_pitch * static_cast<size_t>(i) + at);
@@ -114,7 +112,7 @@ inline void dot_rows(const MultiplyArgs& x, uint32_t m, uint32_t n, uint32_t apa
   }
 }
 
-// B is read once, from `streams` places as far apart as they can be: one stream alone does not use the memory's rate.
+// B is read from N places as far apart as they can be: one stream alone does not use the memory's rate.
 template <class Words, int M, int N>
 void dot_all(const MultiplyArgs& x, uint32_t m) {
   const uint32_t apart = x.n / N;
@@ -167,11 +165,7 @@ inline __m256i block_values(const std::byte* p) {
 }
 
 inline __m256i dot_bytes(__m256i a_signed, __m256i b_magnitude) {
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-  return _mm256_dpbusd_epi32(_mm256_setzero_si256(), b_magnitude, a_signed);
-#else
   return _mm256_madd_epi16(_mm256_maddubs_epi16(b_magnitude, a_signed), _mm256_set1_epi16(1));
-#endif
 }
 
 // Both operands in blocks of 32 with a scale each: integer products inside a block, f32 between blocks.
