@@ -55,20 +55,14 @@ void Event::check(const Mark& m) {
 }
 
 void Event::query() {
-  {
-    // The common answer without taking part in the stream's ownership: done, and nothing ever failed.
-    std::lock_guard lock(mutex_);
-    if (mark_.stream != nullptr && mark_.stream->completed() >= mark_.value &&
-        driver::failure(mark_.stream->queue().timeline(), mark_.value) == hw::Status::kOk)
-      return mark_.stream->see_finished_calls();
-  }
-  const Mark m = mark();
-  if (m.stream == nullptr) return;
-  if (m.stream->completed() < m.value) {
+  // On the mark itself: a copy would count the stream's owners up and down.
+  std::lock_guard lock(mutex_);
+  if (mark_.stream == nullptr) return;
+  if (mark_.stream->completed() < mark_.value) {
     context_->device().throw_if_lost();
     throw Error(jalErrorNotReady, "");
   }
-  check(m);
+  check(mark_);
 }
 
 void Event::synchronize(uint64_t timeout_ns) {
