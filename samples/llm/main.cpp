@@ -192,9 +192,7 @@ Run run_batch(const jalapeno::Device& device, llm::Model& model, const llm::Toke
     }
     Meter meter(device);
     uint32_t made = 0;
-    do
-      if (batch.running()) made += batch.step(print);
-    while (batch.running() && (!batch.waiting(prompts) || batch.full()));
+    while (batch.running() && (batch.full() || !batch.waiting(prompts))) made += batch.step(print);
     add(run.decode, meter.stop(made));
   }
   return run;

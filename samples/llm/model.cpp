@@ -81,7 +81,7 @@ jalDType Model::Stack::input() const {
 }
 
 Model::Weight Model::take(const Gguf& file, const std::string& name, uint64_t rows, uint64_t columns, bool vector,
-                          bool required) {
+                          bool required, void* place) {
   const TensorInfo* t = file.find(name);
   if (t == nullptr) {
     if (required) throw std::runtime_error(file.path() + ": tensor " + name + " is missing");
@@ -93,30 +93,31 @@ Model::Weight Model::take(const Gguf& file, const std::string& name, uint64_t ro
                              std::to_string(columns));
   if (vector && t->type != TensorType::kF32)
     throw std::runtime_error(file.path() + ": tensor " + name + " is " + type_name(t->type) + ", vectors must be F32");
-  storage_.emplace_back(device_, t->bytes);
+  if (place == nullptr) place = storage_.emplace_back(device_, t->bytes).data();
   weight_bytes_ += t->bytes;
-  wishes_.push_back({t->offset, t->bytes, storage_.back().data()});
-  return {storage_.back().data(), dtype_of(t->type), static_cast<uint32_t>(rows), static_cast<uint32_t>(columns)};
+  wishes_.push_back({t->offset, t->bytes, place});
+  return {place, dtype_of(t->type), static_cast<uint32_t>(rows), static_cast<uint32_t>(columns)};
 }
 
 Model::Stack Model::take_stack(const Gguf& file, const std::vector<Wanted>& wanted, uint64_t columns) {
-  Stack stack;
-  bool same = true;
-  for (const Wanted& w : wanted) {
-    stack.pieces.push_back({take(file, w.name, w.rows, columns, false), stack.rows});
-    stack.rows += static_cast<uint32_t>(w.rows);
-    same &= stack.pieces.back().weight.dtype == stack.pieces.front().weight.dtype;
-  }
-  if (!same) return stack;
-  // One allocation for all of them; what take() has just allocated goes.
-  const size_t first = wishes_.size() - wanted.size();
+  const TensorInfo* top = file.find(wanted.front().name);
   uint64_t bytes = 0;
-  for (size_t k = first; k < wishes_.size(); ++k) bytes += wishes_[k].bytes;
-  storage_.resize(storage_.size() - wanted.size());
-  storage_.emplace_back(device_, bytes);
-  Weight whole{storage_.back().data(), stack.pieces.front().weight.dtype, stack.rows, static_cast<uint32_t>(columns)};
-  for (uint64_t at = 0, k = first; k < wishes_.size(); at += wishes_[k].bytes, ++k)
-    wishes_[k].destination = storage_.back().data() + at;
+  bool joined = top != nullptr;  // what is missing is told by take()
+  for (const Wanted& w : wanted) {
+    const TensorInfo* t = file.find(w.name);
+    joined = joined && t != nullptr && t->type == top->type;
+    if (joined) bytes += t->bytes;
+  }
+  uint8_t* place = joined ? storage_.emplace_back(device_, bytes).data() : nullptr;
+  Stack stack;
+  for (const Wanted& w : wanted) {
+    stack.pieces.push_back({take(file, w.name, w.rows, columns, false, true, place), stack.rows});
+    stack.rows += static_cast<uint32_t>(w.rows);
+    if (joined) place += file.find(w.name)->bytes;
+  }
+  if (!joined) return stack;
+  Weight whole = stack.pieces.front().weight;
+  whole.rows = stack.rows;
   stack.pieces = {{whole, 0}};
   return stack;
 }

@@ -71,7 +71,7 @@ class Model {
     jalapeno::Buffer<uint8_t> keys, values;
   };
   Weight take(const Gguf& file, const std::string& name, uint64_t rows, uint64_t columns, bool vector,
-              bool required = true);
+              bool required = true, void* place = nullptr);
   struct Wanted {
     std::string name;
     uint64_t rows;
