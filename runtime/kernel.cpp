@@ -150,6 +150,22 @@ jalError_t jalKernelGetInfo(jalKernel_t kernel, jalKernelInfo* info) {
   });
 }
 
+jalError_t jalKernelGetArgumentInfo(jalKernel_t kernel, uint32_t index, jalArgInfo* info) {
+  return guard([&] {
+    const KernelImage& k = *HandleTable<Kernel>::get(kernel).image;
+    check_struct(required(info, "info"), "jalArgInfo");
+    if (index >= k.arguments.size())
+      fail(jalErrorNotFound, "kernel " + k.name + " has " + std::to_string(k.arguments.size()) +
+                                 " arguments, index is " + std::to_string(index));
+    const Argument& a = k.arguments[index];
+    const bool tensor = a.kind == jalapeno::hw::ArgumentKind::kTensor;
+    copy_text(info->name, a.name);
+    info->kind = static_cast<jalArgKind>(a.kind);
+    info->dtype = tensor && a.dtype != jalapeno::hw::kAnyDType ? static_cast<int>(a.dtype) : -1;
+    info->rank = tensor ? a.rank : 0;
+  });
+}
+
 jalError_t jalLibraryGetKernel(jalDevice_t device, const char* name, jalKernel_t* kernel) {
   return guard([&] {
     required(kernel, "kernel");

@@ -293,6 +293,14 @@ typedef struct jalKernelInfo {
   uint32_t arguments, argument_bytes, instructions, spm_bytes, acc_bytes;
 } jalKernelInfo;
 
+typedef struct jalArgInfo {
+  size_t struct_size;
+  char name[64];
+  jalArgKind kind;
+  int dtype;     /* tensor: a jalDType, or -1 for any; otherwise -1 */
+  uint32_t rank; /* tensor: 1..4; otherwise 0 */
+} jalArgInfo;
+
 typedef struct jalLaunchConfig {
   size_t struct_size;
   uint32_t grid[3];
@@ -305,12 +313,18 @@ typedef struct jalLaunchConfig {
  * and the rule. */
 JAL_API jalError_t jalModuleLoad(jalDevice_t device, const char* path, jalModule_t* module);
 JAL_API jalError_t jalModuleLoadData(jalDevice_t device, const void* image, size_t bytes, jalModule_t* module);
+/* The instructions of a module as text, one a line with its source line, as jalapeno-objdump writes them; needs no
+ * device. Writes at most `size` bytes with the final zero; needed (may be NULL) is what the whole text takes. text may
+ * be NULL when size is 0. */
+JAL_API jalError_t jalModuleDisassemble(const void* image, size_t bytes, char* text, size_t size, size_t* needed);
 JAL_API jalError_t jalModuleUnload(jalModule_t module); /* waits for launches of it (default timeout) */
 JAL_API jalError_t jalModuleGetKernelCount(jalModule_t module, uint32_t* count);
 JAL_API jalError_t jalModuleGetKernelByIndex(jalModule_t module, uint32_t index, jalKernel_t* kernel);
 JAL_API jalError_t jalModuleGetKernel(jalModule_t module, const char* name,
                                       jalKernel_t* kernel); /* lives as long as the module */
 JAL_API jalError_t jalKernelGetInfo(jalKernel_t kernel, jalKernelInfo* info);
+/* The argument at `index`, in launch order; jalErrorNotFound past the last. */
+JAL_API jalError_t jalKernelGetArgumentInfo(jalKernel_t kernel, uint32_t index, jalArgInfo* info);
 /* A kernel of the library that comes with the runtime, such as "matmul_bf16" (docs/kernels.md lists them). Built and
  * loaded at first use; lives as long as the device. */
 JAL_API jalError_t jalLibraryGetKernel(jalDevice_t device, const char* name, jalKernel_t* kernel);

@@ -73,6 +73,7 @@ class Device : public detail::Owner<jalDevice_t, jalDeviceClose> {
  public:
   Device() : Owner(open(nullptr)) {}
   explicit Device(const std::string& uri) : Owner(open(uri.c_str())) {}
+  explicit Device(jalDevice_t handle) : Owner(handle) {}  // takes it over; release() gives it back
   jalDeviceProperties properties() const {
     jalDeviceProperties p{};
     p.struct_size = sizeof p;

@@ -48,6 +48,16 @@ using hw::UnaryOp;
 inline constexpr DType f32 = DType::kF32, bf16 = DType::kBF16, f16 = DType::kF16, i8 = DType::kI8, i32 = DType::kI32,
                        q8_0 = DType::kQ8_0, q4_0 = DType::kQ4_0;
 
+// A place in a kernel's source: the caller's own, or one that another front end names (`file` must outlive the
+// Builder).
+struct Where {
+  const char* file;
+  uint32_t line;
+  Where(const std::source_location& s) : file(s.file_name()), line(s.line()) {}  // NOLINT: the usual case
+  Where(const char* f, uint32_t l) : file(f), line(l) {}
+};
+using Here = std::source_location;
+
 class BuildError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
@@ -98,6 +108,8 @@ class Value {
   bool is_reg_;
 };
 
+using Coordinates = std::vector<Value>;  // one for each dimension of a tensor
+
 struct Stages {
   uint32_t count;
   explicit Stages(uint32_t n) : count(n) {}
@@ -109,12 +121,20 @@ class Tile {
   uint32_t rows() const { return rows_; }
   uint32_t columns() const { return columns_; }
   DType dtype() const { return dtype_; }
+  // The memory alone, for overlay(): gives the tile register back.
+  Tile memory() const {
+    Tile t = *this;
+    t.slot_ = nullptr;
+    return t;
+  }
 
  private:
   friend class Builder;
   friend class StagedTile;
   std::shared_ptr<detail::Slot> slot_;
   uint32_t buffer_ = 0, rows_ = 0, columns_ = 0, stages_ = 1;
+  uint32_t offset_ = 0, bytes_ = 0;  // of the memory it was defined with
+  hw::Space space_ = hw::Space::kSpm;
   uint32_t stage_loop_ = 0;  // id of the loop whose counter chose the stage, 0: none
   DType dtype_ = f32;
 };
@@ -154,9 +174,7 @@ struct DrainOptions {
 
 class Builder {
  public:
-  using Where = std::source_location;
-
-  explicit Builder(std::string name, Where where = Where::current()) : where_(where) {
+  explicit Builder(std::string name, Where where = Here::current()) : where_(where) {
     kernel_.name = std::move(name);
     kernel_.source = file_of(where);
     blocks_.emplace_back();
@@ -172,33 +190,40 @@ class Builder {
     return add_tensor(name, static_cast<uint32_t>(dtype), rank);
   }
   Tensor any_tensor(const std::string& name, uint32_t rank) { return add_tensor(name, hw::kAnyDType, rank); }
-  Reg scalar_i32(const std::string& name, Where w = Where::current()) {
+  Reg scalar_i32(const std::string& name, Where w = Here::current()) {
     return add_scalar(name, hw::ArgumentKind::kI32, w);
   }
-  Reg scalar_i64(const std::string& name, Where w = Where::current()) {
+  Reg scalar_i64(const std::string& name, Where w = Here::current()) {
     return add_scalar(name, hw::ArgumentKind::kI64, w);
   }
-  Reg scalar_f32(const std::string& name, Where w = Where::current()) {
+  Reg scalar_f32(const std::string& name, Where w = Here::current()) {
     return add_scalar(name, hw::ArgumentKind::kF32, w);
   }
 
   // ---- Memory ----
-  Tile spm(DType dtype, uint32_t rows, uint32_t columns, Where w = Where::current()) {
+  Tile spm(DType dtype, uint32_t rows, uint32_t columns, Where w = Here::current()) {
     return define(dtype, rows, columns, hw::Space::kSpm, 1, w);
   }
-  StagedTile spm(DType dtype, uint32_t rows, uint32_t columns, Stages stages, Where w = Where::current()) {
+  StagedTile spm(DType dtype, uint32_t rows, uint32_t columns, Stages stages, Where w = Here::current()) {
     StagedTile s;
     s.builder_ = this;
     s.base_ = define(dtype, rows, columns, hw::Space::kSpm, stages.count, w);
     s.bytes_ = stage_bytes(dtype, rows, columns);
     return s;
   }
-  Tile acc(uint32_t rows, uint32_t columns, DType dtype = f32, Where w = Where::current()) {
+  Tile acc(uint32_t rows, uint32_t columns, DType dtype = f32, Where w = Here::current()) {
     return define(dtype, rows, columns, hw::Space::kAcc, 1, w);
+  }
+  // The memory of `tile` as another tile, for values whose lives do not overlap. Throws when it is too small.
+  Tile overlay(const Tile& tile, DType dtype, uint32_t rows, uint32_t columns, Where w = Here::current()) {
+    if (stage_bytes(dtype, rows, columns) > tile.bytes_)
+      fail(w, "overlay of " + std::to_string(stage_bytes(dtype, rows, columns)) + " bytes on a tile of " +
+                  std::to_string(tile.bytes_));
+    return place(dtype, rows, columns, tile.space_, tile.offset_, tile.bytes_, tile.buffer_, 1, w);
   }
   // rows x columns of `tile` from (row, column) on; all may be registers.
   Tile slice(const Tile& tile, const Value& row, const Value& column, const Value& rows, const Value& columns,
-             Where w = Where::current()) {
+             Where w = Here::current()) {
     Tile t = tile;
     t.slot_ = take_tile(w);
     const Reg r0 = reg(row, w), r1 = reg(column, w);
@@ -217,21 +242,21 @@ class Builder {
   }
 
   // ---- Scalars ----
-  Reg pid_x(Where w = Where::current()) { return special(hw::Special::kPidX, w); }
-  Reg pid_y(Where w = Where::current()) { return special(hw::Special::kPidY, w); }
-  Reg pid_z(Where w = Where::current()) { return special(hw::Special::kPidZ, w); }
-  Reg grid_x(Where w = Where::current()) { return special(hw::Special::kGridX, w); }
-  Reg grid_y(Where w = Where::current()) { return special(hw::Special::kGridY, w); }
-  Reg grid_z(Where w = Where::current()) { return special(hw::Special::kGridZ, w); }
-  Reg constant(int64_t v, Where w = Where::current()) {
+  Reg pid_x(Where w = Here::current()) { return special(hw::Special::kPidX, w); }
+  Reg pid_y(Where w = Here::current()) { return special(hw::Special::kPidY, w); }
+  Reg pid_z(Where w = Here::current()) { return special(hw::Special::kPidZ, w); }
+  Reg grid_x(Where w = Here::current()) { return special(hw::Special::kGridX, w); }
+  Reg grid_y(Where w = Here::current()) { return special(hw::Special::kGridY, w); }
+  Reg grid_z(Where w = Here::current()) { return special(hw::Special::kGridZ, w); }
+  Reg constant(int64_t v, Where w = Here::current()) {
     Reg r = take_register(w);
     Instruction i = make(Op::MOVI);
     i.r[0] = r.index(), i.imm0 = static_cast<uint64_t>(v);
     emit(i, {}, w);
     return r;
   }
-  Reg constant_f32(float v, Where w = Where::current()) { return constant(bits(v), w); }
-  Reg scalar(hw::SaluOp op, const Value& a, const Value& b, Where w = Where::current()) {
+  Reg constant_f32(float v, Where w = Here::current()) { return constant(bits(v), w); }
+  Reg scalar(hw::SaluOp op, const Value& a, const Value& b, Where w = Here::current()) {
     const Reg x = reg(a, w), r = take_register(w);
     Instruction i = make(Op::SALU);
     i.sub = static_cast<uint8_t>(op), i.r[0] = r.index(), i.r[1] = x.index();
@@ -242,18 +267,27 @@ class Builder {
     emit(i, {}, w);
     return r;
   }
-  Reg min(const Value& a, const Value& b, Where w = Where::current()) { return scalar(hw::SaluOp::kMin, a, b, w); }
-  Reg max(const Value& a, const Value& b, Where w = Where::current()) { return scalar(hw::SaluOp::kMax, a, b, w); }
-  Reg cdiv(const Value& a, const Value& b, Where w = Where::current()) { return scalar(hw::SaluOp::kCeilDiv, a, b, w); }
+  // to = value, for what a loop changes.
+  void assign(const Reg& to, const Value& value, Where w = Here::current()) {
+    Instruction i = make(value.is_reg_ ? Op::SALU : Op::MOVI);
+    i.r[0] = to.index();
+    if (value.is_reg_)
+      i.sub = static_cast<uint8_t>(hw::SaluOp::kAdd), i.flags = hw::kFlagImmediate, i.r[1] = value.reg_.index();
+    if (!value.is_reg_) i.imm0 = static_cast<uint64_t>(value.constant_);
+    emit(i, {}, w);
+  }
+  Reg min(const Value& a, const Value& b, Where w = Here::current()) { return scalar(hw::SaluOp::kMin, a, b, w); }
+  Reg max(const Value& a, const Value& b, Where w = Here::current()) { return scalar(hw::SaluOp::kMax, a, b, w); }
+  Reg cdiv(const Value& a, const Value& b, Where w = Here::current()) { return scalar(hw::SaluOp::kCeilDiv, a, b, w); }
   // Element (row, column) of a tile, sign extended (floats: their bits). Waits for whoever writes the tile.
-  Reg read(const Tile& tile, const Value& row, const Value& column, Where w = Where::current()) {
+  Reg read(const Tile& tile, const Value& row, const Value& column, Where w = Here::current()) {
     const Reg a = reg(row, w), b = reg(column, w), r = take_register(w);
     Instruction i = make(Op::LDS);
     i.t[0] = index_of(tile), i.r[0] = r.index(), i.r[1] = a.index(), i.r[2] = b.index();
     emit(i, {{tile, false}}, w);
     return r;
   }
-  void write(const Tile& tile, const Value& row, const Value& column, const Value& value, Where w = Where::current()) {
+  void write(const Tile& tile, const Value& row, const Value& column, const Value& value, Where w = Here::current()) {
     const Reg a = reg(row, w), b = reg(column, w), v = reg(value, w);
     Instruction i = make(Op::STS);
     i.t[0] = index_of(tile), i.r[0] = v.index(), i.r[1] = a.index(), i.r[2] = b.index();
@@ -263,75 +297,89 @@ class Builder {
   // ---- Control ----
   // for (i = begin; i < end; i += step) body(i)
   void loop(const Value& begin, const Value& end, const Value& step, const std::function<void(Reg)>& body,
-            Where w = Where::current()) {
+            Where w = Here::current()) {
+    body(begin_loop(begin, end, step, w));
+    end_block(w);
+  }
+  void loop(const Value& begin, const Value& end, const std::function<void(Reg)>& body, Where w = Here::current()) {
+    loop(begin, end, 1, body, w);
+  }
+  // Runs body when a cond b holds.
+  void when(const Value& a, Cond cond, const Value& b, const std::function<void()>& body, Where w = Here::current()) {
+    begin_when(a, cond, b, w);
+    body();
+    end_block(w);
+  }
+  // The same for front ends that have no function to pass: end_block() closes what was opened last. A register or tile
+  // made before a loop must be held until the loop is closed: given back inside, its number could be taken again there,
+  // and the next iteration would find something else in it.
+  Reg begin_loop(const Value& begin, const Value& end, const Value& step, Where w = Here::current()) {
     const Reg b = reg(begin, w), e = reg(end, w), s = reg(step, w), counter = take_register(w);
     Instruction i = make(Op::LOOP);
     i.r[0] = counter.index(), i.r[1] = b.index(), i.r[2] = e.index(), i.r[3] = s.index();
     const bool unit = !step.is_reg_ && step.constant_ == 1;
     enter(i, w, unit ? counter.index() : hw::kNone);
-    body(counter);
-    open_.pop_back();
+    blocks_.back().counter = counter;
+    return counter;
   }
-  void loop(const Value& begin, const Value& end, const std::function<void(Reg)>& body, Where w = Where::current()) {
-    loop(begin, end, 1, body, w);
-  }
-  // Runs body when a cond b holds.
-  void when(const Value& a, Cond cond, const Value& b, const std::function<void()>& body, Where w = Where::current()) {
+  void begin_when(const Value& a, Cond cond, const Value& b, Where w = Here::current()) {
     static constexpr Cond kOpposite[] = {Cond::kNe, Cond::kEq, Cond::kGe, Cond::kGt, Cond::kLe, Cond::kLt};
     const Reg x = reg(a, w), y = reg(b, w);
     Instruction i = make(Op::BR);
     i.sub = static_cast<uint8_t>(kOpposite[static_cast<int>(cond)]), i.r[0] = x.index(), i.r[1] = y.index();
     enter(i, w, hw::kNone);
-    body();
+  }
+  void end_block(Where w = Here::current()) {
+    if (open_.size() == 1) fail(w, "end of a loop or condition that was not opened");
+    blocks_[static_cast<size_t>(open_.back())].counter = Reg();
     open_.pop_back();
   }
-  void trap(uint32_t code, Where w = Where::current()) {
+  void trap(uint32_t code, Where w = Here::current()) {
     Instruction i = make(Op::TRAP);
     i.imm0 = code;
     emit(i, {}, w);
   }
 
   // ---- DMA: coordinates name the tile's first element in every dimension of the tensor ----
-  void load(const Tile& to, const Tensor& from, std::initializer_list<Value> at, float fill = 0,
-            Where w = Where::current()) {
+  void load(const Tile& to, const Tensor& from, const Coordinates& at, float fill = 0, Where w = Here::current()) {
     box(Op::DLD, from, at, to, false, fill, w);
   }
-  void store(const Tensor& to, std::initializer_list<Value> at, const Tile& from, Where w = Where::current()) {
+  void store(const Tensor& to, const Coordinates& at, const Tile& from, Where w = Here::current()) {
     box(Op::DST, to, at, from, false, 0, w);
   }
-  void store_add(const Tensor& to, std::initializer_list<Value> at, const Tile& from, Where w = Where::current()) {
+  void store_add(const Tensor& to, const Coordinates& at, const Tile& from, Where w = Here::current()) {
     box(Op::DST, to, at, from, true, 0, w);
   }
   // Row r of `to` is row index[r / unit] * unit + r % unit of `from`, columns from `column` on; an index outside reads
   // as 0.
   void gather(const Tile& to, const Tensor& from, const Tile& index, const Value& column, uint32_t unit = 1,
-              Where w = Where::current()) {
+              Where w = Here::current()) {
     rows(Op::DGATHER, from, to, index, column, unit, w);
   }
   void scatter(const Tensor& to, const Tile& from, const Tile& index, const Value& column, uint32_t unit = 1,
-               Where w = Where::current()) {
+               Where w = Here::current()) {
     rows(Op::DSCATTER, to, from, index, column, unit, w);
   }
-  void copy(const Tile& to, const Tile& from, bool transposed = false, Where w = Where::current()) {
+  void copy(const Tile& to, const Tile& from, bool transposed = false, Where w = Here::current()) {
     Instruction i = make(Op::DCPY);
     i.queue = 3, i.sub = transposed, i.t[0] = index_of(to), i.t[1] = index_of(from);
     emit(i, {{from, false}, {to, true}}, w);
   }
 
   // ---- Matrix engine ----
-  void zero(const Tile& acc, Where w = Where::current()) {
+  void zero(const Tile& acc, Where w = Here::current()) {
     Instruction i = make(Op::MINIT);
     i.t[0] = index_of(acc);
     emit(i, {{acc, true}}, w);
   }
   // acc[M, N] (+)= a[M, K] * b[N, K]
-  void mma(const Tile& acc, const Tile& a, const Tile& b, MmaOptions o = {}, Where w = Where::current()) {
+  void mma(const Tile& acc, const Tile& a, const Tile& b, MmaOptions o = {}, Where w = Here::current()) {
     Instruction i = make(Op::MMA);
     i.flags = static_cast<uint8_t>((o.accumulate ? hw::kFlagAccumulate : 0) | (o.rows_are_k ? hw::kFlagRowsAreK : 0));
     i.t[0] = index_of(acc), i.t[1] = index_of(a), i.t[2] = index_of(b);
     emit(i, {{a, false}, {b, false}, {acc, true}}, w);
   }
-  void drain(const Tile& to, const Tile& acc, DrainOptions o = {}, Where w = Where::current()) {
+  void drain(const Tile& to, const Tile& acc, DrainOptions o = {}, Where w = Here::current()) {
     Instruction i = make(Op::MDRAIN);
     i.sub = static_cast<uint8_t>(o.act), i.t[0] = index_of(to), i.t[1] = index_of(acc);
     std::vector<Access> a{{acc, false}, {to, true}};
@@ -341,107 +389,109 @@ class Builder {
   }
 
   // ---- Vector engine ----
-  void unary(UnaryOp op, const Tile& to, const Tile& a, Where w = Where::current()) {
+  void unary(UnaryOp op, const Tile& to, const Tile& a, Where w = Here::current()) {
     vector(Op::VUNI, static_cast<uint8_t>(op), {to}, {a}, w);
   }
-  void convert(const Tile& to, const Tile& a, Where w = Where::current()) { unary(UnaryOp::kCopy, to, a, w); }
-  // b may be 1 x N or M x 1
-  void binary(BinaryOp op, const Tile& to, const Tile& a, const Tile& b, Where w = Where::current()) {
+  void convert(const Tile& to, const Tile& a, Where w = Here::current()) { unary(UnaryOp::kCopy, to, a, w); }
+  // b may be 1 x N or M x 1; reverse: b op a
+  void binary(BinaryOp op, const Tile& to, const Tile& a, const Tile& b, Where w = Here::current()) {
     vector(Op::VBIN, static_cast<uint8_t>(op), {to}, {a, b}, w);
   }
-  // b holds f32 bits; reverse: b op a
+  void binary_reverse(BinaryOp op, const Tile& to, const Tile& a, const Tile& b, Where w = Here::current()) {
+    vector(Op::VBIN, static_cast<uint8_t>(op), {to}, {a, b}, w, hw::kFlagReverse);
+  }
+  // b holds f32 bits
   void binary(BinaryOp op, const Tile& to, const Tile& a, const Reg& b, bool reverse = false,
-              Where w = Where::current()) {
+              Where w = Here::current()) {
     Instruction i = make(Op::VBIN);
     i.sub = static_cast<uint8_t>(op),
     i.flags = static_cast<uint8_t>(hw::kFlagScalar | (reverse ? hw::kFlagReverse : 0));
     i.t[0] = index_of(to), i.t[1] = index_of(a), i.r[0] = b.index();
     emit(i, {{a, false}, {to, true}}, w);
   }
-  void binary(BinaryOp op, const Tile& to, const Tile& a, float b, bool reverse = false, Where w = Where::current()) {
+  void binary(BinaryOp op, const Tile& to, const Tile& a, float b, bool reverse = false, Where w = Here::current()) {
     binary(op, to, a, constant_f32(b, w), reverse, w);
   }
-  void add(const Tile& to, const Tile& a, const Tile& b, Where w = Where::current()) {
+  void add(const Tile& to, const Tile& a, const Tile& b, Where w = Here::current()) {
     binary(BinaryOp::kAdd, to, a, b, w);
   }
-  void mul(const Tile& to, const Tile& a, const Tile& b, Where w = Where::current()) {
+  void mul(const Tile& to, const Tile& a, const Tile& b, Where w = Here::current()) {
     binary(BinaryOp::kMul, to, a, b, w);
   }
-  void ternary(TernaryOp op, const Tile& to, const Tile& a, const Tile& b, const Tile& c, Where w = Where::current()) {
+  void ternary(TernaryOp op, const Tile& to, const Tile& a, const Tile& b, const Tile& c, Where w = Here::current()) {
     vector(Op::VTER, static_cast<uint8_t>(op), {to}, {a, b, c}, w);
   }
   // Keeps element (r, c) where c + column0 < limit + r * step.
   void mask(const Tile& to, const Tile& a, const Value& column0, const Value& limit, uint32_t step, float fill,
-            Where w = Where::current()) {
+            Where w = Here::current()) {
     const Reg c = reg(column0, w), l = reg(limit, w);
     Instruction i = make(Op::VMASK);
     i.t[0] = index_of(to), i.t[1] = index_of(a), i.r[0] = c.index(), i.r[1] = l.index(), i.imm0 = step,
     i.imm1 = static_cast<uint64_t>(bits(fill));
     emit(i, {{a, false}, {to, true}}, w);
   }
-  void reduce(ReduceOp op, const Tile& to, const Tile& a, Where w = Where::current()) {
+  void reduce(ReduceOp op, const Tile& to, const Tile& a, Where w = Here::current()) {
     vector(Op::VRED, static_cast<uint8_t>(op), {to}, {a}, w);
   }
-  void rmsnorm(const Tile& to, const Tile& a, const Tile& weight, const Reg& eps, Where w = Where::current()) {
+  void rmsnorm(const Tile& to, const Tile& a, const Tile& weight, const Reg& eps, Where w = Here::current()) {
     Instruction i = make(Op::VNORM);
     i.t[0] = index_of(to), i.t[1] = index_of(a), i.t[2] = index_of(weight), i.r[0] = eps.index();
     emit(i, {{a, false}, {weight, false}, {to, true}}, w);
   }
   void rope(RopeOp op, const Tile& to, const Tile& a, const Tile& cosine, const Tile& sine, uint32_t head,
-            uint32_t rotated, Where w = Where::current()) {
+            uint32_t rotated, Where w = Here::current()) {
     Instruction i = make(Op::VROPE);
     i.sub = static_cast<uint8_t>(op), i.imm0 = head, i.imm1 = rotated;
     i.t[0] = index_of(to), i.t[1] = index_of(a), i.t[2] = index_of(cosine), i.t[3] = index_of(sine);
     emit(i, {{a, false}, {cosine, false}, {sine, false}, {to, true}}, w);
   }
   // One step of online softmax: state is M x 3 (max, sum, correction); start it at -inf, 0, 0.
-  void softmax_step(const Tile& p, const Tile& scores, const Tile& state, const Reg& scale,
-                    Where w = Where::current()) {
+  void softmax_step(const Tile& p, const Tile& scores, const Tile& state, const Reg& scale, Where w = Here::current()) {
     Instruction i = make(Op::VSMX);
     i.t[0] = index_of(p), i.t[1] = index_of(scores), i.t[2] = index_of(state), i.r[0] = scale.index();
     emit(i, {{scores, false}, {state, true}, {p, true}}, w);
   }
-  void glu(ActOp act, const Tile& to, const Tile& gate, const Tile& up, Where w = Where::current()) {
+  void glu(ActOp act, const Tile& to, const Tile& gate, const Tile& up, Where w = Here::current()) {
     vector(Op::VGLU, static_cast<uint8_t>(act), {to}, {gate, up}, w);
   }
   // values M x k f32, indices M x k i32; merge keeps what they hold as candidates
   void top_k(const Tile& values, const Tile& indices, const Tile& a, const Value& base, bool merge,
-             Where w = Where::current()) {
+             Where w = Here::current()) {
     const Reg b = reg(base, w);
     Instruction i = make(Op::VTOPK);
     i.flags = merge ? hw::kFlagAccumulate : 0;
     i.t[0] = index_of(values), i.t[1] = index_of(indices), i.t[2] = index_of(a), i.r[0] = b.index();
     emit(i, {{a, false}, {values, true}, {indices, true}}, w);
   }
-  void uniform(const Tile& to, const Value& seed, const Value& counter, Where w = Where::current()) {
+  void uniform(const Tile& to, const Value& seed, const Value& counter, Where w = Here::current()) {
     const Reg s = reg(seed, w), c = reg(counter, w);
     Instruction i = make(Op::VRNG);
     i.t[0] = index_of(to), i.r[0] = s.index(), i.r[1] = c.index();
     emit(i, {{to, true}}, w);
   }
-  void scan(const Tile& to, const Tile& a, Where w = Where::current()) { vector(Op::VSCAN, 0, {to}, {a}, w); }
-  void iota(const Tile& to, const Value& start, int64_t row_step, int64_t column_step, Where w = Where::current()) {
+  void scan(const Tile& to, const Tile& a, Where w = Here::current()) { vector(Op::VSCAN, 0, {to}, {a}, w); }
+  void iota(const Tile& to, const Value& start, int64_t row_step, int64_t column_step, Where w = Here::current()) {
     const Reg s = reg(start, w);
     Instruction i = make(Op::VIOTA);
     i.t[0] = index_of(to), i.r[0] = s.index(), i.imm0 = static_cast<uint64_t>(row_step),
     i.imm1 = static_cast<uint64_t>(column_step);
     emit(i, {{to, true}}, w);
   }
-  void fill(const Tile& to, float value, Where w = Where::current()) {
+  void fill(const Tile& to, float value, Where w = Here::current()) {
     Instruction i = make(Op::VFILL);
     i.t[0] = index_of(to), i.imm0 = static_cast<uint64_t>(bits(value));
     emit(i, {{to, true}}, w);
   }
 
   // Places semaphores and gives the kernel away; the builder is empty afterwards.
-  KernelCode finish(Where w = Where::current()) {
+  KernelCode finish(Where w = Here::current()) {
     if (finished_) throw BuildError("kernel " + kernel_.name + ": finish() was called before");
     finished_ = true;
     if (open_.size() != 1) throw BuildError("kernel " + kernel_.name + ": finish() inside a loop");
     semaphore_ = 0;
     lower(blocks_[0]);
-    join_all(w.line());
-    put(make(Op::HALT), w.line());
+    join_all(w.line);
+    put(make(Op::HALT), w.line);
     kernel_.argument_bytes = argument_bytes_;
     kernel_.spm_bytes = spm_used_, kernel_.acc_bytes = acc_used_;
     KernelCode done = std::move(kernel_);
@@ -474,6 +524,7 @@ class Builder {
     uint32_t loop_id = 0;  // 0: not a loop
     uint8_t unit_counter = hw::kNone;
     bool leaf = true;
+    Reg counter;  // of an open loop; its bounds are read once, at LOOP
   };
   struct Edge {
     size_t from, to;
@@ -486,7 +537,7 @@ class Builder {
     return t.slot_->index;
   }
   static std::string file_of(const Where& w) {
-    const std::string path = w.file_name();
+    const std::string path = w.file;
     return path.substr(path.find_last_of('/') + 1);
   }
   static int64_t bits(float f) {
@@ -502,7 +553,7 @@ class Builder {
     return i;
   }
   [[noreturn]] void fail(const Where& w, const std::string& what) const {
-    throw BuildError("kernel " + kernel_.name + ", " + file_of(w) + ":" + std::to_string(w.line()) + ": " + what);
+    throw BuildError("kernel " + kernel_.name + ", " + file_of(w) + ":" + std::to_string(w.line) + ": " + what);
   }
 
   Reg take_register(const Where& w) {
@@ -581,17 +632,22 @@ class Builder {
     const uint64_t wanted = used + hw::row_bytes(dtype, columns) * rows * stages;
     if (wanted > uint64_t{1} << 28)
       fail(w, "tiles of " + std::to_string(wanted) + " bytes; no core has more than " + std::to_string(1 << 28));
-    hw::TileDescriptor d{used,
-                         static_cast<uint32_t>(hw::row_bytes(dtype, columns)),
-                         static_cast<uint16_t>(rows),
-                         static_cast<uint16_t>(columns),
-                         dtype,
-                         space,
-                         0};
-    used += stage_bytes(dtype, rows, columns) * stages;
+    const uint32_t offset = used, bytes = stage_bytes(dtype, rows, columns);
+    used += bytes * stages;
+    return place(dtype, rows, columns, space, offset, bytes, next_buffer_++, stages, w);
+  }
+  Tile place(DType dtype, uint32_t rows, uint32_t columns, hw::Space space, uint32_t offset, uint32_t bytes,
+             uint32_t buffer, uint32_t stages, const Where& w) {
+    const hw::TileDescriptor d{offset,
+                               static_cast<uint32_t>(hw::row_bytes(dtype, columns)),
+                               static_cast<uint16_t>(rows),
+                               static_cast<uint16_t>(columns),
+                               dtype,
+                               space,
+                               0};
     Tile t;
-    t.slot_ = take_tile(w), t.buffer_ = next_buffer_++, t.rows_ = rows, t.columns_ = columns, t.dtype_ = dtype,
-    t.stages_ = stages;
+    t.slot_ = take_tile(w), t.buffer_ = buffer, t.rows_ = rows, t.columns_ = columns, t.dtype_ = dtype;
+    t.stages_ = stages, t.space_ = space, t.offset_ = offset, t.bytes_ = bytes;
     Instruction i = make(Op::TDEF);
     i.t[0] = index_of(t);
     std::memcpy(&i.imm0, &d, 8);
@@ -610,7 +666,7 @@ class Builder {
     return t;
   }
 
-  void box(Op op, const Tensor& tensor, std::initializer_list<Value> at, const Tile& tile, bool add, float fill_value,
+  void box(Op op, const Tensor& tensor, const Coordinates& at, const Tile& tile, bool add, float fill_value,
            const Where& w) {
     if (at.size() != tensor.rank_)
       fail(w, std::to_string(at.size()) + " coordinates for a tensor of rank " + std::to_string(tensor.rank_));
@@ -636,9 +692,10 @@ class Builder {
     i.t[0] = index_of(tile), i.t[1] = index_of(index), i.r[0] = c.index(), i.imm0 = tensor.offset_, i.imm1 = unit;
     emit(i, {{tile, !is_store}, {index, false}}, w, tensor.buffer_, is_store);
   }
-  void vector(Op op, uint8_t sub, std::initializer_list<Tile> out, std::initializer_list<Tile> in, const Where& w) {
+  void vector(Op op, uint8_t sub, std::initializer_list<Tile> out, std::initializer_list<Tile> in, const Where& w,
+              uint8_t flags = 0) {
     Instruction i = make(op);
-    i.sub = sub;
+    i.sub = sub, i.flags = flags;
     std::vector<Access> a;
     int k = 0;
     for (const Tile& t : out) i.t[k++] = index_of(t), a.push_back({t, true});
@@ -651,7 +708,7 @@ class Builder {
     where_ = w;
     Item item;
     item.instruction = i;
-    item.line = w.line();
+    item.line = w.line;
     for (const Access& a : accesses)
       item.touches.push_back({a.tile.buffer_, a.tile.stages_, a.tile.stage_loop_, a.write});
     if (tensor_buffer != 0) item.touches.push_back({tensor_buffer, 1, 0, tensor_write});
@@ -827,9 +884,9 @@ class Builder {
 
   Where where_;  // of the last instruction
   KernelCode kernel_;
+  std::vector<uint8_t> free_registers_, free_tiles_;  // outlive the handles in blocks_
   std::vector<Block> blocks_;
   std::vector<int> open_;
-  std::vector<uint8_t> free_registers_, free_tiles_;
   uint32_t argument_bytes_ = 0, spm_used_ = 0, acc_used_ = 0, next_buffer_ = 1, next_loop_ = 1;
   uint8_t semaphore_ = 0;
   bool finished_ = false;

@@ -249,3 +249,17 @@ std::string disassemble(const ParsedModule& module) {
 }
 
 }  // namespace jalapeno::runtime
+
+jalError_t jalModuleDisassemble(const void* image, size_t bytes, char* text, size_t size, size_t* needed) {
+  using namespace jalapeno::runtime;
+  return guard([&] {
+    if (size > 0) required(text, "text");
+    const std::byte* file = &required(static_cast<const std::byte*>(image), "image");
+    const std::string whole = disassemble(parse_module({file, bytes}));
+    if (needed != nullptr) *needed = whole.size() + 1;
+    if (size == 0) return;
+    const size_t count = std::min(size - 1, whole.size());
+    std::memcpy(text, whole.data(), count);
+    text[count] = 0;
+  });
+}

@@ -2,6 +2,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <jalapeno/tile.hpp>
+
 #include "support/device.hpp"
 
 namespace jalapeno::test {
@@ -130,6 +132,74 @@ TEST_F(Api, LibraryNamesThatDoNotExistAreNamed) {
     EXPECT_EQ(jalLibraryGetKernel(device.get(), name, &k), jalErrorNotFound) << name;
     EXPECT_NE(detail().find(name), std::string::npos);
   }
+}
+
+TEST_F(Api, KernelsTellTheirArguments) {
+  const Kernel k = library_kernel(device, "rmsnorm");
+  std::string seen;
+  jalArgInfo a{};
+  a.struct_size = sizeof a;
+  for (uint32_t i = 0; i < k.info().arguments; ++i) {
+    ASSERT_EQ(jalKernelGetArgumentInfo(k.get(), i, &a), jalSuccess);
+    seen += std::string(a.name) + ":" + std::to_string(a.kind) + ":" + std::to_string(a.dtype) + ":" +
+            std::to_string(a.rank) + " ";
+  }
+  EXPECT_EQ(seen, "x:3:0:2 weight:3:0:1 out:3:-1:2 eps:2:-1:0 ");
+  EXPECT_EQ(jalKernelGetArgumentInfo(k.get(), 4, &a), jalErrorNotFound);
+  EXPECT_NE(detail().find("has 4 arguments"), std::string::npos);
+  EXPECT_EQ(jalKernelGetArgumentInfo(k.get(), 0, nullptr), jalErrorInvalidValue);
+}
+
+// What a front end without functions to pass uses: blocks that open and close, memory used twice, values that loops
+// change.
+std::vector<std::byte> running_sum() {
+  using namespace jalapeno::tile;
+  Builder k("running_sum", Where("front_end.py", 7));
+  auto x = k.tensor("x", f32, 2), y = k.tensor("y", f32, 1);
+  auto sum = k.spm(f32, 1, 8), piece = k.spm(f32, 1, 8);
+  k.fill(sum, 0);
+  Reg rows = k.constant(0);
+  Reg i = k.begin_loop(0, x.dim(0), 1);
+  k.load(piece, x, {i, 0}, 0);
+  k.begin_when(i, Cond::kNe, 1);
+  k.add(sum, sum, piece);
+  k.assign(rows, rows + 1);
+  k.end_block();
+  k.end_block();
+  Tile scaled = k.overlay(piece.memory(), f32, 1, 8);
+  k.binary(BinaryOp::kMul, scaled, sum, k.scalar(hw::SaluOp::kIntToFloat, rows, 0));
+  k.store(y, {0}, scaled, Where("front_end.py", 12));
+  return write_module({k.finish()});
+}
+
+TEST_F(Api, BlocksOverlaysAndAssignmentsOfTheBuilder) {
+  Module module(device, running_sum());
+  std::vector<float> host(3 * 8);
+  for (size_t n = 0; n < host.size(); ++n) host[n] = static_cast<float>(n);
+  Buffer<float> x(device, std::span<const float>(host)), y(device, 8);
+  launch(stream, {1}, module.kernel("running_sum"), x.as({3, 8}), y);
+  stream.synchronize();
+  EXPECT_EQ(y.to_host()[3], 2 * (3.f + 19.f));  // rows 0 and 2, twice
+  tile::Builder k("small");
+  auto t = k.spm(tile::f32, 1, 8);
+  EXPECT_THROW(k.overlay(t, tile::f32, 2, 16), tile::BuildError);
+  EXPECT_THROW(k.end_block(), tile::BuildError);
+}
+
+TEST_F(Api, ModulesAreShownAsText) {
+  const std::vector<std::byte> image = running_sum();
+  size_t needed = 0;
+  ASSERT_EQ(jalModuleDisassemble(image.data(), image.size(), nullptr, 0, &needed), jalSuccess);
+  std::string text(needed, 'x');
+  ASSERT_EQ(jalModuleDisassemble(image.data(), image.size(), text.data(), text.size(), nullptr), jalSuccess);
+  EXPECT_EQ(text.find('\0'), needed - 1);
+  EXPECT_NE(text.find(".kernel running_sum source front_end.py"), std::string::npos);
+  EXPECT_NE(text.find("line=12"), std::string::npos);
+  char start[8];
+  ASSERT_EQ(jalModuleDisassemble(image.data(), image.size(), start, sizeof start, nullptr), jalSuccess);
+  EXPECT_STREQ(start, ".kernel");
+  EXPECT_EQ(jalModuleDisassemble(image.data(), 10, nullptr, 0, &needed), jalErrorInvalidImage);
+  EXPECT_EQ(jalModuleDisassemble(image.data(), image.size(), nullptr, 4, &needed), jalErrorInvalidValue);
 }
 
 }  // namespace
