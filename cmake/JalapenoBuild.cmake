@@ -2,6 +2,7 @@
 option(JALAPENO_WERROR "Warnings are errors" ON)
 option(JALAPENO_TESTS "Build the tests" ${PROJECT_IS_TOP_LEVEL})
 option(JALAPENO_SAMPLES "Build the samples" ${PROJECT_IS_TOP_LEVEL})
+option(JALAPENO_PYTHON "Build the Python package" ${PROJECT_IS_TOP_LEVEL})
 set(JALAPENO_SANITIZE "" CACHE STRING "address or thread")
 
 set(CMAKE_CXX_STANDARD 20)

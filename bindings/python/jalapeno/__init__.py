@@ -1,0 +1,19 @@
+"""libjalapeno in Python: devices, arrays, kernels and language models on the Jalapeno accelerator.
+
+>>> import numpy as np, jalapeno as jal
+>>> x = jal.array(np.ones((4, 8), np.float32))
+>>> (x @ x.T).numpy()[0, 0]
+8.0
+"""
+from ._core import (Capture, Device, Elapsed, ErrorRecord, Event, Graph, Kernel, Memory, Module, PreparedLaunch, Stream,
+                    Timeline, current_stream, devices, library_kernel)
+from .errors import (BusyError, CaptureError, CompileError, DependencyError, DeviceError, Error, ForkedError,
+                     IllegalStateError, ImageError, InvalidHandleError, InvalidValueError, KernelError, NotFoundError,
+                     OutOfMemoryError, UnsupportedError, WaitTimeout)
+from .dtypes import DType, bfloat16, bool_, dtype, float16, float32, int8, int32, int64, uint8
+from .array import (Array, arange, array, asarray, default_device, empty, empty_like, from_dlpack, full, ones, zeros,
+                    zeros_like)
+from .kernel import Compiled, JitKernel, kernel
+from .report import Report
+from . import language, llm, ops
+from . import aio as _aio

@@ -1,0 +1,122 @@
+"""Language models: any Llama-architecture GGUF file in F32, F16, BF16, Q8_0 or Q4_0, run by the code of samples/llm."""
+from __future__ import annotations
+
+import codecs
+import os
+from typing import Any, Callable, Iterator, Sequence
+
+import numpy as np
+
+from . import _core
+from ._core import Device
+from .array import default_device
+
+
+class Model:
+    """A model on a device. Its weights and cache are freed with it.
+
+    A model holds one sequence at a time: a new generate() or logits() begins another, and a generator that was begun before
+    raises RuntimeError. Calls from several threads wait for one another. Waiting releases the GIL.
+    """
+
+    def __init__(self, core: _core.LanguageModel):
+        self._core = core
+        self._turn = 0
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, device: Device | None = None, *, context: int = 0,
+             progress: Callable[[int, int], None] | None = None) -> Model:
+        """Reads a GGUF file. context: tokens the cache holds (0: the model's, at most 4096). progress(done, all) is told the bytes.
+        Raises InvalidValueError naming the file and the field that is wrong; Ctrl-C ends it."""
+        if context < 0:
+            raise ValueError(f"context is {context}, expected at least 0")
+        return cls(_core.LanguageModel(device or default_device(), os.fspath(path), context, 1, progress))
+
+    @property
+    def device(self) -> Device:
+        """Where it runs."""
+        return self._core.device
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Sizes: layers, width, ffn, heads, kv_heads, head, vocabulary, context."""
+        return self._core.parameters
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the weights on the device."""
+        return self._core.weight_bytes
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids, with the beginning-of-text token in front when the model wants one."""
+        return self._core.encode(text)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens; bytes that are no UTF-8 become U+FFFD."""
+        return b"".join(self._core.decode(int(t)) for t in tokens).decode("utf-8", "replace")
+
+    def tokens(self, prompt: str | Sequence[int], max_tokens: int = 128, *, temperature: float = 0.0, top_k: int = 40, top_p: float = 1.0,
+               seed: int = 0, ignore_end: bool = False) -> Iterator[int]:
+        """The ids of the tokens that follow the prompt, one by one, until the text ends, max_tokens, or the context is full."""
+        if max_tokens < 0:
+            raise ValueError(f"max_tokens is {max_tokens}, expected at least 0")
+        ids = self.encode(prompt) if isinstance(prompt, str) else [int(t) for t in prompt]
+        # Wrong arguments are told at the call, not at the first token.
+        _core_check(temperature, top_k, top_p)
+        return self._tokens(ids, max_tokens, (temperature, top_k, top_p, seed), ignore_end)
+
+    def _tokens(self, ids: list[int], count: int, sampling: tuple, ignore_end: bool) -> Iterator[int]:
+        self._turn += 1
+        turn = self._turn
+        if count == 0:
+            return
+        self._core.prefill(ids)
+        token = self._core.first(*sampling)
+        for made in range(count):
+            if made:
+                if turn != self._turn:
+                    raise RuntimeError("another sequence was begun on this model; a model holds one at a time")
+                if self._core.position() >= self.parameters["context"]:
+                    return
+                token = self._core.step(*sampling)
+            if self._core.ends_text(token) and not ignore_end:
+                return
+            yield token
+
+    def generate(self, prompt: str | Sequence[int], max_tokens: int = 128, *, temperature: float = 0.0, top_k: int = 40, top_p: float = 1.0,
+                 seed: int = 0, ignore_end: bool = False) -> Iterator[str]:
+        """The text that follows the prompt, in pieces as they are made. temperature 0: always the most likely token; otherwise
+        samples among the top_k most likely that together have probability top_p, the same for the same seed."""
+        ids = self.tokens(prompt, max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, ignore_end=ignore_end)
+
+        def pieces() -> Iterator[str]:
+            decoder = codecs.getincrementaldecoder("utf-8")("replace")
+            for t in ids:
+                text = decoder.decode(self._core.decode(t))
+                if text:
+                    yield text
+            rest = decoder.decode(b"", True)
+            if rest:
+                yield rest
+        return pieces()
+
+    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+        """The logits behind every position, float32 [len(tokens), vocabulary]."""
+        self._turn += 1
+        return self._core.logits([int(t) for t in tokens])
+
+    def __repr__(self) -> str:
+        p = self.parameters
+        return f"<jalapeno.llm.Model {p['layers']} layers of {p['width']}, {self.weight_bytes:,} bytes, on {self.device.uri}>"
+
+
+def _core_check(temperature: float, top_k: int, top_p: float) -> None:
+    if not temperature >= 0:
+        raise ValueError(f"temperature is {temperature}, expected at least 0")
+    if not 1 <= top_k <= 1024:
+        raise ValueError(f"top_k is {top_k}, expected 1 to 1024")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}, expected more than 0, at most 1")
+
+
+__all__ = ["Model"]

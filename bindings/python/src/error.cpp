@@ -1,0 +1,93 @@
+#include <chrono>
+
+#include "core.hpp"
+
+namespace jalapeno::python {
+
+void fail(jalError_t code, const std::string& text) { throw Failure(code, text); }
+
+void fail_last(jalError_t code, jalStream_t stream) {
+  const char* detail = jalGetLastErrorDetail();
+  std::string text = *detail != 0 ? detail : jalGetErrorString(code);
+  jalErrorRecord record{};
+  record.struct_size = sizeof record;
+  if (stream != nullptr && jalStreamGetErrorRecord(stream, &record) == jalSuccess) throw Failure(code, text, &record);
+  throw Failure(code, text);
+}
+
+jalError_t wait_in_slices(const Timeout& timeout, jalError_t (*attempt)(void*, uint64_t), void* what) {
+  using Clock = std::chrono::steady_clock;
+  if (timeout && !(*timeout >= 0))
+    fail(jalErrorInvalidValue, "timeout is " + std::to_string(*timeout) + " s, expected at least 0");
+  static const double kDefault = [] {
+    const char* ms = std::getenv("JAL_WAIT_TIMEOUT_MS");
+    return ms != nullptr ? std::atof(ms) * 1e-3 : 60.0;
+  }();
+  const double seconds = timeout.value_or(kDefault);
+  const auto begin = Clock::now();
+  constexpr double kSlice = 0.05;
+  for (;;) {
+    const double left = seconds - std::chrono::duration<double>(Clock::now() - begin).count();
+    const double slice = left < kSlice ? (left > 0 ? left : 0) : kSlice;
+    jalError_t e;
+    {
+      py::gil_scoped_release release;
+      e = attempt(what, static_cast<uint64_t>(slice * 1e9));
+    }
+    if (e != jalErrorWaitTimeout || left <= slice) return e;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  }
+}
+
+void define_errors(py::module_& m) {
+  py::class_<jalErrorRecord>(m, "ErrorRecord", "What failed first on a stream, as the library recorded it.")
+      .def_property_readonly("code", [](const jalErrorRecord& r) { return static_cast<int>(r.code); })
+      .def_property_readonly("name", [](const jalErrorRecord& r) { return jalGetErrorName(r.code); })
+      .def_property_readonly("root_code", [](const jalErrorRecord& r) { return static_cast<int>(r.root_code); })
+      .def_property_readonly(
+          "sequence", [](const jalErrorRecord& r) { return r.sequence; }, "Position in the stream.")
+      .def_property_readonly("operation", [](const jalErrorRecord& r) { return r.operation; })
+      .def_property_readonly("kernel", [](const jalErrorRecord& r) { return r.kernel; })
+      .def_property_readonly("source_file", [](const jalErrorRecord& r) { return r.source_file; })
+      .def_property_readonly("source_line", [](const jalErrorRecord& r) { return r.source_line; })
+      .def_property_readonly("instruction",
+                             [](const jalErrorRecord& r) -> std::optional<uint32_t> {
+                               return r.instruction == UINT32_MAX ? std::nullopt : std::optional(r.instruction);
+                             })
+      .def_property_readonly("grid_position",
+                             [](const jalErrorRecord& r) {
+                               return py::make_tuple(r.grid_position[0], r.grid_position[1], r.grid_position[2]);
+                             })
+      .def_property_readonly("core", [](const jalErrorRecord& r) { return r.core; })
+      .def_property_readonly("address", [](const jalErrorRecord& r) { return r.address; })
+      .def_property_readonly("bytes", [](const jalErrorRecord& r) { return r.bytes; })
+      .def_property_readonly("access",
+                             [](const jalErrorRecord& r) {
+                               static const char* const kNames[] = {"", "read", "write", "execute"};
+                               return kNames[r.access < 4 ? r.access : 0];
+                             })
+      .def_property_readonly("allocation", [](const jalErrorRecord& r) { return r.allocation; })
+      .def_property_readonly("allocation_bytes", [](const jalErrorRecord& r) { return r.allocation_bytes; })
+      .def_property_readonly("allocation_offset", [](const jalErrorRecord& r) { return r.allocation_offset; })
+      .def_property_readonly("call_site", [](const jalErrorRecord& r) { return r.call_site; })
+      .def_property_readonly("detail", [](const jalErrorRecord& r) { return r.detail; });
+
+  py::register_exception_translator([](std::exception_ptr p) {
+    try {
+      if (p) std::rethrow_exception(p);
+    } catch (const Failure& f) {
+      try {
+        py::object make = py::module_::import("jalapeno.errors").attr("from_code");
+        py::object record = f.record ? py::cast(*f.record) : py::none();
+        py::object e = make(static_cast<int>(f.code), jalGetErrorName(f.code), f.what(), record);
+        PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(e.ptr())), e.ptr());
+      } catch (py::error_already_set& inner) {
+        inner.restore();
+      }
+    }
+  });
+  m.def("error_string", [](int code) { return jalGetErrorString(static_cast<jalError_t>(code)); });
+  m.def("version", [] { return jalGetVersion(); });
+}
+
+}  // namespace jalapeno::python
