@@ -15,5 +15,7 @@ from .array import (Array, arange, array, asarray, default_device, empty, empty_
                     zeros_like)
 from .kernel import Compiled, JitKernel, kernel
 from .report import Report
+from .autotune import Choice, Trial, Tuned, autotune
+from .language import cdiv
 from . import language, llm, ops
 from . import aio as _aio

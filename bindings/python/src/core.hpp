@@ -66,7 +66,7 @@ const DType& dtype_named(const std::string& name);
 const DType* dtype_of_code(int code);
 
 // ---- Owners ----
-struct Device {
+struct Device : std::enable_shared_from_this<Device> {
   explicit Device(const std::optional<std::string>& uri);
   ~Device() { close(); }
   void close();
@@ -83,14 +83,24 @@ struct Stream {
   Stream(DeviceRef d, int priority, uint32_t ring_entries);
   ~Stream();
   void synchronize(const Timeout& timeout);
-  DeviceRef device;
+  DeviceRef device;  // of a device's own stream: not an owner, see Device::stream()
   jalStream_t handle = nullptr;
+  uint32_t ring = 0;
+  void wait_for_room() const;
   // While a graph records: what it must keep alive.
   std::shared_ptr<std::vector<std::shared_ptr<void>>> recorded;
   void keep(const std::shared_ptr<void>& what) {
     if (recorded) recorded->push_back(what);
   }
 };
+// Calls an enqueuing function without the GIL: it blocks while the ring is full, perhaps behind a callback into Python.
+template <class F>
+void enqueue(const Stream& stream, F f) {
+  stream.wait_for_room();
+  jalError_t e;
+  Py_BEGIN_ALLOW_THREADS e = f();
+  Py_END_ALLOW_THREADS check(e, stream.handle);
+}
 
 struct Event {
   Event(DeviceRef d, bool timing);

@@ -1,3 +1,5 @@
+#include <pybind11/stl.h>
+
 #include <chrono>
 
 #include "core.hpp"
@@ -70,7 +72,13 @@ void define_errors(py::module_& m) {
       .def_property_readonly("allocation_bytes", [](const jalErrorRecord& r) { return r.allocation_bytes; })
       .def_property_readonly("allocation_offset", [](const jalErrorRecord& r) { return r.allocation_offset; })
       .def_property_readonly("call_site", [](const jalErrorRecord& r) { return r.call_site; })
-      .def_property_readonly("detail", [](const jalErrorRecord& r) { return r.detail; });
+      .def_property_readonly("detail", [](const jalErrorRecord& r) { return r.detail; })
+      .def("__repr__",
+           [](const jalErrorRecord& r) {
+             return std::string("<jalapeno.ErrorRecord ") + jalGetErrorName(r.code) +
+                    (r.kernel[0] != 0 ? std::string(" in kernel ") + r.kernel : "") + ">";
+           })
+      .def("__str__", [](const py::object& r) { return py::module_::import("jalapeno.errors").attr("describe")(r); });
 
   py::register_exception_translator([](std::exception_ptr p) {
     try {

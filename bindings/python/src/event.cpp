@@ -35,9 +35,10 @@ timing: elapsed() may be asked for.)")
       .def_property_readonly("device", [](const Event& e) { return e.device; })
       .def(
           "record",
-          [](const Event& e, const StreamRef& stream) {
-            const StreamRef s = choose_stream(e.device, stream);
-            check(jalEventRecord(e.handle, s->handle), s->handle);
+          [](const std::shared_ptr<Event>& e, const StreamRef& stream) {
+            const StreamRef s = choose_stream(e->device, stream);
+            enqueue(*s, [&] { return jalEventRecord(e->handle, s->handle); });
+            s->keep(e);
           },
           py::arg("stream") = py::none())
       .def(
@@ -63,7 +64,9 @@ timing: elapsed() may be asked for.)")
             check(jalEventElapsed(&out, begin.handle, end.handle));
             return out;
           },
-          py::arg("begin"), "Since `begin`; both need timing=True and must be done.");
+          py::arg("begin"), "Since `begin`; both need timing=True and must be done.")
+      .def("__repr__",
+           [](const Event& e) { return "<jalapeno.Event of " + std::string(e.device->properties.uri) + ">"; });
   py::class_<Timeline, std::shared_ptr<Timeline>>(
       m, "Timeline", "A 64-bit value that only grows; device and host signal it and wait for it.")
       .def(py::init<DeviceRef, uint64_t>(), py::arg("device"), py::arg("initial") = 0)
@@ -83,7 +86,9 @@ timing: elapsed() may be asked for.)")
             check(wait(timeout, [h = t.handle, value](uint64_t ns) { return jalTimelineWait(h, value, ns); }));
           },
           py::arg("value"), py::arg("timeout") = py::none(),
-          "Blocks until the value is reached; raises DependencyError when a failure reached it.");
+          "Blocks until the value is reached; raises DependencyError when a failure reached it.")
+      .def("__repr__",
+           [](const Timeline& t) { return "<jalapeno.Timeline of " + std::string(t.device->properties.uri) + ">"; });
 }
 
 }  // namespace jalapeno::python

@@ -1,6 +1,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <map>
 
 #include "core.hpp"
 
@@ -16,12 +17,13 @@ struct Graph {
   jalGraphExec_t exec = nullptr;
   uint32_t nodes = 0;
   std::vector<std::shared_ptr<void>> kept;
+  std::map<uint32_t, std::vector<std::shared_ptr<void>>> replaced;  // by node
   void launch(const StreamRef& stream) const {
     if (exec == nullptr)
       fail(jalErrorIllegalState,
            "the graph has no recording; use \"with stream.capture() as graph:\" and leave the block first");
     const StreamRef s = choose_stream(device, stream);
-    check(jalGraphLaunch(exec, s->handle), s->handle);
+    enqueue(*s, [&] { return jalGraphLaunch(exec, s->handle); });
   }
 };
 
@@ -45,10 +47,12 @@ void define_graph(py::module_& m) {
             std::array<jalArg, Kernel::kMaxArguments> list;
             std::vector<py::handle> handles;
             for (const auto& a : args) handles.push_back(a);
-            kernel->convert(handles.data(), handles.size(), list.data(), &g->kept);
+            std::vector<std::shared_ptr<void>> kept;
+            kernel->convert(handles.data(), handles.size(), list.data(), &kept);
             check(without_gil([&] {
               return jalGraphExecSetKernelArgs(g->exec, node, list.data(), static_cast<uint32_t>(handles.size()));
             }));
+            g->replaced[node] = std::move(kept);
           },
           py::arg("node"), py::arg("kernel"),
           "Replaces the arguments of launch node `node` (counted in capture order), which launches `kernel`. Waits for "

@@ -179,8 +179,7 @@ void Kernel::launch(const py::handle& grid, const py::handle* args, size_t count
   const StreamRef s = choose_stream(device, stream);
   convert(args, count, list.data(), s->recorded.get());
   const jalLaunchConfig config = launch_config(grid);
-  // Enqueuing blocks only while the ring is full; then other threads of Python may run.
-  check(jalLaunchKernelEx(handle, &config, list.data(), static_cast<uint32_t>(count), s->handle), s->handle);
+  enqueue(*s, [&] { return jalLaunchKernelEx(handle, &config, list.data(), static_cast<uint32_t>(count), s->handle); });
 }
 
 namespace {
@@ -197,7 +196,10 @@ StreamRef stream_of(const py::kwargs& kwargs) {
   for (const auto& [key, value] : kwargs) {
     const auto name = key.cast<std::string>();
     if (name != "stream") fail(jalErrorInvalidValue, "launch: unknown keyword " + name + ", expected stream");
-    if (!value.is_none()) stream = value.cast<StreamRef>();
+    if (value.is_none()) continue;
+    if (!py::isinstance<Stream>(value))
+      fail(jalErrorInvalidValue, "launch: stream is " + type_of(value) + ", expected a jalapeno.Stream");
+    stream = value.cast<StreamRef>();
   }
   return stream;
 }
@@ -241,10 +243,13 @@ void define_kernel(py::module_& m) {
           "launch",
           [](const std::shared_ptr<PreparedLaunch>& p, const StreamRef& stream) {
             const StreamRef s = choose_stream(p->kernel->device, stream);
-            check(jalLaunchPrepared(p->handle, s->handle), s->handle);
+            enqueue(*s, [&] { return jalLaunchPrepared(p->handle, s->handle); });
             s->keep(p);
           },
-          py::arg("stream") = py::none());
+          py::arg("stream") = py::none(), "Enqueues it, on the current stream where none is given.")
+      .def("__repr__", [](const PreparedLaunch& p) {
+        return "<jalapeno.PreparedLaunch of " + std::string(p.kernel->info.name) + ">";
+      });
   py::class_<Kernel, std::shared_ptr<Kernel>>(m, "Kernel", R"(A kernel of a module or of the library.
 
 kernel[grid](*args, stream=None) launches: grid is an int or a tuple of up to three; arrays, ints and floats are checked

@@ -1,5 +1,8 @@
 #include <pybind11/stl.h>
 
+#include <chrono>
+#include <thread>
+
 #include "core.hpp"
 
 namespace jalapeno::python {
@@ -27,6 +30,7 @@ void set_current(const py::object& entry) {
 Stream::Stream(DeviceRef d, int priority, uint32_t ring_entries) : device(std::move(d)) {
   jalStreamOptions o{};
   o.struct_size = sizeof o, o.priority = priority, o.ring_entries = ring_entries;
+  ring = ring_entries != 0 ? ring_entries : 1024;
   check(jalStreamCreate(device->get(), &o, &handle));
 }
 Stream::~Stream() {
@@ -36,13 +40,26 @@ void Stream::synchronize(const Timeout& timeout) {
   check(wait(timeout, [h = handle](uint64_t ns) { return jalStreamSynchronizeUntil(h, ns); }), handle);
 }
 
+// A full ring makes enqueuing block where Ctrl-C is not heard: wait for room here.
+void Stream::wait_for_room() const {
+  for (;;) {
+    uint64_t submitted = 0, completed = 0;
+    if (jalStreamGetPosition(handle, &submitted, &completed) != jalSuccess || submitted - completed + 8 < ring) return;
+    if (const jalError_t e = jalStreamQuery(handle); e != jalErrorNotReady) return;
+    without_gil([] { std::this_thread::sleep_for(std::chrono::microseconds(20)); });
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  }
+}
+
 StreamRef Device::stream() {
   if (!default_stream_) {
     (void)get();
-    // The device owns it, so it may not own the device.
+    // The device owns it, so it may not own the device ...
     default_stream_ = std::make_shared<Stream>(DeviceRef(DeviceRef(), this), 0, 0);
   }
-  return default_stream_;
+  // ... but who holds the stream holds both.
+  const auto both = std::make_shared<std::pair<DeviceRef, StreamRef>>(shared_from_this(), default_stream_);
+  return {both, default_stream_.get()};
 }
 
 StreamRef choose_stream(const DeviceRef& device, const StreamRef& given) {
@@ -70,8 +87,13 @@ Raises BusyError when the device has no queue left. Thread-safe.)")
              return s;
            })
       .def("__exit__",
-           [](Stream&, const py::args&) { set_current(py::reinterpret_borrow<py::tuple>(current_entry())[1]); })
-      .def_property_readonly("device", [](const Stream& s) { return s.device; })
+           [](Stream&, const py::args&) {
+             const py::object entry = current_entry();
+             if (entry.is_none())
+               fail(jalErrorIllegalState, "no stream is current; leave a with block that was entered");
+             set_current(py::reinterpret_borrow<py::tuple>(entry)[1]);
+           })
+      .def_property_readonly("device", [](const Stream& s) { return s.device->shared_from_this(); })
       .def("synchronize", &Stream::synchronize, py::arg("timeout") = py::none(),
            R"(Waits until all enqueued work is done, without the GIL; Ctrl-C interrupts.
 
@@ -95,18 +117,24 @@ error with its record: KernelError, DependencyError, ...)")
           },
           "(submitted, completed): how many operations were enqueued and are done.")
       .def(
-          "wait", [](const Stream& s, const Event& e) { check(jalStreamWaitEvent(s.handle, e.handle), s.handle); },
+          "wait",
+          [](Stream& s, const std::shared_ptr<Event>& e) {
+            enqueue(s, [&] { return jalStreamWaitEvent(s.handle, e->handle); });
+            s.keep(e);
+          },
           py::arg("event"), "Later work starts after the event's last record. An event never recorded is no wait.")
       .def(
           "wait",
-          [](const Stream& s, const Timeline& t, uint64_t value) {
-            check(jalStreamWaitTimeline(s.handle, t.handle, value), s.handle);
+          [](Stream& s, const std::shared_ptr<Timeline>& t, uint64_t value) {
+            enqueue(s, [&] { return jalStreamWaitTimeline(s.handle, t->handle, value); });
+            s.keep(t);
           },
           py::arg("timeline"), py::arg("value"), "Later work starts once the timeline has reached value.")
       .def(
           "signal",
-          [](const Stream& s, const Timeline& t, uint64_t value) {
-            check(jalStreamSignalTimeline(s.handle, t.handle, value), s.handle);
+          [](Stream& s, const std::shared_ptr<Timeline>& t, uint64_t value) {
+            enqueue(s, [&] { return jalStreamSignalTimeline(s.handle, t->handle, value); });
+            s.keep(t);
           },
           py::arg("timeline"), py::arg("value"), "Sets the timeline to value when the work before it is done.")
       .def(
@@ -132,7 +160,9 @@ error with its record: KernelError, DependencyError, ...)")
           "call",
           [](const Stream& s, const py::function& function) {
             PyObject* f = function.inc_ref().ptr();
-            const jalError_t e = jalLaunchHostFunc(
+            s.wait_for_room();
+            jalError_t e;
+            Py_BEGIN_ALLOW_THREADS e = jalLaunchHostFunc(
                 s.handle,
                 [](void* data) {
                   if (!Py_IsInitialized()) return;
@@ -145,14 +175,14 @@ error with its record: KernelError, DependencyError, ...)")
                   }
                 },
                 f);
-            if (e != jalSuccess) Py_DECREF(f);
+            Py_END_ALLOW_THREADS if (e != jalSuccess) Py_DECREF(f);
             check(e, s.handle);
           },
           py::arg("function"),
           "Calls function() on a thread of the library when the work before it is done; later work waits for it. It "
           "must not wait for the device.")
       .def(
-          "notify", [](const Stream& s, int fd) { check(jalStreamNotifyEventfd(s.handle, fd), s.handle); },
+          "notify", [](const Stream& s, int fd) { enqueue(s, [&] { return jalStreamNotifyEventfd(s.handle, fd); }); },
           py::arg("eventfd"), "Adds 1 to the eventfd when the work before it is done. It must stay open until then.")
       .def("__repr__",
            [](const Stream& s) { return "<jalapeno.Stream of " + std::string(s.device->properties.uri) + ">"; });

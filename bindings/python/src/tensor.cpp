@@ -189,6 +189,9 @@ void copy(const Tensor& to, const Tensor& from, const StreamRef& stream) {
   }
   int64_t width = to.dtype->bytes;
   if (!axes.empty() && axes.back().to == width && axes.back().from == width) width *= axes.back().n, axes.pop_back();
+  // A copy to memory the device does not reach returns when it is done: wait where Ctrl-C is heard.
+  if (to.memory->place == Place::kHost && from.memory->place != Place::kHost) stream->synchronize(std::nullopt);
+  stream->wait_for_room();
   char* t = static_cast<char*>(to.data());
   const char* f = static_cast<const char*>(from.data());
   without_gil([&] { copy_axes(t, f, axes, 0, width, stream); });
@@ -222,9 +225,15 @@ int get_buffer(PyObject* self, Py_buffer* view, int flags) {
       return -1;
     }
     const bool strided = (flags & PyBUF_STRIDES) == PyBUF_STRIDES;
-    const bool c_order = (flags & PyBUF_C_CONTIGUOUS) == PyBUF_C_CONTIGUOUS || !strided;
-    if ((c_order || (flags & PyBUF_F_CONTIGUOUS) == PyBUF_F_CONTIGUOUS) && !t.contiguous()) {
-      PyErr_SetString(PyExc_BufferError, "the array is not contiguous");
+    // Dense rows are in Fortran's order too only when there is no more than one axis to order.
+    const bool dense = t.contiguous(), flat = t.size() <= 1 || std::count_if(t.shape.begin(), t.shape.end(),
+                                                                             [](int64_t n) { return n > 1; }) <= 1;
+    const bool fortran = (flags & PyBUF_F_CONTIGUOUS) == PyBUF_F_CONTIGUOUS;
+    const bool any = !strided || (flags & PyBUF_C_CONTIGUOUS) == PyBUF_C_CONTIGUOUS ||
+                     (flags & PyBUF_ANY_CONTIGUOUS) == PyBUF_ANY_CONTIGUOUS;
+    if ((any && !dense) || (fortran && !(dense && flat))) {
+      PyErr_SetString(PyExc_BufferError,
+                      fortran ? "the array is not contiguous in Fortran's order" : "the array is not contiguous");
       return -1;
     }
     auto hold = std::make_unique<BufferHold>();
@@ -259,6 +268,7 @@ struct Export {
   MemoryRef memory;
   std::vector<int64_t> shape, strides;
 };
+void delete_export(DLManagedTensor* m) { delete static_cast<Export*>(m->manager_ctx); }
 constexpr int kCpu = 1, kExtension = 12;
 DLDataType dlpack_type(const DType& d) {
   const std::string name = d.name;
@@ -280,7 +290,7 @@ py::capsule to_dlpack(const Tensor& t) {
   d.ndim = static_cast<int32_t>(t.shape.size()), d.dtype = dlpack_type(*t.dtype);
   d.shape = e->shape.data(), d.strides = e->strides.data(), d.byte_offset = 0;
   e->managed.manager_ctx = e;
-  e->managed.deleter = [](DLManagedTensor* m) { delete static_cast<Export*>(m->manager_ctx); };
+  e->managed.deleter = delete_export;
   // A consumer renames the capsule and takes the tensor over.
   return py::reinterpret_steal<py::capsule>(PyCapsule_New(&e->managed, "dltensor", [](PyObject* o) {
     if (PyCapsule_IsValid(o, "dltensor") == 0) return;
@@ -296,12 +306,13 @@ Tensor from_dlpack(const py::capsule& capsule) {
   if (d.device.device_type != kCpu && d.device.device_type != kExtension)
     fail(jalErrorInvalidValue,
          "DLPack device type " + std::to_string(d.device.device_type) + ", expected 1 (CPU) or 12 (this library's)");
+  if (d.device.device_type == kExtension && m->deleter != delete_export)
+    fail(jalErrorInvalidValue, "DLPack device type 12 of another library, expected a tensor of this one");
   const DType* dtype = nullptr;
   for (const DType& candidate : kDTypes) {
     const DLDataType want = dlpack_type(candidate);
     if (want.code == d.dtype.code && want.bits == d.dtype.bits && d.dtype.lanes == 1) dtype = &candidate;
   }
-  // What NumPy 1.24 says for bool.
   if (dtype == nullptr)
     fail(jalErrorInvalidValue, "DLPack type code " + std::to_string(d.dtype.code) + " of " +
                                    std::to_string(d.dtype.bits) + " bits has no element type here");
@@ -358,6 +369,11 @@ void define_tensor(py::module_& m) {
       .def_property_readonly("device", [](const Memory& x) { return x.device; })
       .def_property_readonly("place", [](const Memory& x) { return place_name(x.place); })
       .def_property_readonly("bytes", [](const Memory& x) { return x.bytes; })
+      .def("__repr__",
+           [](const Memory& x) {
+             return "<jalapeno.Memory of " + std::to_string(x.bytes) + " bytes, " + place_name(x.place) +
+                    (x.device != nullptr ? " of " + std::string(x.device->properties.uri) : "") + ">";
+           })
       .def_property_readonly("freed", [](const Memory& x) { return x.freed; })
       .def("free",
            [](Memory& x) {
@@ -426,9 +442,11 @@ void define_tensor(py::module_& m) {
                std::string("fill of ") + t.dtype->name + ", expected elements of at most 4 bytes");
         if (!t.contiguous()) fail(jalErrorInvalidValue, "fill of an array that is not contiguous");
         if (t.size() == 0) return;
-        check(jalMemFillAsync(t.data(), pattern, t.dtype->bytes, static_cast<size_t>(t.size()) * t.dtype->bytes,
-                              stream->handle),
-              stream->handle);
+        void* data = t.data();
+        enqueue(*stream, [&] {
+          return jalMemFillAsync(data, pattern, t.dtype->bytes, static_cast<size_t>(t.size()) * t.dtype->bytes,
+                                 stream->handle);
+        });
         stream->keep(t.memory);
       },
       py::arg("tensor"), py::arg("pattern"), py::arg("stream"));
