@@ -14,7 +14,6 @@ namespace {
 
 constexpr uint64_t kArgumentRing = 256 << 10;                             // bytes
 constexpr uint64_t kCallLines = 128, kOwnerBytes = 4096 + kArgumentRing;  // two timelines, then arguments from 4096 on
-constexpr uint64_t kStagingChunk = 1 << 20;
 
 template <class P>
 P make(hw::PacketOp op) {
@@ -211,41 +210,50 @@ void Stream::copy(void* destination, const void* source, uint64_t width, uint64_
   copy_plain(lock, destination, source, width, height, destination_pitch, source_pitch, to_direct);
 }
 
-// Through two pinned chunks: one fills while the device moves the other.
+// Through pinned chunks: some fill while the device moves the others. A chunk holds a part of a row, or many short
+// rows.
 void Stream::copy_plain(std::unique_lock<std::mutex>& lock, void* destination, const void* source, uint64_t width,
                         uint64_t height, uint64_t destination_pitch, uint64_t source_pitch, bool to_device) {
   if (staging_ == nullptr)
     staging_ = std::make_unique<driver::DmaMemory>(context_->device().transport(), context_->device().iova_space(),
-                                                   2 * kStagingChunk);
+                                                   kStagingSlots * kStagingChunk);
+  auto move_rows = [](char* to, uint64_t to_pitch, const char* from, uint64_t from_pitch, uint64_t n, uint64_t rows) {
+    if (to_pitch == n && from_pitch == n) n *= rows, rows = 1;
+    for (uint64_t r = 0; r < rows; ++r) std::memcpy(to + r * to_pitch, from + r * from_pitch, n);
+  };
+  auto chunk = [&](uint64_t k) { return reinterpret_cast<char*>(staging_->data()) + k * kStagingChunk; };
   auto finish = [&](uint64_t k) {
     const StagingSlot s = std::exchange(staging_slots_[k], {});  // also when this throws: the caller's memory may go
     if (s.done == 0) return;
     wait_until(lock, s.done);
     if (driver::failure(queue_.timeline(), s.done) != hw::Status::kOk) check_failed();
-    if (s.host != nullptr) std::memcpy(s.host, staging_->data() + k * kStagingChunk, s.bytes);
+    if (s.host != nullptr) move_rows(s.host, s.pitch, chunk(k), s.width, s.width, s.rows);
   };
-  for (uint64_t r = 0; r < height; ++r) {
-    for (uint64_t at = 0; at < width; ++staging_piece_) {
-      const uint64_t n = std::min(width - at, kStagingChunk), k = staging_piece_ % 2;
+  for (uint64_t r = 0, rows = 1; r < height; r += rows) {
+    rows = std::clamp<uint64_t>(kStagingChunk / std::max<uint64_t>(width, 1), 1, height - r);
+    for (uint64_t at = 0, n = 0; at < width; at += n, ++staging_piece_) {
+      n = std::min(width - at, kStagingChunk);
+      const uint64_t k = staging_piece_ % kStagingSlots;
       finish(k);
       char* d = static_cast<char*>(destination) + r * destination_pitch + at;
       const char* s = static_cast<const char*>(source) + r * source_pitch + at;
       auto p = make<hw::CopyPacket>(hw::PacketOp::kCopy);
-      p.width_bytes = n, p.height = 1;
+      p.width_bytes = n, p.height = rows;
       if (to_device) {
-        std::memcpy(staging_->data() + k * kStagingChunk, s, n);
-        p.source = staging_->device_address(k * kStagingChunk), p.destination = Registry::get().find(d)->at(d);
+        move_rows(chunk(k), n, s, source_pitch, n, rows);
+        p.source = staging_->device_address(k * kStagingChunk), p.source_pitch = n;
+        p.destination = Registry::get().find(d)->at(d), p.destination_pitch = destination_pitch;
       } else {
-        p.source = Registry::get().find(s)->at(s), p.destination = staging_->device_address(k * kStagingChunk);
+        p.source = Registry::get().find(s)->at(s), p.source_pitch = source_pitch;
+        p.destination = staging_->device_address(k * kStagingChunk), p.destination_pitch = n;
       }
       submit(lock, p, {"copy"});
-      staging_slots_[k] = {queue_.next(), n, to_device ? nullptr : d};
-      at += n;
+      staging_slots_[k] = {queue_.next(), rows, n, destination_pitch, to_device ? nullptr : d};
     }
   }
   // Down: the caller's memory is complete when the call returns. Up: the chunks stay in flight.
   if (!to_device)
-    for (uint64_t k = staging_piece_; k < staging_piece_ + 2; ++k) finish(k % 2);
+    for (uint64_t k = staging_piece_; k < staging_piece_ + kStagingSlots; ++k) finish(k % kStagingSlots);
 }
 
 // The transport cannot reach the caller's pages: each copy gets a pinned twin, filled or emptied in the stream's order.
@@ -283,7 +291,7 @@ void Stream::copy_peer(void* destination, const void* source, uint64_t bytes, Co
   auto hold_from = from.shared_from_this(), hold_to = to.shared_from_this();
   host_function(
       [=] {
-        std::vector<std::byte> chunk(std::min<uint64_t>(bytes, 4 * kStagingChunk));
+        std::vector<std::byte> chunk(std::min<uint64_t>(bytes, 8 * kStagingChunk));
         for (uint64_t at = 0; at < bytes; at += chunk.size()) {
           const uint64_t n = std::min<uint64_t>(chunk.size(), bytes - at);
           {

@@ -110,11 +110,13 @@ class Stream : public std::enable_shared_from_this<Stream> {
   uint64_t calls_ = 0;
   std::atomic<uint64_t> calls_finished_{0};
   struct StagingSlot {
-    uint64_t done = 0, bytes = 0;  // position after which the chunk is free again, 0: it is
-    char* host = nullptr;          // where a chunk that came down goes
+    uint64_t done = 0;                        // position after which the chunk is free again, 0: it is
+    uint64_t rows = 0, width = 0, pitch = 0;  // of what came down
+    char* host = nullptr;                     // and where it goes
   };
+  static constexpr uint64_t kStagingSlots = 4, kStagingChunk = 512 << 10;
   std::unique_ptr<driver::DmaMemory> staging_;
-  StagingSlot staging_slots_[2];
+  StagingSlot staging_slots_[kStagingSlots];
   uint64_t staging_piece_ = 0;
   std::unique_ptr<Capture> capture_;
 };
