@@ -618,7 +618,7 @@ double Core::matrix(const Instruction& i) {
       host_.multiply(x);
       // A weight-stationary array: each block of B is loaded once (array_rows cycles, hidden behind the
       // previous block) and A streams through, one row a cycle.
-      const bool narrow = integer || hw::info(b.dtype).block > 1;
+      const bool narrow = integer || hw::info(b.dtype).block > 1 || (hw::is_fp8(a.dtype) && hw::is_fp8(b.dtype));
       const bool wide = a.dtype == hw::DType::kF32 || b.dtype == hw::DType::kF32;
       const double rate = wide ? config_.rate_f32 : narrow ? config_.rate_8bit : 1;
       const double blocks = std::ceil(k / static_cast<double>(config_.array_rows)) *

@@ -15,6 +15,12 @@ namespace {
 
 using hw::DType;
 
+template <class Fp>
+inline void store_fp8(const float* source, uint32_t n, std::byte* out) {
+  auto* o = reinterpret_cast<uint8_t*>(out);
+  for (uint32_t i = 0; i < n; ++i) o[i] = Fp::to(source[i]);
+}
+
 void store(DType type, const float* source, uint32_t n, std::byte* out) {
   switch (type) {
     case DType::kF32:
@@ -76,6 +82,10 @@ void store(DType type, const float* source, uint32_t n, std::byte* out) {
         for (int i = 0; i < 16; ++i) out[2 + i] = std::byte(quantise(s[i]) | quantise(s[16 + i]) << 4);
       }
       return;
+    case DType::kE4M3:
+      return store_fp8<E4M3>(source, n, out);
+    case DType::kE5M2:
+      return store_fp8<E5M2>(source, n, out);
   }
 }
 

@@ -1,5 +1,6 @@
 // Matrix multiplication of tiles. Compiled three times with different -m flags; everything but the entry has internal
 // linkage.
+#include "kernels/fp8.hpp"
 #include "kernels/kernels.hpp"
 #include "kernels/numbers.hpp"
 #include "kernels/packed.hpp"
@@ -71,8 +72,8 @@ inline __m128 horizontal(__m512 v0, __m512 v1, __m512 v2, __m512 v3) {
 
 // Rows m.. of A by rows n, n + apart, .. of B as inner products: no rearrangement, so that B may come straight from
 // memory.
-template <class Words, int M, int N>
-inline void dot_rows(const MultiplyArgs& x, uint32_t m, uint32_t n, uint32_t apart) {
+template <class Words, int M, int N, class Weights>
+inline void dot_rows(const MultiplyArgs& x, const Weights& weights, uint32_t m, uint32_t n, uint32_t apart) {
   const std::byte *a = x.a + x.a_pitch * m, *b = x.b + x.b_pitch * n;
   const size_t stride = x.b_pitch * apart;
   __m512 sum[M][N];
@@ -80,22 +81,24 @@ inline void dot_rows(const MultiplyArgs& x, uint32_t m, uint32_t n, uint32_t apa
   for (int i = 0; i < M; ++i)
 #pragma GCC unroll 8
     for (int j = 0; j < N; ++j) sum[i][j] = _mm512_setzero_ps();
-  auto step = [&](size_t at, auto load) __attribute__((always_inline)) {
+  auto step = [&](size_t vector, auto load) __attribute__((always_inline)) {
     __m512i bv[N];
 #pragma GCC unroll 8
-    for (int j = 0; j < N; ++j) bv[j] = load(b + stride * static_cast<size_t>(j) + at);
+    for (int j = 0; j < N; ++j)
+      bv[j] = load(weights, b + stride * static_cast<size_t>(j) + vector * 16 * Weights::kBytes);
 #pragma GCC unroll 8
     for (int i = 0; i < M; ++i) {
-      const __m512i av = load(a + x.a_pitch * static_cast<size_t>(i) + at);
+      const __m512i av = load(Words{}, a + x.a_pitch * static_cast<size_t>(i) + vector * 64);
 #pragma GCC unroll 8
       for (int j = 0; j < N; ++j) sum[i][j] = Words::step(sum[i][j], av, bv[j]);
     }
   };
   constexpr uint32_t kVector = 16 * Words::kPerWord;
   const uint32_t whole = x.k / kVector;
-  for (uint32_t v = 0; v < whole; ++v) step(size_t{v} * 64, [](const std::byte* p) { return _mm512_loadu_si512(p); });
+  for (uint32_t v = 0; v < whole; ++v)
+    step(v, [](const auto& source, const std::byte* p) { return source.words(p, 0xFFFF); });
   if (const uint32_t rest = x.k % kVector; rest != 0)
-    step(size_t{whole} * 64, [&](const std::byte* p) { return Words::load_some(p, rest); });
+    step(whole, [=](const auto& source, const std::byte* p) { return source.load_some(p, rest); });
 #pragma GCC unroll 8
   for (int i = 0; i < M; ++i) {
     float* c = row(x.c, x.c_pitch, m + static_cast<uint32_t>(i)) + n;
@@ -113,17 +116,17 @@ inline void dot_rows(const MultiplyArgs& x, uint32_t m, uint32_t n, uint32_t apa
 }
 
 // B is read from N places as far apart as they can be: one stream alone does not use the memory's rate.
-template <class Words, int M, int N>
-void dot_all(const MultiplyArgs& x, uint32_t m) {
+template <class Words, int M, int N, class Weights>
+void dot_all(const MultiplyArgs& x, const Weights& weights, uint32_t m) {
   const uint32_t apart = x.n / N;
-  for (uint32_t n = 0; n < apart; ++n) dot_rows<Words, M, N>(x, m, n, apart);
-  for (uint32_t n = apart * N; n < x.n; ++n) dot_rows<Words, M, 1>(x, m, n, 0);
+  for (uint32_t n = 0; n < apart; ++n) dot_rows<Words, M, N>(x, weights, m, n, apart);
+  for (uint32_t n = apart * N; n < x.n; ++n) dot_rows<Words, M, 1>(x, weights, m, n, 0);
 }
-template <class Words>
-void multiply_dot(const MultiplyArgs& x) {
+template <class Words, class Weights = Words>
+void multiply_dot(const MultiplyArgs& x, const Weights& weights = {}) {
   uint32_t m = 0;
-  for (; m + 4 <= x.m; m += 4) dot_all<Words, 4, 4>(x, m);
-  for (; m < x.m; ++m) dot_all<Words, 1, 4>(x, m);
+  for (; m + 4 <= x.m; m += 4) dot_all<Words, 4, 4>(x, weights, m);
+  for (; m < x.m; ++m) dot_all<Words, 1, 4>(x, weights, m);
 }
 #endif
 
@@ -212,6 +215,13 @@ bool multiply_avx512(const MultiplyArgs& x) {
     return true;
   }
 #if defined(__AVX512BF16__)
+  if (hw::is_fp8(x.a_type) && (x.b_type == DType::kBF16 || hw::is_fp8(x.b_type))) return multiply_avx512(a_widened(x));
+  if (x.a_type == DType::kBF16 && hw::is_fp8(x.b_type)) {
+    if (x.rows_are_k) return packed && multiply_avx512(b_widened(x));
+    const Fp8Words weights(x.b_type);
+    packed&& x.k % 2 == 0 ? multiply_packed<Bf16Words>(x, weights) : multiply_dot<Bf16Words>(x, weights);
+    return true;
+  }
   if (x.a_type == DType::kBF16 && x.b_type == DType::kBF16) {
     if (x.rows_are_k) return packed && x.k % 2 == 0 && (multiply_packed_by_rows<Bf16Words>(x), true);
     packed&& x.k % 2 == 0 ? multiply_packed<Bf16Words>(x) : multiply_dot<Bf16Words>(x);

@@ -53,6 +53,41 @@ inline uint16_t to_f16(float f) {
   return static_cast<uint16_t>(sign | (rounded - 0x38000000) >> 13);
 }
 
+// The OCP's eight-bit floats: three bits of mantissa (e4m3) or two (e5m2) behind four or five of exponent. In e4m3 all
+// codes but the last are finite.
+template <uint32_t kMantissa>
+struct Fp8 {
+  static constexpr uint32_t kBias = (1u << (6 - kMantissa)) - 1, kLargest = kMantissa == 3 ? 0x7E : 0x7B;
+  static constexpr uint32_t kShift = 23 - kMantissa, kRebias = (127 - kBias) << 23;
+  static constexpr uint32_t kSmallest = (128 - kBias - kMantissa) << 23;  // bits of the smallest subnormal
+
+  static float from(uint8_t code) {
+    const uint32_t magnitude = code & 0x7F;
+    const uint32_t small = float_to_bits(static_cast<float>(magnitude) * bits_to_float(kSmallest));
+    const uint32_t finite = magnitude >> kMantissa == 0 ? small : (magnitude << kShift) + kRebias;
+    return bits_to_float(uint32_t{code & 0x80u} << 24 |
+                         (magnitude > kLargest ? magnitude << kShift | 0x7F800000 : finite));
+  }
+  static uint8_t to(float f) {  // round to nearest even and saturate, infinities too; a NaN stays a NaN
+    const uint32_t bits = float_to_bits(f), magnitude = bits & 0x7FFFFFFF;
+    const uint32_t clamped = std::min(magnitude, (kLargest << kShift) + kRebias);
+    // A subnormal is rounded by the FPU: the last bit of the sum is worth the smallest subnormal.
+    constexpr uint32_t kUnit = kSmallest + (23u << 23);
+    const uint32_t small = float_to_bits(bits_to_float(clamped) + bits_to_float(kUnit)) - kUnit;
+    const uint32_t normal = (clamped - kRebias + (1u << (kShift - 1)) - 1 + (clamped >> kShift & 1)) >> kShift;
+    const uint32_t finite = clamped < kRebias + (1u << 23) ? small : normal;
+    return static_cast<uint8_t>((bits >> 24 & 0x80) | (magnitude > 0x7F800000 ? 0x7F : finite));
+  }
+};
+using E4M3 = Fp8<3>;
+using E5M2 = Fp8<2>;
+
+template <class Fp>
+inline void load_fp8(const std::byte* source, uint32_t n, float* out) {
+  auto* s = reinterpret_cast<const uint8_t*>(source);
+  for (uint32_t i = 0; i < n; ++i) out[i] = Fp::from(s[i]);
+}
+
 inline uint16_t read16(const std::byte* p) {
   uint16_t h;
   std::memcpy(&h, p, 2);
@@ -106,6 +141,10 @@ inline uint16_t read16(const std::byte* p) {
         }
       }
       return;
+    case DType::kE4M3:
+      return load_fp8<E4M3>(source, n, out);
+    case DType::kE5M2:
+      return load_fp8<E5M2>(source, n, out);
   }
 }
 

@@ -20,15 +20,21 @@ inline void put_vector(const MultiplyArgs& x, uint32_t m, uint32_t n, __m512 sum
   _mm512_mask_storeu_ps(c, mask, sum);
 }
 
+// Rows that are in memory as they are multiplied.
+struct PlainWords {
+  static constexpr size_t kBytes = 4;
+  static __m512i words(const std::byte* p, __mmask16 some) { return _mm512_maskz_loadu_epi32(some, p); }
+};
+
 // Sixteen rows of sixteen words become sixteen vectors: word i of every row. `rows` of them exist.
 struct Transposed {
   __m512i v[16];
 };
-inline Transposed transpose(const std::byte* p, size_t pitch, uint32_t rows, __mmask16 words) {
+template <class Source>
+inline Transposed transpose(const Source& source, const std::byte* p, size_t pitch, uint32_t rows, __mmask16 words) {
   __m512i r[16], t[16];
 #pragma GCC unroll 16
-  for (uint32_t i = 0; i < 16; ++i)
-    r[i] = i < rows ? _mm512_maskz_loadu_epi32(words, p + pitch * i) : _mm512_setzero_si512();
+  for (uint32_t i = 0; i < 16; ++i) r[i] = i < rows ? source.words(p + pitch * i, words) : _mm512_setzero_si512();
   for (int i = 0; i < 16; i += 2) {
     t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
     t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
@@ -53,7 +59,9 @@ inline Transposed transpose(const std::byte* p, size_t pitch, uint32_t rows, __m
 }
 
 // panel[word][column] from 32 rows of B, each `words` long. flip turns signed bytes into unsigned ones plus 128.
-inline void pack_rows(const std::byte* b, size_t pitch, uint32_t columns, uint32_t words, __m512i flip, void* panel) {
+template <class Weights>
+inline void pack_rows(const Weights& weights, const std::byte* b, size_t pitch, uint32_t columns, uint32_t words,
+                      __m512i flip, void* panel) {
   auto* out = static_cast<__m512i*>(panel);
   for (uint32_t w = 0; w < words; w += 16) {
     const uint32_t n = std::min(words - w, 16u);
@@ -65,17 +73,17 @@ inline void pack_rows(const std::byte* b, size_t pitch, uint32_t columns, uint32
       }
       // Rows are short and many: what the next panel needs comes while this one is turned.
       for (uint32_t i = 0; i < 16; ++i)
-        _mm_prefetch(reinterpret_cast<const char*>(b + pitch * (kPanelColumns + half * 16 + i) + size_t{w} * 4),
+        _mm_prefetch(reinterpret_cast<const char*>(b + pitch * (kPanelColumns + half * 16 + i) + w * Weights::kBytes),
                      _MM_HINT_T1);
-      const Transposed t =
-          transpose(b + pitch * half * 16 + size_t{w} * 4, pitch, std::min(columns - half * 16, 16u), mask);
+      const Transposed t = transpose(weights, b + pitch * half * 16 + w * Weights::kBytes, pitch,
+                                     std::min(columns - half * 16, 16u), mask);
       for (uint32_t i = 0; i < n; ++i) _mm512_store_si512(out + (w + i) * 2 + half, _mm512_xor_si512(t.v[i], flip));
     }
   }
 }
 
 // One step of a sum. In assembly because GCC 12 otherwise moves the 24 sums of a block between registers and stack.
-struct F32Words {
+struct F32Words : PlainWords {
   static constexpr uint32_t kPerWord = 1;
   static constexpr bool kInteger = false;
   static __m512i load_some(const std::byte* p, uint32_t n) {
@@ -87,7 +95,7 @@ struct F32Words {
   }
 };
 #if defined(__AVX512BF16__)
-struct Bf16Words {
+struct Bf16Words : PlainWords {
   static constexpr uint32_t kPerWord = 2;
   static constexpr bool kInteger = false;
   static __m512i load_some(const std::byte* p, uint32_t n) {
@@ -100,7 +108,7 @@ struct Bf16Words {
 };
 #endif
 #if defined(__AVX512VNNI__)
-struct I8Words {  // sums are int32 in the lanes of a float vector
+struct I8Words : PlainWords {  // sums are int32 in the lanes of a float vector
   static constexpr uint32_t kPerWord = 4;
   static constexpr bool kInteger = true;
   static __m512 step(__m512 sum, __m512i a, __m512i b) {
@@ -161,7 +169,7 @@ inline void row_blocks(uint32_t rows, F f) {
 inline void pack_group(const std::byte* a, size_t pitch, uint32_t rows, uint32_t words, int32_t* group) {
   for (uint32_t w = 0; w < words; w += 16) {
     const uint32_t n = std::min(words - w, 16u);
-    const Transposed t = transpose(a + size_t{w} * 4, pitch, rows, static_cast<__mmask16>((1u << n) - 1));
+    const Transposed t = transpose(PlainWords{}, a + size_t{w} * 4, pitch, rows, static_cast<__mmask16>((1u << n) - 1));
     for (uint32_t i = 0; i < n; ++i) _mm512_mask_storeu_epi32(group + (w + i) * kGroup, (1u << kGroup) - 1, t.v[i]);
   }
 }
@@ -191,11 +199,11 @@ void multiply_panels(const MultiplyArgs& x, Pack pack) {
 }
 
 // B is [n, k].
-template <class Words>
-void multiply_packed(const MultiplyArgs& x) {
+template <class Words, class Weights = Words>
+void multiply_packed(const MultiplyArgs& x, const Weights& weights = {}) {
   const __m512i flip = Words::kInteger ? _mm512_set1_epi8(-128) : _mm512_setzero_si512();
   multiply_panels<Words>(x, [&](uint32_t n, uint32_t columns, uint32_t w, uint32_t words, int32_t* panel) {
-    pack_rows(x.b + x.b_pitch * n + size_t{w} * 4, x.b_pitch, columns, words, flip, panel);
+    pack_rows(weights, x.b + x.b_pitch * n + w * Weights::kBytes, x.b_pitch, columns, words, flip, panel);
   });
   if constexpr (Words::kInteger) {  // the panel held b + 128: take 128 times the row sums of A away
     for (uint32_t m = 0; m < x.m; ++m) {

@@ -116,7 +116,7 @@ void multiply_quantised(const MultiplyArgs& x) {
               _mm256_store_si256(reinterpret_cast<__m256i*>(plain[r] + j * 32), unsigned_block<kFourBit>(p));
               scale[j][r] = _cvtsh_ss(read16(p));
             }
-          const Transposed t = transpose(plain[0], 64, rows, pair == 2 ? 0xFFFF : 0xFF);
+          const Transposed t = transpose(PlainWords{}, plain[0], 64, rows, pair == 2 ? 0xFFFF : 0xFF);
           for (uint32_t w = 0; w < pair * 8; ++w) _mm512_store_si512(vectors + (block * 8 + w) * 2 + half, t.v[w]);
           for (uint32_t j = 0; j < pair; ++j) std::memcpy(scales + ((block + j) * 2 + half) * 16, scale[j], 64);
         }

@@ -266,7 +266,17 @@ JAL_API jalError_t jalMemFillAsync(void* pointer, uint32_t pattern, unsigned pat
                                    jalStream_t stream);
 
 /* ---- Modules and kernels ---- */
-typedef enum jalDType { jalF32 = 0, jalBF16 = 1, jalF16 = 2, jalI8 = 3, jalI32 = 4, jalQ8_0 = 5, jalQ4_0 = 6 } jalDType;
+typedef enum jalDType {
+  jalF32 = 0,
+  jalBF16 = 1,
+  jalF16 = 2,
+  jalI8 = 3,
+  jalI32 = 4,
+  jalQ8_0 = 5,
+  jalQ4_0 = 6,
+  jalE4M3 = 7,
+  jalE5M2 = 8
+} jalDType;
 typedef enum jalArgKind { jalArgI32 = 0, jalArgI64 = 1, jalArgF32 = 2, jalArgTensor = 3 } jalArgKind;
 
 typedef struct jalTensor {

@@ -197,6 +197,12 @@ struct bf16 {
 struct f16 {
   uint16_t bits;
 };
+struct e4m3 {
+  uint8_t bits;
+};
+struct e5m2 {
+  uint8_t bits;
+};
 template <class T>
 constexpr jalDType dtype_of() {
   if constexpr (std::is_same_v<T, float>)
@@ -205,6 +211,10 @@ constexpr jalDType dtype_of() {
     return jalBF16;
   else if constexpr (std::is_same_v<T, f16>)
     return jalF16;
+  else if constexpr (std::is_same_v<T, e4m3>)
+    return jalE4M3;
+  else if constexpr (std::is_same_v<T, e5m2>)
+    return jalE5M2;
   else if constexpr (std::is_same_v<T, int8_t>)
     return jalI8;
   else {

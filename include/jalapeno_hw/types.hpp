@@ -23,9 +23,20 @@ constexpr uint64_t raw(Iova a) { return static_cast<uint64_t>(a); }
 constexpr DeviceAddr operator+(DeviceAddr a, uint64_t bytes) { return DeviceAddr{raw(a) + bytes}; }
 constexpr Iova operator+(Iova a, uint64_t bytes) { return Iova{raw(a) + bytes}; }
 
-// Element types of tiles and tensors. The block types are ggml's: 32 elements along a row share a scale.
-enum class DType : uint8_t { kF32 = 0, kBF16 = 1, kF16 = 2, kI8 = 3, kI32 = 4, kQ8_0 = 5, kQ4_0 = 6 };
-inline constexpr int kDTypes = 7;
+// Element types of tiles and tensors. The block types are ggml's: 32 elements along a row share a scale. e4m3 and e5m2
+// are the OCP's eight-bit floats.
+enum class DType : uint8_t {
+  kF32 = 0,
+  kBF16 = 1,
+  kF16 = 2,
+  kI8 = 3,
+  kI32 = 4,
+  kQ8_0 = 5,
+  kQ4_0 = 6,
+  kE4M3 = 7,
+  kE5M2 = 8
+};
+inline constexpr int kDTypes = 9;
 
 struct DTypeInfo {
   const char* name;
@@ -41,8 +52,11 @@ inline constexpr std::array<DTypeInfo, kDTypes> kDTypeInfo = {{
     {"q8_0", 32, 34},  // f16 scale, int8[32]
     {"q4_0", 32,
      18},  // f16 scale, 16 bytes: low nibbles are elements 0..15, high nibbles 16..31, value = (nibble - 8) * scale
+    {"e4m3", 1, 1},
+    {"e5m2", 1, 1},
 }};
 constexpr const DTypeInfo& info(DType t) { return kDTypeInfo[static_cast<size_t>(t)]; }
+constexpr bool is_fp8(DType t) { return t == DType::kE4M3 || t == DType::kE5M2; }
 constexpr bool valid(DType t) { return static_cast<size_t>(t) < kDTypes; }
 constexpr uint64_t row_bytes(DType t, uint64_t columns) { return columns / info(t).block * info(t).bytes; }
 

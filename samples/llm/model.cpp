@@ -49,6 +49,10 @@ const char* dtype_name(jalDType t) {
       return "q8_0";
     case jalQ4_0:
       return "q4_0";
+    case jalE4M3:
+      return "e4m3";
+    case jalE5M2:
+      return "e5m2";
   }
   return "";
 }
@@ -62,6 +66,8 @@ uint64_t row_bytes(jalDType t, uint64_t columns) {
     case jalF16:
       return columns * 2;
     case jalI8:
+    case jalE4M3:
+    case jalE5M2:
       return columns;
     case jalQ8_0:
       return columns / 32 * 34;

@@ -160,6 +160,50 @@ TEST_F(CoreTest, ReadsOutsideATensorFillAndStoresAreClipped) {
   EXPECT_EQ(memory_[4], 9.f);
 }
 
+// f32 to e4m3 on the way in, e5m2 on the vector engine, one by the other on the matrix engine; LDS and STS see codes.
+TEST_F(CoreTest, EightBitFloatsPassThroughEveryEngine) {
+  tile::Builder k("fp8");
+  auto x = k.tensor("x", tile::f32, 2);
+  auto a = k.spm(tile::e4m3, 4, 64), b = k.spm(tile::e5m2, 4, 64), t = k.spm(tile::e4m3, 1, 64);
+  auto acc = k.acc(4, 4), out = k.spm(tile::f32, 4, 4), code = k.spm(tile::f32, 1, 1);
+  auto whole = k.spm(tile::i32, 1, 1);
+  k.load(a, x, {0, 0});
+  k.convert(b, a);
+  k.mma(acc, a, b);
+  k.drain(out, acc);
+  k.store(x, {8, 0}, out);
+  k.write(whole, 0, 0, k.read(a, 0, 1));
+  k.convert(code, whole);
+  k.store(x, {9, 63}, code);
+  k.fill(t, 1);
+  k.write(t, 0, 5, 0xFE);  // -448
+  k.store(x, {12, 0}, t);
+  for (size_t i = 0; i < 64; ++i) memory_[i] = i % 2 == 0 ? 17.f : -500.f;
+  for (size_t i = 64; i < 256; ++i) memory_[i] = 19.f;
+  run(k.finish().code);
+  EXPECT_EQ(memory_[8 * 64], 32 * (16 * 16 + 448 * 448));
+  EXPECT_EQ(memory_[8 * 64 + 1], 32 * 20 * (16 - 448));
+  EXPECT_EQ(memory_[9 * 64 + 1], 64 * 20 * 20);
+  EXPECT_EQ(memory_[9 * 64 + 63], 0xFE);
+  EXPECT_EQ(memory_[12 * 64 + 4], 1);
+  EXPECT_EQ(memory_[12 * 64 + 5], -448);
+}
+
+// fp8 by fp8 runs at the rate of eight bits, beside bf16 it runs at bf16's.
+TEST_F(CoreTest, EightBitFloatsMultiplyAtTheirModelledRate) {
+  auto time = [&](tile::DType left, tile::DType right) {
+    tile::Builder k("rate");
+    (void)k.tensor("x", tile::f32, 2);
+    auto a = k.spm(left, 256, 256), b = k.spm(right, 256, 256);
+    auto acc = k.acc(256, 256);
+    k.mma(acc, a, b);
+    return run(k.finish().code).matrix_ns;
+  };
+  const double bf16 = time(tile::bf16, tile::bf16), fp8 = time(tile::e4m3, tile::e5m2);
+  EXPECT_EQ(time(tile::bf16, tile::e4m3), bf16);
+  EXPECT_NEAR(bf16 / fp8, config_.rate_8bit, 0.3);
+}
+
 // Without a semaphore between them, the vector engine may read before the DMA engine has written.
 TEST_F(CoreTest, CheckedLevelFindsTheRaceThatAMissingSemaphoreLeaves) {
   EmulatorOptions checked;

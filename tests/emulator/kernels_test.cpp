@@ -72,6 +72,134 @@ TEST_P(HostKernelsTest, RoundingIsToNearestEven) {
   EXPECT_EQ(h[7], 2);
 }
 
+// The OCP's definition, in double precision.
+double fp8(DType type, int code) {
+  const int bits = type == DType::kE4M3 ? 3 : 2, bias = type == DType::kE4M3 ? 7 : 15;
+  const int e = (code & 0x7F) >> bits, m = code & ((1 << bits) - 1);
+  double v = e == 0 ? std::ldexp(m, 1 - bias - bits) : std::ldexp((1 << bits) + m, e - bias - bits);
+  if (type == DType::kE4M3 && (code & 0x7F) == 0x7F) v = NAN;
+  if (type == DType::kE5M2 && e == 31) v = m == 0 ? INFINITY : NAN;
+  return code & 0x80 ? -v : v;
+}
+
+class Fp8Test : public HostKernelsTest {
+ protected:
+  std::vector<uint8_t> encode(DType type, const std::vector<float>& x) {
+    std::vector<uint8_t> out(x.size());
+    k_->store(type, x.data(), static_cast<uint32_t>(x.size()), reinterpret_cast<std::byte*>(out.data()));
+    return out;
+  }
+  static int largest(DType type) { return type == DType::kE4M3 ? 0x7E : 0x7B; }
+};
+
+TEST_P(Fp8Test, EveryCodeConvertsExactlyBothWays) {
+  for (DType type : {DType::kE4M3, DType::kE5M2}) {
+    std::vector<uint8_t> codes(256);
+    for (size_t i = 0; i < 256; ++i) codes[i] = static_cast<uint8_t>(i);
+    std::vector<float> out(256);
+    k_->load(type, reinterpret_cast<std::byte*>(codes.data()), 256, out.data());
+    const auto back = encode(type, out);
+    for (int i = 0; i < 256; ++i) {
+      const auto at = static_cast<size_t>(i);
+      const double want = fp8(type, i);
+      if (std::isnan(want)) {
+        EXPECT_TRUE(std::isnan(out[at])) << i;
+        EXPECT_TRUE(std::isnan(fp8(type, back[at]))) << i;
+        continue;
+      }
+      ASSERT_EQ(out[at], want) << hw::info(type).name << " " << i;
+      ASSERT_EQ(std::signbit(out[at]), i >= 128) << i;
+      // An infinity is a value to hold, not one to convert to.
+      ASSERT_EQ(back[at], std::isinf(want) ? i - 1 : i) << hw::info(type).name << " " << i;
+    }
+    // Rows that are no whole number of vectors.
+    for (uint32_t n = 1; n < 70; ++n) {
+      std::vector<float> some(n + 1, -7.f);
+      k_->load(type, reinterpret_cast<std::byte*>(codes.data()), n, some.data());
+      EXPECT_EQ(std::memcmp(some.data(), out.data(), n * sizeof(float)), 0);
+      EXPECT_EQ(some[n], -7.f);
+      std::vector<uint8_t> short_back(n + 1, 0xA5);
+      k_->store(type, out.data(), n, reinterpret_cast<std::byte*>(short_back.data()));
+      EXPECT_EQ(std::memcmp(short_back.data(), back.data(), n), 0);
+      EXPECT_EQ(short_back[n], 0xA5);
+    }
+  }
+}
+
+TEST_P(Fp8Test, BetweenNeighboursTheNearerWinsAndTiesGoToTheEvenCode) {
+  for (DType type : {DType::kE4M3, DType::kE5M2}) {
+    std::vector<float> x;
+    std::vector<int> want;
+    for (int code = 0; code < largest(type); ++code)
+      for (const float sign : {1.f, -1.f}) {
+        const auto middle = static_cast<float>((fp8(type, code) + fp8(type, code + 1)) / 2);
+        const int minus = sign < 0 ? 0x80 : 0;
+        x.insert(x.end(), {sign * middle, sign * std::nextafter(middle, 0.f), sign * std::nextafter(middle, 1e9f)});
+        want.insert(want.end(), {(code + code % 2) | minus, code | minus, (code + 1) | minus});
+      }
+    const auto got = encode(type, x);
+    for (size_t i = 0; i < x.size(); ++i) ASSERT_EQ(got[i], want[i]) << hw::info(type).name << " " << x[i];
+  }
+}
+
+TEST_P(Fp8Test, EveryBrainFloatGoesToTheNearestCode) {
+  std::vector<float> x;
+  for (uint32_t i = 0; i < 65536; ++i)
+    if (const float v = std::bit_cast<float>(i << 16); !std::isnan(v)) x.push_back(v);
+  for (DType type : {DType::kE4M3, DType::kE5M2}) {
+    const auto got = encode(type, x);
+    for (size_t i = 0; i < x.size(); ++i) {
+      const double size = std::fabs(static_cast<double>(x[i]));
+      int best = 0;
+      for (int code = 1; code <= largest(type); ++code) {
+        const double now = std::fabs(fp8(type, code) - size), before = std::fabs(fp8(type, best) - size);
+        if (now < before || (now == before && code % 2 == 0)) best = code;
+      }
+      if (size > fp8(type, largest(type))) best = largest(type);
+      ASSERT_EQ(got[i], best | (std::signbit(x[i]) ? 0x80 : 0)) << hw::info(type).name << " " << x[i];
+    }
+  }
+}
+
+TEST_P(Fp8Test, ConversionSaturatesAndKeepsNaN) {
+  for (DType type : {DType::kE4M3, DType::kE5M2}) {
+    const float top = type == DType::kE4M3 ? 448.f : 57344.f;
+    const float beyond = type == DType::kE4M3 ? 464.f : 61440.f;  // where the next value would begin
+    const auto got = encode(type, {top, -top, std::nextafter(top, 1e9f), beyond, -2 * beyond, 3e38f, INFINITY,
+                                   -INFINITY, NAN, -NAN, std::bit_cast<float>(0x7F800001u), 1e-30f, -0.f});
+    for (size_t i = 0; i < 8; ++i) EXPECT_EQ(std::fabs(fp8(type, got[i])), top) << i;
+    EXPECT_EQ(got[1], largest(type) | 0x80);
+    EXPECT_EQ(got[4], largest(type) | 0x80);
+    EXPECT_EQ(got[7], largest(type) | 0x80);
+    for (size_t i = 8; i < 11; ++i) EXPECT_TRUE(std::isnan(fp8(type, got[i]))) << i;
+    EXPECT_EQ(got[11], 0);
+    EXPECT_EQ(got[12], 0x80);
+  }
+}
+
+// Each code meets 1, in one row (inner products) and in many (panels).
+TEST_P(Fp8Test, EveryCodeKeepsItsValueInAProduct) {
+  for (DType type : {DType::kE4M3, DType::kE5M2})
+    for (uint32_t m : {1u, 16u}) {
+      const uint8_t one = type == DType::kE4M3 ? 0x38 : 0x3C;
+      std::vector<uint8_t> a(m * 2), b(256 * 2);
+      for (uint32_t i = 0; i < m; ++i) a[i * 2] = one;
+      for (size_t i = 0; i < 256; ++i) b[i * 2] = static_cast<uint8_t>(i);
+      std::vector<float> out(m * 256);
+      k_->multiply({reinterpret_cast<std::byte*>(a.data()), reinterpret_cast<std::byte*>(b.data()), out.data(), 2, 2,
+                    256 * 4, m, 256, 2, type, type, false, false});
+      for (uint32_t i = 0; i < m; ++i)
+        for (int code = 0; code < 256; ++code) {
+          const float got = out[i * 256 + static_cast<uint32_t>(code)];
+          const double want = fp8(type, code);
+          if (std::isnan(want))
+            EXPECT_TRUE(std::isnan(got)) << code;
+          else
+            EXPECT_EQ(got, want) << hw::info(type).name << " " << code;
+        }
+    }
+}
+
 TEST_P(HostKernelsTest, ProductsMeetDoublePrecision) {
   struct Case {
     DType a, b;
@@ -84,6 +212,15 @@ TEST_P(HostKernelsTest, ProductsMeetDoublePrecision) {
                         {DType::kQ8_0, DType::kQ4_0, false},
                         {DType::kF32, DType::kF32, true},
                         {DType::kBF16, DType::kBF16, true},
+                        {DType::kE4M3, DType::kE4M3, false},
+                        {DType::kE5M2, DType::kE5M2, false},
+                        {DType::kE4M3, DType::kE5M2, false},
+                        {DType::kE5M2, DType::kE4M3, true},
+                        {DType::kBF16, DType::kE4M3, false},
+                        {DType::kBF16, DType::kE5M2, true},
+                        {DType::kE4M3, DType::kBF16, false},
+                        {DType::kF32, DType::kE4M3, false},
+                        {DType::kE5M2, DType::kF16, false},
                         {DType::kF32, DType::kQ8_0, false}})
     for (auto [m, n, k] : {std::array{1u, 1u, 32u},
                            {1u, 7u, 96u},
@@ -92,9 +229,11 @@ TEST_P(HostKernelsTest, ProductsMeetDoublePrecision) {
                            {6u, 33u, 992u},
                            {13u, 31u, 64u},
                            {29u, 70u, 1120u},
-                           {12u, 32u, 2080u}}) {
+                           {12u, 32u, 2080u},
+                           {3u, 5u, 77u},
+                           {14u, 37u, 525u}}) {
       const uint32_t rows = c.rows_are_k ? k : n, columns = c.rows_are_k ? n / 1 : k;
-      if (c.rows_are_k && hw::info(c.b).block > 1) continue;
+      if (k % hw::info(c.a).block != 0 || columns % hw::info(c.b).block != 0) continue;
       const size_t ap = hw::row_bytes(c.a, k), bp = hw::row_bytes(c.b, columns);
       std::vector<std::byte> a(ap * m), b(bp * rows);
       const auto av = values(size_t{m} * k), bv = values(size_t{rows} * columns);
@@ -161,6 +300,7 @@ TEST_P(HostKernelsTest, ExpIsWithinTwoUlpAndKeepsItsEnds) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Isa, HostKernelsTest, ::testing::Values("portable", "avx2", "avx512"));
+INSTANTIATE_TEST_SUITE_P(Isa, Fp8Test, ::testing::Values("portable", "avx2", "avx512"));
 
 }  // namespace
 }  // namespace jalapeno::emu

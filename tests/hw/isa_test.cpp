@@ -403,6 +403,16 @@ TEST(Tiles, ATileDescriptorIsThese16Bytes) {
                                          }));
 }
 
+TEST(Tiles, ATileOfEightBitFloatsIsThese16Bytes) {
+  hw::TileDescriptor t = distinctive_tile();
+  t.dtype = DType::kE5M2;
+  EXPECT_TRUE(stores(t, {
+                            0x40, 0x13, 0x12, 0x11, 0x24, 0x23, 0x22, 0x21,  // offset, pitch
+                            0x32, 0x31, 0x42, 0x41,                          // rows, columns
+                            0x08, 0x01, 0x00, 0x00                           // type, space, zero
+                        }));
+}
+
 TEST(Tiles, SpacesAreScratchpad0AndAccumulators1) {
   EXPECT_EQ(number(hw::Space::kSpm), 0u);
   EXPECT_EQ(number(hw::Space::kAcc), 1u);

@@ -45,16 +45,18 @@ TEST(Words, ElementTypesHaveTheDataSheetsNumbers) {
   EXPECT_EQ(number(DType::kI32), 4u);
   EXPECT_EQ(number(DType::kQ8_0), 5u);
   EXPECT_EQ(number(DType::kQ4_0), 6u);
+  EXPECT_EQ(number(DType::kE4M3), 7u);
+  EXPECT_EQ(number(DType::kE5M2), 8u);
   EXPECT_EQ(sizeof(DType), 1u);
 }
 
 TEST(Words, ElementTypesPastTheLastAreNotValid) {
-  EXPECT_EQ(hw::kDTypes, 7);
-  for (int t = 0; t < 256; ++t) EXPECT_EQ(hw::valid(static_cast<DType>(t)), t <= 6) << t;
+  EXPECT_EQ(hw::kDTypes, 9);
+  for (int t = 0; t < 256; ++t) EXPECT_EQ(hw::valid(static_cast<DType>(t)), t <= 8) << t;
 }
 
 TEST(Words, ElementTypesCarryTheDataSheetsNames) {
-  const char* const names[] = {"f32", "bf16", "f16", "i8", "i32", "q8_0", "q4_0"};
+  const char* const names[] = {"f32", "bf16", "f16", "i8", "i32", "q8_0", "q4_0", "e4m3", "e5m2"};
   for (size_t t = 0; t < std::size(names); ++t) EXPECT_STREQ(hw::info(static_cast<DType>(t)).name, names[t]);
 }
 
@@ -66,12 +68,15 @@ TEST(Words, BlockTypesHold32ElementsIn34And18Bytes) {
 }
 
 TEST(Words, PlainTypesHoldOneElementOfTheirWidth) {
-  for (DType t : {DType::kF32, DType::kBF16, DType::kF16, DType::kI8, DType::kI32}) EXPECT_EQ(hw::info(t).block, 1u);
+  for (DType t : {DType::kF32, DType::kBF16, DType::kF16, DType::kI8, DType::kI32, DType::kE4M3, DType::kE5M2})
+    EXPECT_EQ(hw::info(t).block, 1u);
   EXPECT_EQ(hw::info(DType::kF32).bytes, 4u);
   EXPECT_EQ(hw::info(DType::kBF16).bytes, 2u);
   EXPECT_EQ(hw::info(DType::kF16).bytes, 2u);
   EXPECT_EQ(hw::info(DType::kI8).bytes, 1u);
   EXPECT_EQ(hw::info(DType::kI32).bytes, 4u);
+  EXPECT_EQ(hw::info(DType::kE4M3).bytes, 1u);
+  EXPECT_EQ(hw::info(DType::kE5M2).bytes, 1u);
 }
 
 TEST(Words, ARowTakesItsBlocksBytes) {
@@ -82,6 +87,8 @@ TEST(Words, ARowTakesItsBlocksBytes) {
   EXPECT_EQ(hw::row_bytes(DType::kI32, 96), 384u);
   EXPECT_EQ(hw::row_bytes(DType::kQ8_0, 96), 102u);
   EXPECT_EQ(hw::row_bytes(DType::kQ4_0, 96), 54u);
+  EXPECT_EQ(hw::row_bytes(DType::kE4M3, 96), 96u);
+  EXPECT_EQ(hw::row_bytes(DType::kE5M2, 96), 96u);
 }
 
 TEST(Words, ARowsBytesDoNotOverflow32Bits) {
