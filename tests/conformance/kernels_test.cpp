@@ -35,6 +35,12 @@ float half_value(uint16_t h) {
   const float v = e == 0 ? 0.f : std::ldexp(static_cast<float>(1024 + (h & 1023)), e - 25);
   return h & 0x8000 ? -v : v;
 }
+float fp8_value(uint8_t code, jalDType type) {  // finite codes only
+  const int bits = type == jalE4M3 ? 3 : 2, bias = type == jalE4M3 ? 7 : 15, e = (code & 0x7F) >> bits;
+  const float m = static_cast<float>(code & ((1 << bits) - 1)), one = static_cast<float>(1 << bits);
+  const float v = e == 0 ? std::ldexp(m, 1 - bias - bits) : std::ldexp(one + m, e - bias - bits);
+  return code & 0x80 ? -v : v;
+}
 Stored store(const std::vector<float>& x, jalDType type) {
   Stored s;
   s.values = x;
@@ -47,6 +53,13 @@ Stored store(const std::vector<float>& x, jalDType type) {
     const uint16_t b = type == jalF16 ? half_bits(x[i]) : static_cast<uint16_t>((u + 0x7FFF + ((u >> 16) & 1)) >> 16);
     put(&b, 2);
     s.values[i] = type == jalF16 ? half_value(b) : std::bit_cast<float>(uint32_t{b} << 16);
+  }
+  for (size_t i = 0; (type == jalE4M3 || type == jalE5M2) && i < x.size(); ++i) {
+    uint8_t code = 0;  // the largest that is not above the value; any of its neighbours would do
+    while (code + 1 < 0x7C && fp8_value(static_cast<uint8_t>(code + 1), type) <= std::fabs(x[i])) ++code;
+    if (x[i] < 0) code |= 0x80;
+    put(&code, 1);
+    s.values[i] = fp8_value(code, type);
   }
   for (size_t i = 0; (type == jalQ8_0 || type == jalQ4_0) && i < x.size(); i += 32) {
     float peak = 0;
@@ -83,10 +96,14 @@ TEST_F(Kernels, MatmulOfEveryWeightType) {
                               {"matmul_f16", jalF16, 0x1p-12},
                               {"matmul_q8_0", jalQ8_0, 1 / 254.0},
                               {"matmul_q4_0", jalQ4_0, 1 / 254.0},
+                              {"matmul_e4m3", jalE4M3, 0x1p-9},
+                              {"matmul_e5m2", jalE5M2, 0x1p-9},
                               {"matvec_f32", jalF32, 0},
                               {"matvec_bf16", jalBF16, 0x1p-9},
                               {"matvec_q8_0", jalQ8_0, 1 / 254.0},
-                              {"matvec_q4_0", jalQ4_0, 1 / 254.0}})
+                              {"matvec_q4_0", jalQ4_0, 1 / 254.0},
+                              {"matvec_e4m3", jalE4M3, 0x1p-9},
+                              {"matvec_e5m2", jalE5M2, 0x1p-9}})
     for (auto [m, n, k] : {std::array{1u, 1u, 32u},
                            {1u, 65u, 576u},
                            {33u, 130u, 96u},
@@ -214,6 +231,30 @@ TEST_F(Kernels, EmbedGathersRowsAndZeroesUnknownTokens) {
     for (size_t c = 0; c < 9000; c += 77)
       ASSERT_EQ(got[i * 9000 + c],
                 tokens[i] >= 0 && tokens[i] < 50 ? table[static_cast<size_t>(tokens[i]) * 9000 + c] : 0.f);
+}
+
+TEST_F(Kernels, EightBitFloatsAreConvertedOnTheirWayInAndOut) {
+  const uint32_t n = 300;
+  const auto x = random_values(n, 1, -500, 500);
+  const auto xv = up(x), zero = up(std::vector<float>(n, 0.f));
+  const Buffer<int32_t> first(device, std::vector<int32_t>{0});
+  auto through = [&]<class Fp8>(Fp8, jalDType type) {
+    Buffer<Fp8> small(device, n);
+    Buffer<float> back(device, n);
+    launch(stream, {1, 1}, get("add"), xv.as({1, n}), zero.as({1, n}), small.as({1, n}));
+    launch(stream, {1}, get("embed"), small.as({1, n}), first, back.as({1, n}));
+    stream.synchronize();
+    const auto codes = small.to_host();
+    const auto got = back.to_host();
+    const float bits = type == jalE4M3 ? 0x1p-4f : 0x1p-3f;
+    for (uint32_t i = 0; i < n; ++i) {
+      const float want = type == jalE4M3 ? std::clamp(x[i], -448.f, 448.f) : x[i];
+      ASSERT_EQ(got[i], fp8_value(codes[i].bits, type));
+      ASSERT_NEAR(got[i], want, std::fabs(want) * bits + 0x1p-10f);
+    }
+  };
+  through(e4m3{}, jalE4M3);
+  through(e5m2{}, jalE5M2);
 }
 
 TEST_F(Kernels, RmsNorm) {

@@ -9,8 +9,9 @@ namespace jalapeno::runtime {
 namespace {
 
 TEST(Assembly, LibraryKernelsSurviveTheRoundTrip) {
-  for (const char* name : {"embed", "rmsnorm", "softmax", "sample_k40", "matmul_q4_0_add", "matmul_i8",
-                           "attention_paged_bf16_d64", "attention_decode_f32_d32", "rope_kv_halves_d64_r32"}) {
+  for (const char* name :
+       {"embed", "rmsnorm", "softmax", "sample_k40", "matmul_q4_0_add", "matmul_i8", "matmul_e4m3", "matvec_e5m2_add",
+        "attention_paged_bf16_d64", "attention_decode_f32_d32", "rope_kv_halves_d64_r32"}) {
     const ParsedModule once = parse_module(build_library_module(name));
     const std::string text = disassemble(once);
     const auto bytes = tile::write_module(assemble(text, "round.jts"));
