@@ -8,8 +8,14 @@ namespace jalapeno::emu {
 Checker::Checker(const EmulatorOptions& options, uint32_t spm_bytes, uint32_t acc_bytes)
     : races_(options.check_races),
       uninitialized_(options.check_uninitialized),
-      spm_(spm_bytes / 4),
-      acc_(acc_bytes / 4) {}
+      spm_(zeroed(spm_bytes / 4)),
+      acc_(zeroed(acc_bytes / 4)) {}
+
+Checker::Words Checker::zeroed(size_t count) {
+  Words words(static_cast<Word*>(std::calloc(count, sizeof(Word))));
+  if (words == nullptr) throw std::bad_alloc();
+  return words;
+}
 
 void Checker::begin_instance() {
   ++generation_;
@@ -40,7 +46,7 @@ void Checker::signal(uint8_t semaphore, uint64_t n) {
 }
 
 Checker::Word& Checker::fresh(Word& w) {
-  if (w.generation != generation_) w = Word{.generation = generation_};
+  if (w.generation != generation_) w = Word{}, w.generation = generation_;
   return w;
 }
 

@@ -4,9 +4,10 @@
 #pragma once
 #include <array>
 #include <cstdint>
+#include <cstdlib>
 #include <deque>
 #include <jalapeno_hw/isa.hpp>
-#include <vector>
+#include <memory>
 
 #include "config.hpp"
 
@@ -29,9 +30,9 @@ class Checker {
  private:
   using Clock = std::array<uint32_t, hw::kEngines>;
   struct Word {
-    uint32_t generation = 0, writer_clock = 0, writer = 0, written = 0;
-    std::array<uint32_t, hw::kEngines> reader_clock{}, reader{};
-    uint8_t writer_engine = 0;
+    uint32_t generation, writer_clock, writer, written;
+    std::array<uint32_t, hw::kEngines> reader_clock, reader;
+    uint8_t writer_engine;
   };
   template <class F>
   void words(const Tile& tile, F f);
@@ -39,7 +40,13 @@ class Checker {
   [[noreturn]] void race(const Tile& tile, uint8_t t, uint32_t row, const char* what, uint8_t engine, uint32_t other);
 
   bool races_, uninitialized_;
-  std::vector<Word> spm_, acc_;
+  // Zero pages until something touches them: there are megabytes of words, and most kernels use few.
+  struct Free {
+    void operator()(Word* p) const { std::free(p); }
+  };
+  using Words = std::unique_ptr<Word[], Free>;
+  static Words zeroed(size_t count);
+  Words spm_, acc_;
   uint32_t generation_ = 0;
   std::array<Clock, hw::kEngines> clocks_{};
   std::array<std::deque<Clock>, hw::kSemaphores> signals_;

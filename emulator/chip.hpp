@@ -59,10 +59,34 @@ class Chip {
     const Program* last = nullptr;                                          // of them: what ran last
     uint64_t last_code = 0;
   };
+  // When a timeline reached its last values, in modelled time: a wait for one of them is over then, however far the
+  // emulator has run ahead since.
+  class Reached {
+   public:
+    void add(uint64_t value, double ns) {
+      if (value <= last_) *this = Reached();  // another timeline in the same place
+      entries_[next_++ % kEntries] = {value, ns}, last_ = value;
+    }
+    double when(uint64_t value, double otherwise) const {
+      for (uint64_t n = next_ > kEntries ? next_ - kEntries : 0; n < next_; ++n)
+        if (entries_[n % kEntries].value >= value) return entries_[n % kEntries].ns;
+      return otherwise;
+    }
+
+   private:
+    static constexpr uint64_t kEntries = 64;
+    struct Entry {
+      uint64_t value;
+      double ns;
+    };
+    Entry entries_[kEntries];
+    uint64_t next_ = 0, last_ = 0;
+  };
   struct Queue {
     uint32_t state = hw::kQueueStateOff, context = 0, ring_log2 = 0, priority = 0;
     uint64_t ring = 0, timeline = 0, fault = 0, head = 0;
     double clock_ns = 0;                                      // modelled
+    Reached reached;                                          // of its own timeline
     uint64_t block = 0, block_count = 0, block_position = 0;  // a CALL being run
     bool called = false, dirty = false, interrupt = false;
   };
@@ -79,6 +103,7 @@ class Chip {
   void copy_bytes(Memory& memory, uint64_t source, uint64_t destination, uint64_t bytes);
   void charge_copy(Queue& queue, uint64_t bytes, bool host);
   bool wait(Queue& queue, const hw::TimelinePacket& packet);
+  double reached_at(uint64_t address, uint64_t value, hw::Timeline& timeline) const;  // modelled ns
   void signal(Queue& queue, uint64_t timeline, uint64_t value, hw::Status status);
   void fail(uint32_t q, Fault fault);
   void discard(Queue& queue, const hw::Packet& packet);
@@ -135,7 +160,8 @@ class Chip {
     std::atomic<double> device_ns{0}, cores_ns{0}, matrix_ns{0}, vector_ns{0}, dma_ns{0}, copy_ns{0}, picojoules{0};
   } counters_;
   double compute_free_ns_ = 0, copy_free_ns_ = 0;
-  double idle_floor_ns_ = 0;  // modelled time when every queue was last empty
+  std::unordered_map<uint64_t, Reached> reached_;  // of signalled timelines, by address; emptied when there are many
+  double idle_floor_ns_ = 0;                       // modelled time when every queue was last empty
   double power_energy_ = 0, power_time_ = 0, power_watts_ = 0;
 
   WorkerPool pool_;

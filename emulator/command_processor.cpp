@@ -436,9 +436,17 @@ bool Chip::wait(Queue& queue, const hw::TimelinePacket& p) {
     f.record.address = hw::raw(p.timeline), f.record.value = status;
     throw f;
   }
-  queue.clock_ns =
-      std::max(queue.clock_ns, static_cast<double>(std::atomic_ref(t->device_ns).load(std::memory_order_relaxed)));
+  queue.clock_ns = std::max(queue.clock_ns, reached_at(hw::raw(p.timeline), p.value, *t));
   return true;
+}
+
+double Chip::reached_at(uint64_t address, uint64_t value, hw::Timeline& t) const {
+  const auto latest = static_cast<double>(std::atomic_ref(t.device_ns).load(std::memory_order_relaxed));
+  for (const Queue& q : queues_)
+    if (q.state != hw::kQueueStateOff && (q.timeline | hw::kHostWindow) == address)
+      return q.reached.when(value, latest);
+  const auto found = reached_.find(address);
+  return found == reached_.end() ? latest : found->second.when(value, latest);
 }
 
 void Chip::signal(Queue& queue, uint64_t address, uint64_t value, Status status) {
@@ -452,6 +460,8 @@ void Chip::signal(Queue& queue, uint64_t address, uint64_t value, Status status)
   uint64_t old = word.load(std::memory_order_relaxed);
   while (old < value && !word.compare_exchange_weak(old, value, std::memory_order_release, std::memory_order_relaxed)) {
   }
+  if (reached_.size() >= 4096) reached_.clear();
+  reached_[address].add(value, queue.clock_ns);
   queue.dirty = queue.interrupt = true;
 }
 
@@ -460,6 +470,7 @@ void Chip::publish(Queue& queue, uint64_t value, Status status) {
       host_memory_.word(queue.timeline | hw::kHostWindow, sizeof(hw::Timeline), hw::kAccessWrite));
   if (status != Status::kOk) poison(*t, value, status);
   std::atomic_ref(t->device_ns).store(static_cast<uint64_t>(queue.clock_ns), std::memory_order_relaxed);
+  queue.reached.add(value, queue.clock_ns);
   std::atomic_ref(t->value).store(value, std::memory_order_release);
   queue.dirty = true;
 }

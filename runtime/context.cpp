@@ -154,10 +154,8 @@ void Context::run_host_calls() {
   std::unique_lock lock(calls_mutex_);
   for (;;) {
     calls_changed_.wait(lock, [&] { return closed() || !calls_.empty(); });
-    if (closed() && (calls_.empty() || device_.lost())) {
-      calls_.clear();
-      return;
-    }
+    // What still waits when the device is closed or lost is called too: somebody may sleep until it is.
+    if (closed() && calls_.empty()) return;
     const uint32_t seen = device_.event_count();
     bool ran = false;
     for (size_t k = 0; k < calls_.size(); ++k) {
@@ -165,7 +163,7 @@ void Context::run_host_calls() {
       bool first = true;
       for (size_t j = 0; j < k && first; ++j) first = calls_[j].request != calls_[k].request;
       if (!first || (std::atomic_ref(calls_[k].request->value).load(std::memory_order_acquire) < calls_[k].value &&
-                     !device_.lost()))
+                     !device_.lost() && !closed()))
         continue;
       HostCall call = std::move(calls_[k]);
       calls_.erase(calls_.begin() + static_cast<std::ptrdiff_t>(k));

@@ -772,7 +772,7 @@ class Builder {
     return found;
   }
 
-  // Edges of a run of instructions; loop_id != 0 adds those into later iterations.
+  // Edges of a run of instructions, without semaphores yet; loop_id != 0 adds those into later iterations.
   std::vector<Edge> edges_of(const std::vector<const Item*>& run, uint32_t loop_id) {
     // For each target and source engine: the strongest wait, as (distance, -from): smaller distance, later source.
     std::vector<std::map<size_t, std::pair<uint32_t, size_t>>> wants(run.size());
@@ -804,9 +804,31 @@ class Builder {
           covered |= distance < wish.first || (distance == wish.first && from >= wish.second);
         if (covered) continue;
         before.push_back(wish);
-        edges.push_back({wish.second, to, wish.first, new_semaphore(run[to]->line)});
+        edges.push_back({wish.second, to, wish.first, hw::kNone});
       }
     return edges;
+  }
+
+  // One is left over for join_all.
+  bool fit(const std::vector<Edge>& edges) const { return edges.size() + 1 <= hw::kSemaphores - size_t{semaphore_}; }
+  void give_semaphores(std::vector<Edge>& edges, uint32_t line) {
+    for (Edge& x : edges) x.semaphore = new_semaphore(line);
+  }
+  // Straight code; where semaphores run out, everything waits for everything in its middle.
+  void lower_run(const std::vector<const Item*>& run) {
+    if (run.empty()) return;
+    std::vector<Edge> edges = edges_of(run, 0);
+    if (!fit(edges)) {
+      const uint8_t base = semaphore_;
+      const auto middle = run.begin() + static_cast<std::ptrdiff_t>(run.size() / 2);
+      lower_run({run.begin(), middle});
+      join_all((*middle)->line);
+      semaphore_ = base;
+      lower_run({middle, run.end()});
+      return;
+    }
+    give_semaphores(edges, run.back()->line);
+    put_run(run, edges);
   }
 
   void put_run(const std::vector<const Item*>& run, const std::vector<Edge>& edges) {
@@ -831,7 +853,7 @@ class Builder {
     const uint8_t base = semaphore_;
     std::vector<const Item*> run;
     auto flush = [&] {
-      put_run(run, edges_of(run, 0));
+      lower_run(run);
       run.clear();
     };
     for (const Item& item : block.items) {
@@ -857,16 +879,20 @@ class Builder {
   }
 
   void lower_loop(const Item& head_item, const Block& body) {
-    if (!body.leaf) {
+    std::vector<const Item*> run;
+    std::vector<Edge> edges;
+    if (body.leaf) {
+      for (const Item& item : body.items) run.push_back(&item);
+      edges = edges_of(run, body.loop_id);
+    }
+    if (!body.leaf || !fit(edges)) {
       const size_t head = put(head_item.instruction, head_item.line);
       lower(body);
       join_all(head_item.line);
       close_loop(head, head_item.line);
       return;
     }
-    std::vector<const Item*> run;
-    for (const Item& item : body.items) run.push_back(&item);
-    const std::vector<Edge> edges = edges_of(run, body.loop_id);
+    give_semaphores(edges, head_item.line);
     for (const Edge& x : edges)
       if (x.distance > 0) put_semaphore(Op::SIGNAL, 0, x.semaphore, x.distance, head_item.line);
     const size_t head = put(head_item.instruction, head_item.line);

@@ -186,6 +186,38 @@ TEST_F(Api, BlocksOverlaysAndAssignmentsOfTheBuilder) {
   EXPECT_THROW(k.end_block(), tile::BuildError);
 }
 
+// More loads, sums and stores in a row than there are semaphores: the builder cuts them where it must.
+TEST_F(Api, StraightCodeOfAnyLength) {
+  using namespace jalapeno::tile;
+  for (bool in_loop : {false, true}) {
+    constexpr int kGroups = 48;
+    Builder k("long");
+    auto x = k.tensor("x", f32, 1), y = k.tensor("y", f32, 1);
+    std::vector<std::pair<Tile, Tile>> tiles;
+    for (int g = 0; g < 8; ++g) tiles.emplace_back(k.spm(f32, 1, 16), k.spm(f32, 1, 16));
+    auto body = [&] {
+      for (int g = 0; g < kGroups; ++g) {
+        auto& [in, out] = tiles[static_cast<size_t>(g) % 8];
+        k.load(in, x, {g * 16});
+        k.add(out, in, in);
+        k.store(y, {g * 16}, out);
+      }
+    };
+    if (in_loop)
+      k.loop(0, 2, [&](const tile::Reg&) { body(); });
+    else
+      body();
+    Module module(device, write_module({k.finish()}));
+    std::vector<float> host(kGroups * 16);
+    for (size_t n = 0; n < host.size(); ++n) host[n] = static_cast<float>(n);
+    Buffer<float> a(device, std::span<const float>(host)), b(device, host.size());
+    launch(stream, {1}, module.kernel("long"), a, b);
+    stream.synchronize();
+    const std::vector<float> got = b.to_host();
+    for (size_t n = 0; n < host.size(); ++n) ASSERT_EQ(got[n], 2 * host[n]);
+  }
+}
+
 TEST_F(Api, ModulesAreShownAsText) {
   const std::vector<std::byte> image = running_sum();
   size_t needed = 0;

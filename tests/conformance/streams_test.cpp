@@ -219,5 +219,48 @@ TEST_F(Streams, ResetDropsWorkThatWaitsForEver) {
   EXPECT_EQ(jalEventQuery(dropped.get()), jalErrorDependencyFailed);
 }
 
+// Device time, as the events have it: the second stream's work begins when the first stream's first copy is done, not
+// when its last one is, however far an emulated chip has run ahead.
+TEST_F(Streams, AWaitIsOverWhenItsValueWasReachedNotLater) {
+  Buffer<uint8_t> a(device, 8 << 20), b(device, 8 << 20);
+  Timeline gate(device);
+  Stream other(device);
+  Event first(device, true), last(device, true), late(device, true);
+  stream.copy(b.data(), a.data(), a.bytes());
+  first.record(stream);
+  for (int k = 0; k < 6; ++k) stream.copy(b.data(), a.data(), a.bytes());
+  last.record(stream);
+  stream.wait(gate, 1);  // the stream stays busy: an idle device would begin at its present time
+  last.synchronize();
+  other.wait(first);
+  late.record(other);
+  late.synchronize();
+  EXPECT_LT(late.elapsed_since(first).device_ns, last.elapsed_since(first).device_ns / 2);
+  gate.signal(1);
+  stream.synchronize();
+}
+
+TEST_F(Streams, ClosingADeviceCallsWhatStillWaits) {
+  std::atomic<int> called{0};
+  const int fd = eventfd(0, EFD_NONBLOCK);
+  ASSERT_GE(fd, 0);
+  {
+    Device own("emu:?hbm=64M");
+    jalStream_t s{};
+    jalTimeline_t never{};
+    check(jalStreamCreate(own.get(), nullptr, &s));
+    check(jalTimelineCreate(own.get(), 0, &never));
+    check(jalStreamWaitTimeline(s, never, 1));
+    check(jalLaunchHostFunc(
+        s, [](void* p) { ++*static_cast<std::atomic<int>*>(p); }, &called));
+    check(jalStreamNotifyEventfd(s, fd));
+  }
+  EXPECT_EQ(called, 1);
+  uint64_t count = 0;
+  EXPECT_EQ(read(fd, &count, sizeof count), 8);
+  EXPECT_EQ(count, 1u);
+  close(fd);
+}
+
 }  // namespace
 }  // namespace jalapeno::test
