@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -30,7 +31,8 @@ struct Failure : std::runtime_error {
   jalError_t code;
   std::optional<jalErrorRecord> record;
 };
-[[noreturn]] void fail(jalError_t code, const std::string& text);
+[[noreturn]] void fail(jalError_t code, const std::string& text, jalStream_t stream = nullptr);  // with its record
+std::string last_detail(jalError_t code);
 [[noreturn]] void fail_last(jalError_t code, jalStream_t stream = nullptr);  // with the library's text and record
 inline void check(jalError_t code, jalStream_t stream = nullptr) {
   if (code != jalSuccess) fail_last(code, stream);
@@ -74,9 +76,14 @@ struct Device : std::enable_shared_from_this<Device> {
   jalDevice_t handle = nullptr;
   jalDeviceProperties properties{};
   StreamRef stream();  // the one used when no other is current
+  void enlist(jalStream_t stream);
+  void dismiss(jalStream_t stream);
+  jalStream_t failed_stream();  // null: none
 
  private:
   StreamRef default_stream_;
+  std::mutex streams_mutex_;
+  std::vector<jalStream_t> streams_;
 };
 
 struct Stream {

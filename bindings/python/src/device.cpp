@@ -15,6 +15,23 @@ void Device::close() {
   if (jalDevice_t d = std::exchange(handle, nullptr)) without_gil([&] { (void)jalDeviceClose(d); });
 }
 
+void Device::enlist(jalStream_t stream) {
+  const std::lock_guard lock(streams_mutex_);
+  streams_.push_back(stream);
+}
+void Device::dismiss(jalStream_t stream) {
+  const std::lock_guard lock(streams_mutex_);
+  std::erase(streams_, stream);
+}
+jalStream_t Device::failed_stream() {
+  const std::lock_guard lock(streams_mutex_);
+  jalErrorRecord record{};
+  record.struct_size = sizeof record;
+  for (jalStream_t s : streams_)
+    if (jalStreamGetErrorRecord(s, &record) == jalSuccess) return s;
+  return nullptr;
+}
+
 jalDevice_t Device::get() const {
   if (handle == nullptr) fail(jalErrorInvalidHandle, std::string("device ") + properties.uri + " was closed");
   return handle;
@@ -84,7 +101,11 @@ Thread-safe. Raises DeviceError when it cannot be opened, BusyError when another
       .def(
           "synchronize",
           [](const DeviceRef& d, const Timeout& timeout) {
-            check(wait(timeout, [h = d->get()](uint64_t ns) { return jalDeviceSynchronizeUntil(h, ns); }));
+            const jalError_t e =
+                wait(timeout, [h = d->get()](uint64_t ns) { return jalDeviceSynchronizeUntil(h, ns); });
+            if (e == jalSuccess) return;
+            const std::string text = last_detail(e);  // before the search for the record changes it
+            fail(e, text, e == jalErrorWaitTimeout ? nullptr : d->failed_stream());
           },
           py::arg("timeout") = py::none(), "Waits for all streams. timeout in seconds; raises WaitTimeout.")
       .def(

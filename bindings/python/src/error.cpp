@@ -6,16 +6,17 @@
 
 namespace jalapeno::python {
 
-void fail(jalError_t code, const std::string& text) { throw Failure(code, text); }
-
-void fail_last(jalError_t code, jalStream_t stream) {
-  const char* detail = jalGetLastErrorDetail();
-  std::string text = *detail != 0 ? detail : jalGetErrorString(code);
+void fail(jalError_t code, const std::string& text, jalStream_t stream) {
   jalErrorRecord record{};
   record.struct_size = sizeof record;
   if (stream != nullptr && jalStreamGetErrorRecord(stream, &record) == jalSuccess) throw Failure(code, text, &record);
   throw Failure(code, text);
 }
+std::string last_detail(jalError_t code) {
+  const char* detail = jalGetLastErrorDetail();
+  return *detail != 0 ? detail : jalGetErrorString(code);
+}
+void fail_last(jalError_t code, jalStream_t stream) { fail(code, last_detail(code), stream); }
 
 jalError_t wait_in_slices(const Timeout& timeout, jalError_t (*attempt)(void*, uint64_t), void* what) {
   using Clock = std::chrono::steady_clock;

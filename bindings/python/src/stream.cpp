@@ -32,8 +32,10 @@ Stream::Stream(DeviceRef d, int priority, uint32_t ring_entries) : device(std::m
   o.struct_size = sizeof o, o.priority = priority, o.ring_entries = ring_entries;
   ring = ring_entries != 0 ? ring_entries : 1024;
   check(jalStreamCreate(device->get(), &o, &handle));
+  device->enlist(handle);
 }
 Stream::~Stream() {
+  device->dismiss(handle);
   if (device->handle != nullptr) without_gil([&] { (void)jalStreamDestroy(handle); });
 }
 void Stream::synchronize(const Timeout& timeout) {
@@ -165,7 +167,7 @@ error with its record: KernelError, DependencyError, ...)")
             Py_BEGIN_ALLOW_THREADS e = jalLaunchHostFunc(
                 s.handle,
                 [](void* data) {
-                  if (!Py_IsInitialized()) return;
+                  if (!Py_IsInitialized() || _Py_IsFinalizing()) return;
                   py::gil_scoped_acquire acquire;
                   auto call = py::reinterpret_steal<py::function>(static_cast<PyObject*>(data));
                   try {

@@ -13,10 +13,16 @@ namespace jalapeno::python {
 // ---- Element types ----
 namespace {
 constexpr DType kDTypes[] = {
-    {"float32", jalF32, 4, "float32", true}, {"bfloat16", jalBF16, 2, "uint16", false},
-    {"float16", jalF16, 2, "float16", true}, {"int8", jalI8, 1, "int8", true},
-    {"int32", jalI32, 4, "int32", true},     {"int64", -1, 8, "int64", true},
-    {"uint8", -1, 1, "uint8", true},         {"bool", -1, 1, "bool", true},
+    {"float32", jalF32, 4, "float32", true},
+    {"bfloat16", jalBF16, 2, "uint16", false},
+    {"float16", jalF16, 2, "float16", true},
+    {"int8", jalI8, 1, "int8", true},
+    {"int32", jalI32, 4, "int32", true},
+    {"float8_e4m3", jalE4M3, 1, "uint8", false},
+    {"float8_e5m2", jalE5M2, 1, "uint8", false},
+    {"int64", -1, 8, "int64", true},
+    {"uint8", -1, 1, "uint8", true},
+    {"bool", -1, 1, "bool", true},
 };
 
 std::string text_of(const std::vector<int64_t>& v) {
