@@ -206,6 +206,7 @@ void Stream::copy(void* destination, const void* source, uint64_t width, uint64_
   }
   if ((from && !from_direct) || (to && !to_direct))
     return copy_registered(destination, source, width, height, destination_pitch, source_pitch, to_direct);
+  std::lock_guard staging(staging_mutex_);
   std::unique_lock lock(mutex_);
   copy_plain(lock, destination, source, width, height, destination_pitch, source_pitch, to_direct);
 }

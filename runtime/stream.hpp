@@ -115,6 +115,7 @@ class Stream : public std::enable_shared_from_this<Stream> {
     char* host = nullptr;                     // and where it goes
   };
   static constexpr uint64_t kStagingSlots = 4, kStagingChunk = 512 << 10;
+  std::mutex staging_mutex_;  // held for a whole copy, and taken before mutex_, which waits let go
   std::unique_ptr<driver::DmaMemory> staging_;
   StagingSlot staging_slots_[kStagingSlots];
   uint64_t staging_piece_ = 0;

@@ -1,5 +1,8 @@
 // Memory and copies: every kind of pointer, every shape, and what happens outside the lines.
+#include <algorithm>
+#include <atomic>
 #include <numeric>
+#include <thread>
 
 #include "support/device.hpp"
 
@@ -181,6 +184,26 @@ TEST_F(MemoryTest, PeerCopiesGoBetweenDevices) {
   stream.synchronize();
   EXPECT_EQ(b.to_host(), in);
   EXPECT_EQ(jalMemsetAsync(b.data(), 0, 4, stream.get()), jalErrorInvalidDevice);
+}
+
+// Chunks on their way to plain memory are not another thread's: a wait lets the stream go, not its staging.
+TEST_F(MemoryTest, ThreadsReadThroughOneStreamWithoutMixing) {
+  constexpr int kThreads = 6;
+  std::vector<Buffer<int32_t>> buffers;
+  for (int n = 0; n < kThreads; ++n)
+    buffers.emplace_back(device, std::span<const int32_t>(std::vector<int32_t>(64, n)));
+  std::atomic<int> wrong{0};
+  for (int round = 0; round < 200; ++round) {
+    std::vector<std::thread> threads;
+    for (int n = 0; n < kThreads; ++n)
+      threads.emplace_back([&, n] {
+        std::vector<int32_t> host(64);
+        stream.copy(host.data(), buffers[static_cast<size_t>(n)].data(), 256);
+        wrong += std::count(host.begin(), host.end(), n) != 64;
+      });
+    for (std::thread& t : threads) t.join();
+  }
+  EXPECT_EQ(wrong, 0);
 }
 
 }  // namespace

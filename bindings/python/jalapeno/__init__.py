@@ -17,5 +17,13 @@ from .kernel import Compiled, JitKernel, kernel
 from .report import Report
 from .autotune import Choice, Trial, Tuned, autotune
 from .language import cdiv
-from . import language, llm, ops
-from . import aio as _aio
+from . import aio, language, llm, ops
+
+__all__ = ["aio", "arange", "Array", "array", "asarray", "autotune", "bfloat16", "bool_", "BusyError", "Capture",
+           "CaptureError", "cdiv", "Choice", "Compiled", "CompileError", "current_stream", "default_device",
+           "DependencyError", "Device", "DeviceError", "devices", "DType", "dtype", "Elapsed", "empty", "empty_like",
+           "Error", "ErrorRecord", "Event", "float16", "float32", "ForkedError", "from_dlpack", "full", "Graph",
+           "IllegalStateError", "ImageError", "int32", "int64", "int8", "InvalidHandleError", "InvalidValueError",
+           "JitKernel", "Kernel", "kernel", "KernelError", "language", "library_kernel", "llm", "Memory", "Module",
+           "NotFoundError", "ones", "ops", "OutOfMemoryError", "PreparedLaunch", "Report", "Stream", "Timeline",
+           "Trial", "Tuned", "uint8", "UnsupportedError", "WaitTimeout", "zeros", "zeros_like"]

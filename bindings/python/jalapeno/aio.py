@@ -3,7 +3,8 @@
     await stream                   # all that is enqueued on it by now is done
     await jal.aio.reached(event)   # what was enqueued before event.record() is done
 
-Both raise what the work failed with. Cancelling leaves the work alone.
+Both raise what the work failed with. Cancelling leaves the work alone. An event that is waited for takes one of the device's
+queues meanwhile (BusyError when none is left).
 """
 from __future__ import annotations
 
@@ -13,13 +14,11 @@ from typing import Any, Generator
 
 from ._core import Event, Stream
 
-_EFD_FLAGS = os.EFD_NONBLOCK | os.EFD_CLOEXEC if hasattr(os, "EFD_NONBLOCK") else 0
-
 
 async def _notified(stream: Stream) -> None:
     """Until the stream has passed this point, done or failed."""
     loop = asyncio.get_running_loop()
-    fd = os.eventfd(0, _EFD_FLAGS)
+    fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # type: ignore[attr-defined]
     done = loop.create_future()
 
     def signalled(_keep: Stream = stream) -> None:

@@ -7,6 +7,9 @@ type carries the tag ``{"jalapeno": name}`` as metadata, and ``encode`` / ``deco
 'bfloat16'
 >>> bfloat16.decode(bits).tolist()
 [1.0, 3.140625]
+
+Conversions round to nearest even. Integers saturate and take NaN as 0, 8-bit floats saturate, the other floats overflow to
+infinity; bool is whether a value is not 0. The device and the host give the same results.
 """
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ class DType:
 
     def __init__(self, name: str, itemsize: int, carrier: str, native: bool, code: int):
         self.name, self.itemsize, self.native, self.code = name, itemsize, native, code
-        self.numpy = np.dtype(carrier) if native else np.dtype(carrier, metadata={"jalapeno": name})
+        self.numpy = np.dtype(carrier) if native else np.dtype(carrier, metadata={"jalapeno": name})  # type: ignore[call-overload]
 
     @property
     def computes(self) -> bool:
@@ -31,13 +34,25 @@ class DType:
 
     @property
     def is_float(self) -> bool:
+        """Whether it is one of the float types."""
+        """Whether it holds fractions."""
         return "float" in self.name
 
     def encode(self, values: Any) -> np.ndarray:
-        """Values to bits, rounded to nearest even; 8-bit floats saturate."""
-        if self.native:
-            return np.asarray(values).astype(self.numpy)
-        f = np.asarray(values, np.float32)
+        """Numbers to bits of the same shape, by the rules of this module. Tagged bits are decoded first; bfloat16 and the 8-bit
+        floats go through float32. Raises TypeError for what is no number."""
+        v = np.asarray(values)
+        source = tagged(v.dtype)
+        if source is not None:
+            v = source.decode(v)
+        if v.dtype.kind not in "biuf":
+            raise TypeError(f"values of NumPy type {v.dtype}, expected numbers")
+        with np.errstate(over="ignore", invalid="ignore"):
+            if self.native and self.numpy.kind in "iu":
+                return self._saturated(v)
+            if self.native:
+                return v.astype(self.numpy, copy=False)
+            f = v.astype(np.float32)
         if self.name == "bfloat16":
             u = np.ascontiguousarray(f).view(np.uint32)
             rounded = ((u + 0x7FFF + ((u >> 16) & 1)) >> 16).astype(np.uint16)
@@ -52,18 +67,32 @@ class DType:
         low, high = positive[above - 1], positive[above]
         middle = (low.astype(np.float64) + high) / 2
         up = (magnitude > middle) | ((magnitude == middle) & (order[above] % 2 == 0))
-        code = np.where(up, order[above], order[above - 1]).astype(np.uint8)
+        code: np.ndarray = np.where(up, order[above], order[above - 1]).astype(np.uint8)
         code = np.where(np.isnan(f), 0x7F, code) | np.where(np.signbit(f), 0x80, 0).astype(np.uint8)
-        return code.astype(np.uint8).view(self.numpy)
+        return np.asarray(code, np.uint8).view(self.numpy)
+
+    def _saturated(self, v: np.ndarray) -> np.ndarray:
+        """As an integer type."""
+        low, high = int(np.iinfo(self.numpy).min), int(np.iinfo(self.numpy).max)
+        if v.dtype.kind == "f":
+            f = np.rint(v.astype(np.promote_types(v.dtype, np.float64)))
+            inside = np.where((f > low) & (f < high), f, 0).astype(self.numpy)
+            return np.asarray(np.where(f >= high, self.numpy.type(high), np.where(f <= low, self.numpy.type(low), inside)))
+        if v.dtype.kind in "iu":
+            limits = np.iinfo(v.dtype)
+            v = np.clip(v, max(low, int(limits.min)), min(high, int(limits.max)))
+        return np.asarray(v).astype(self.numpy, copy=False)
 
     def decode(self, bits: Any) -> np.ndarray:
         """Bits to values: float32 for the types NumPy does not have (exact), the same array otherwise."""
         b = np.asarray(bits)
         if self.native:
             return b
+        if b.dtype.itemsize != self.itemsize or b.dtype.kind not in "iu":
+            raise TypeError(f"bits of {self.name} as NumPy type {b.dtype}, expected {self.numpy}")
         if self.name == "bfloat16":
             return (np.ascontiguousarray(b).view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(b.shape)
-        return self._values()[b.view(np.uint8)]
+        return np.asarray(self._values()[b.view(np.uint8)])
 
     def _values(self) -> np.ndarray:
         """What the 256 codes of an 8-bit float mean."""
@@ -87,7 +116,12 @@ class DType:
         return _named, (self.name,)
 
 
-_BY_NAME = {name: DType(name, *rest) for name, *rest in _table}
+_BY_NAME = {row[0]: DType(*row) for row in _table}
+
+
+def tagged(n: np.dtype) -> DType | None:
+    """The element type a NumPy type is tagged with."""
+    return _BY_NAME.get(str(n.metadata.get("jalapeno"))) if n.metadata else None
 
 
 def _named(name: str) -> DType:
@@ -104,9 +138,9 @@ def dtype(what: Any) -> DType:
         n = np.dtype(what)
     except TypeError:
         raise TypeError(f"{what!r} is no element type; expected one of {', '.join(_BY_NAME)}") from None
-    tag = (n.metadata or {}).get("jalapeno")
+    tag = tagged(n)
     if tag is not None:
-        return _BY_NAME[tag]
+        return tag
     found = _BY_NAME.get(n.name)
     if found is None or not found.native or not n.isnative:
         raise TypeError(f"NumPy type {n} has no element type here; expected one of {', '.join(_BY_NAME)}")

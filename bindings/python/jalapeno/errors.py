@@ -17,6 +17,10 @@ class Error(RuntimeError):
         self.code, self.name, self.detail, self.record = code, name, detail, record
         super().__init__(f"{name}: {detail}" if record is None else f"{name}: {detail}\n{describe(record)}")
 
+    def __reduce__(self) -> tuple:
+        """A copy in another process has the text; the record stays here."""
+        return type(self), (self.code, self.name, str(self).removeprefix(f"{self.name}: "))
+
 
 class InvalidValueError(Error, ValueError):
     """An argument that is not allowed; the message names it and what was expected."""
@@ -35,7 +39,7 @@ class OutOfMemoryError(Error, MemoryError):
 
 
 class DeviceError(Error):
-    """No device, a device that cannot be opened, or one that is lost."""
+    """No device, one that cannot be opened or speaks another version, or one that is lost."""
 
 
 class BusyError(Error):
@@ -87,12 +91,14 @@ _CLASSES: dict[int, type[Error]] = {
     400: InvalidHandleError, 401: IllegalStateError, 500: NotFoundError, 700: KernelError, 702: KernelError,
     710: KernelError, 715: KernelError, 716: InvalidValueError, 719: KernelError, 801: UnsupportedError,
     900: CaptureError, 901: CaptureError, 2000: OutOfMemoryError, 2001: DeviceError, 2002: WaitTimeout,
-    2003: DependencyError, 2005: ForkedError, 2006: BusyError, 2010: KernelError, 2011: KernelError, 2012: KernelError,
+    2003: DependencyError, 2004: DeviceError, 2005: ForkedError, 2006: BusyError, 2010: KernelError, 2011: KernelError,
+    2012: KernelError,
     2013: KernelError, 2014: KernelError, 2015: KernelError, 2016: KernelError,
 }
 
 
 def from_code(code: int, name: str, detail: str, record: ErrorRecord | None) -> Error:
+    """The exception for a jalError_t."""
     return _CLASSES.get(code, Error)(code, name, detail, record)
 
 

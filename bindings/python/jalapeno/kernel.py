@@ -13,29 +13,33 @@
 """
 from __future__ import annotations
 
+import dis
 import functools
 import hashlib
 import inspect
 import json
 import os
+import re
 import sys
 import tempfile
 import threading
+import traceback
 import types
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterable
 
 import numpy as np
 
 from . import _core, language
-from .array import Array, _of_numpy, array, default_device, empty
-from .dtypes import DType, dtype as as_dtype
+from .array import Array, array, as_dtype_or_none, default_device
+from .dtypes import DType, dtype as as_dtype, int64
 from ._core import Device, Kernel, Module, PreparedLaunch, Stream
-from .errors import CompileError, IllegalStateError
+from .errors import CompileError
 from .report import Report, measure
 
 _lock = threading.RLock()
+_RESERVED = ("stream", "device", "check")  # keywords of a launch, compile() and simulate()
 
 
 @dataclass(frozen=True)
@@ -60,25 +64,37 @@ class JitKernel:
 
     Positional parameters are arguments of the launch: arrays, ints and floats. Keyword-only parameters (after *) are constants:
     Python values that are fixed when the kernel is recorded. grid is an int, a tuple of up to three, or a function of the
-    constants (a dict) that returns one.
+    constants (a dict) that returns one. Globals and closures are read while recording, once for each combination of types and
+    constants: what changes belongs into arguments or constants.
     """
 
     def __init__(self, function: Callable[..., None], name: str | None = None):
-        self.function = function
-        self.name = name or function.__name__
+        if not inspect.isfunction(function):
+            raise TypeError(f"@jalapeno.kernel of a {type(function).__name__}, expected a Python function")
+        self.function: Any = function  # a FunctionType, which mypy would bind as a method
+        self.name: str = name or function.__name__
+        code = function.__code__
+
+        def error(message: str) -> CompileError:
+            return CompileError(f"kernel {self.name}: {message}", code.co_filename, code.co_firstlineno)
+
+        if code.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):
+            raise error("a generator or async function; a kernel is a plain function, which is called once to record it")
         self.parameters: list[str] = []
         self.defaults: dict[str, Any] = {}
         self.constants: list[str] = []
         for p in inspect.signature(function).parameters.values():
             if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
-                raise CompileError(f"kernel {self.name}: parameter *{p.name}; a kernel's parameters are named one by one")
+                raise error(f"parameter {p}; a kernel's parameters are named one by one")
+            if p.name in _RESERVED:
+                raise error(f"parameter {p.name}; that name is taken by launches ({', '.join(_RESERVED)})")
             if p.kind is p.KEYWORD_ONLY:
                 self.constants.append(p.name)
                 if p.default is not p.empty:
                     self.defaults[p.name] = p.default
             elif p.default is not p.empty:
-                raise CompileError(f"kernel {self.name}: parameter {p.name} has a default; arguments of a launch are all given. "
-                                   "Constants stand after * in the parameter list")
+                raise error(f"parameter {p.name} has a default; arguments of a launch are all given. Constants stand after * in the "
+                            "parameter list")
             else:
                 self.parameters.append(p.name)
         self._compiled: dict[tuple, Compiled] = {}
@@ -99,13 +115,13 @@ class JitKernel:
         if not constants:
             device, signature = _core.signature(args)
             kernel = self._loaded.get((device, signature))
-            if kernel is not None:
+            if kernel is not None and device:
                 _core.launch(kernel, grid if grid.__class__ is int or not callable(grid) else grid(dict(self.defaults)), args, stream)
                 return
         kernel, bound = self._specialise(args, constants)
         _core.launch(kernel, grid(bound) if callable(grid) else grid, args, stream)
 
-    def prepare(self, grid: Any, *args: Any, **constants: Any) -> PreparedLaunch:
+    def prepare(self, grid: Any, /, *args: Any, **constants: Any) -> PreparedLaunch:
         """The launch with everything fixed: its launch(stream=None) writes one packet. Keeps the arrays alive."""
         kernel, bound = self._specialise(args, constants)
         return kernel.prepare(grid(bound) if callable(grid) else grid, *args)
@@ -121,68 +137,61 @@ class JitKernel:
             raise TypeError(f"kernel {self.name}: constant {', '.join(missing)} is not given")
         return bound
 
-    def _sorts(self, args: Iterable[Any]) -> tuple[tuple[str, int], ...]:
-        given = list(args)
-        if len(given) != len(self.parameters):
-            raise TypeError(f"kernel {self.name} takes {len(self.parameters)} arguments ({', '.join(self.parameters)}), "
-                            f"got {len(given)}")
-        out = []
-        for name, a in zip(self.parameters, given):
-            if isinstance(a, Array):
-                if not a.dtype.computes:
-                    raise TypeError(f"kernel {self.name}, argument {name}: is {a.dtype.name}, which kernels do not take")
-                out.append((a.dtype.name, max(a.ndim, 1)))
-            elif isinstance(a, np.ndarray):
-                raise TypeError(f"kernel {self.name}, argument {name}: is a NumPy array; jalapeno.array(x) copies it to the device")
-            elif isinstance(a, (bool, int, np.integer)):
-                out.append(("int", 0))
-            elif isinstance(a, (float, np.floating)):
-                out.append(("float", 0))
-            else:
-                raise TypeError(f"kernel {self.name}, argument {name}: is a {type(a).__name__}, expected an Array, an int or a float")
-        return tuple(out)
+    def _counted(self, args: tuple) -> tuple:
+        if len(args) != len(self.parameters):
+            raise TypeError(f"kernel {self.name} takes {len(self.parameters)} arguments ({', '.join(self.parameters)}), got {len(args)}")
+        return args
 
-    def _specialise(self, args: tuple, constants: dict[str, Any]) -> tuple[Kernel, dict[str, Any]]:
+    def _sort(self, name: str, a: Any) -> tuple[str, int]:
+        """What the kernel is specialised for: the type and the number of dimensions of an argument, 0 for a number."""
+        what = f"kernel {self.name}, argument {name}: "
+        if isinstance(a, Array):
+            if not a.dtype.computes:
+                raise TypeError(f"{what}is {a.dtype.name}, which kernels do not take")
+            if a.ndim > 4:
+                raise TypeError(f"{what}has {a.ndim} dimensions, expected at most 4")
+            return a.dtype.name, max(a.ndim, 1)
+        if isinstance(a, np.ndarray):
+            raise TypeError(f"{what}is a NumPy array; jalapeno.array(x) copies it to the device")
+        if isinstance(a, (bool, int, np.integer)):
+            return "int", 0
+        if isinstance(a, (float, np.floating)):
+            return "float", 0
+        raise TypeError(f"{what}is a {type(a).__name__}, expected an Array, an int or a float")
+
+    def _example(self, name: str, a: Any) -> tuple[str, int]:
+        if a is int or a is float:
+            return a.__name__, 0
+        if not isinstance(a, (DType, tuple)):
+            return self._sort(name, a)
+        d, rank = (a, 1) if isinstance(a, DType) else (as_dtype(a[0]), int(a[1]))
+        if not d.computes or not 1 <= rank <= 4:
+            raise TypeError(f"kernel {self.name}, argument {name}: is {d.name} of {rank} dimensions, which kernels do not take")
+        return d.name, rank
+
+    def _specialise(self, args: tuple, constants: dict[str, Any], on: Device | None = None) -> tuple[Kernel, dict[str, Any]]:
+        if getattr(language._active, "tracer", None) is not None:
+            raise language._tracer().error(f"kernel {self.name} is launched inside another kernel; call a plain Python function instead")
         bound = self._bind(constants)
-        sorts = self._sorts(args)
-        device = next((a.device for a in args if isinstance(a, Array) and a.device is not None), None) or default_device()
+        sorts = tuple(map(self._sort, self.parameters, self._counted(args)))
+        device = on or next((a.device for a in args if isinstance(a, Array) and a.device is not None), None) or default_device()
         key = (id(device), sorts, _hashable(bound))
-        kernel = self._loaded.get(key)
-        if kernel is None or kernel.device is not device:
-            compiled = self._compile(sorts, bound, device)
-            self._loaded = {k: v for k, v in self._loaded.items() if not v.device.closed}
-            kernel = Module(device, compiled.image)[self.name]
-            self._loaded[key] = kernel
-        if not constants:
-            self._loaded[_core.signature(args)] = kernel
+        with _lock:
+            kernel = self._loaded.get(key)
+            if kernel is None or kernel.device is not device:
+                compiled = self._compile(sorts, bound, device)
+                self._loaded = {k: v for k, v in self._loaded.items() if not v.device.closed}
+                kernel = Module(device, compiled.image)[self.name]
+                self._loaded[key] = kernel
+            if not constants:
+                self._loaded[_core.signature(args)] = kernel
         return kernel, bound
 
-    def compile(self, *args: Any, device: Device | None = None, **constants: Any) -> Compiled:
+    def compile(self, /, *args: Any, device: Device | None = None, **constants: Any) -> Compiled:
         """The specialisation for these arguments, without a launch. An argument is given as itself or as its type: a DType (an array
         of one dimension), (DType, dimensions), int or float."""
-        examples: list[tuple[str, int]] = []
-        for a in args:
-            if a is int or a is float:
-                examples.append((a.__name__, 0))
-            elif isinstance(a, DType):
-                examples.append((a.name, 1))
-            elif isinstance(a, tuple):
-                examples.append((as_dtype(a[0]).name, int(a[1])))
-            else:
-                examples += self._sorts_of_one(a)
-        if len(examples) != len(self.parameters):
-            raise TypeError(f"kernel {self.name} takes {len(self.parameters)} arguments ({', '.join(self.parameters)}), "
-                            f"got {len(examples)}")
-        return self._compile(tuple(examples), self._bind(constants), device or default_device())
-
-    def _sorts_of_one(self, a: Any) -> list[tuple[str, int]]:
-        if isinstance(a, Array):
-            return [(a.dtype.name, max(a.ndim, 1))]
-        if isinstance(a, (bool, int, np.integer)):
-            return [("int", 0)]
-        if isinstance(a, (float, np.floating)):
-            return [("float", 0)]
-        raise TypeError(f"kernel {self.name}: a {type(a).__name__} as an argument, expected an Array, a DType, int or float")
+        sorts = tuple(map(self._example, self.parameters, self._counted(args)))
+        return self._compile(sorts, self._bind(constants), device or default_device())
 
     def _compile(self, sorts: tuple, bound: dict[str, Any], device: Device) -> Compiled:
         p = device.properties
@@ -191,7 +200,7 @@ class JitKernel:
         with _lock:
             found = self._compiled.get(key)
             if found is None:
-                text = cache_key(self, sorts, bound, limits)
+                text = None if cache_directory() is None else cache_key(self, sorts, bound, limits)
                 found = _read_cache(text) if text is not None else None
                 if found is None:
                     found = self._record(sorts, bound, *limits)
@@ -202,19 +211,24 @@ class JitKernel:
 
     def _record(self, sorts: tuple, bound: dict[str, Any], spm_bytes: int, acc_bytes: int) -> Compiled:
         code = self.function.__code__
-        if getattr(language._active, "tracer", None) is not None:
-            raise CompileError(f"kernel {self.name} is built while another kernel is recorded")
-        accumulators: frozenset[int] = frozenset()
+        known: frozenset[tuple] = frozenset()
         while True:
-            tracer = language.Tracer(self.name, code.co_filename, code.co_firstlineno, spm_bytes, acc_bytes, accumulators)
+            tracer = language.Tracer(self.name, code, spm_bytes, acc_bytes, known)
             language._active.tracer = tracer
             try:
                 finished = self._trace(tracer, sorts, bound)
                 break
             except language.Retrace as again:
-                accumulators |= {again.ordinal}
+                known = known.union(again.facts)
             except _core.tile.BuildError as e:
-                raise CompileError(str(e), code.co_filename, tracer.line()) from None
+                # The builder says "kernel name, file:line: what is wrong".
+                said = re.match(r"kernel .*?(?:, line |:)(\d+): (.*)", str(e), re.DOTALL)
+                raise CompileError(f"kernel {self.name}: {said[2] if said else e}", code.co_filename,
+                                   int(said[1]) if said else tracer.at) from None
+            except (TypeError, OverflowError) as e:
+                # What Python itself refuses, such as an operator that a tile does not have.
+                lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == code.co_filename and f.lineno]
+                raise CompileError(f"kernel {self.name}: {e}", code.co_filename, lines[-1] if lines else tracer.at) from e
             finally:
                 tracer.finished = True
                 language._active.tracer = None
@@ -229,25 +243,29 @@ class JitKernel:
             else:
                 values.append(language.Scalar(tracer, b.scalar(name, "f32" if kind == "float" else "i64"), kind))
         result = self.function(*values, **bound)
-        if result is not None:
-            raise tracer.error(f"the kernel returns {type(result).__name__}; results are stored into array arguments")
         if tracer.blocks:
-            raise CompileError(f"kernel {self.name}: the loop is left by break or return, which tl.range does not allow", tracer.file,
-                               tracer.blocks[-1].line)
+            raise tracer.left()
+        if result is not None:
+            lines = [i.positions.lineno for i in dis.get_instructions(self.function) if i.opname == "RETURN_VALUE" and i.positions]
+            raise tracer.error(f"the kernel returns {language._kind(result)}; results are stored into array arguments",
+                               next((n for n in lines if n and n >= tracer.at), 0))
         del values
         tracer.finished = True
         return b.finish()
 
     # ---- Looking at it ----
-    def report(self, grid: Any, *args: Any, **constants: Any) -> Report:
+    def report(self, grid: Any, /, *args: Any, **constants: Any) -> Report:
         """Launches once and tells the modelled time of each engine, traffic, energy and the place under the roofline. Nothing else
         may run on the device meanwhile."""
-        kernel, bound = self._specialise(args, constants)
+        return self._measure(grid, args, constants)
+
+    def _measure(self, grid: Any, args: tuple, constants: dict[str, Any], on: Device | None = None) -> Report:
+        kernel, bound = self._specialise(args, constants, on)
         launch = grid(bound) if callable(grid) else grid
         stream = _core.current_stream(kernel.device)
         return measure(kernel, lambda: _core.launch(kernel, launch, args, stream), stream)
 
-    def simulate(self, grid: Any, *args: Any, check: str = "races,uninit,oob", **constants: Any) -> Report:
+    def simulate(self, grid: Any, /, *args: Any, check: str = "races,uninit,oob", **constants: Any) -> Report:
         """Runs the kernel on NumPy arrays on an emulated chip of its own that checks every access: races between engines, reads of
         scratchpad nothing wrote, boxes outside their arrays. Arrays are changed in place, as the kernel does it. Raises KernelError
         with the Python line of what it found."""
@@ -255,20 +273,20 @@ class JitKernel:
         wrong = [c for c in check.split(",") if c and c not in known]
         if wrong:
             raise ValueError(f"check {wrong[0]!r}, expected some of {','.join(known)}")
+        for name, a in zip(self.parameters, args):
+            if isinstance(a, Array):
+                raise TypeError(f"simulate: argument {name} is an Array; it takes NumPy arrays (bits of {a.dtype.name}: .numpy(raw=True))")
+            if isinstance(a, np.ndarray) and not (as_dtype_or_none(a.dtype) or int64).computes:
+                raise TypeError(f"simulate: argument {name} is {a.dtype}, which kernels do not take; use x.astype(np.float32) or np.int32")
         size = sum(a.nbytes for a in args if isinstance(a, np.ndarray))
         uri = f"emu:?hbm={max(256, 2 * (size >> 20) + 128)}M" + (f"&check={check}" if check else "")
         with Device(uri) as device:
-            moved = []
-            for name, a in zip(self.parameters, args):
-                if isinstance(a, Array):
-                    raise TypeError(f"simulate: argument {name} is an Array; it takes NumPy arrays (bits of {a.dtype.name}: .numpy(raw=True))")
-                moved.append(array(a, device=device) if isinstance(a, np.ndarray) else a)
-            moved += args[len(moved):]
-            report = self.report(grid, *moved, **constants)
+            moved = [array(a, device=device) if isinstance(a, np.ndarray) else a for a in args]
+            report = self._measure(grid, tuple(moved), constants, device)
             for a, there in zip(args, moved):
                 if isinstance(a, np.ndarray) and a.flags.writeable:
                     a[...] = there.numpy(raw=True).view(a.dtype)
-            del moved, there
+            moved.clear()
         return report
 
 
@@ -285,12 +303,18 @@ def _hashable(constants: dict[str, Any]) -> tuple:
             hash(v)
         except TypeError:
             raise TypeError(f"constant {n} is a {type(v).__name__}, expected something hashable (a number, a string, a tuple, a DType)") from None
-    # 1, 1.0 and True are equal, and yet not the same constant.
-    return tuple((n, type(v).__name__, v) for n, v in sorted(constants.items()))
+    return tuple((n, _exact(v)) for n, v in sorted(constants.items()))
+
+
+def _exact(value: Any) -> Any:
+    """Equal only for the same constant: 1, 1.0 and True are equal, and so are 0.0 and -0.0."""
+    if isinstance(value, tuple):
+        return tuple, tuple(_exact(v) for v in value)
+    return type(value), repr(value) if isinstance(value, float) else value
 
 
 # ---- The cache on disk ----
-_FORMAT = 1
+_FORMAT = 2
 
 
 def cache_directory() -> Path | None:
@@ -298,7 +322,10 @@ def cache_directory() -> Path | None:
     chosen = os.environ.get("JALAPENO_CACHE_DIR")
     if chosen is not None:
         return Path(chosen) if chosen else None
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jalapeno"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jalapeno"
+    except RuntimeError:  # nobody's home
+        return None
 
 
 class _Uncacheable(Exception):
@@ -307,65 +334,79 @@ class _Uncacheable(Exception):
 
 def cache_key(k: JitKernel, sorts: tuple, bound: dict[str, Any], limits: tuple) -> str | None:
     """All that the instructions depend on, as text; None when that cannot be told (then nothing is kept)."""
-    seen: dict[str, Any] = {}
+    seen: dict[int, int] = {}
 
     def describe(value: Any) -> Any:
-        if value is None or isinstance(value, (bool, int, float, str, DType)):
+        if value is None or value is ... or isinstance(value, (bool, int, float, complex, str, bytes, DType)):
             return repr(value)
         if isinstance(value, (tuple, list)):
             return [type(value).__name__, [describe(v) for v in value]]
-        if isinstance(value, types.ModuleType):
-            own = value.__name__.split(".")[0] == __package__
-            return ["module", value.__name__, "" if own else str(getattr(value, "__version__", ""))]
+        if isinstance(value, frozenset):
+            return ["frozenset", sorted(json.dumps(describe(v)) for v in value)]
+        if isinstance(value, types.CodeType):
+            return ["code", value.co_filename, value.co_name, value.co_code.hex(), value.co_exceptiontable.hex(), value.co_names,
+                    value.co_varnames, value.co_freevars, list(value.co_lines()), [describe(c) for c in value.co_consts]]
         if isinstance(value, types.BuiltinFunctionType) or isinstance(value, type) and value.__module__ == "builtins":
-            return ["builtin", value.__name__]
+            return ["builtin", value.__module__, value.__qualname__]
+        if isinstance(value, (types.FunctionType, type)) and _is_library(value.__module__):
+            return ["library", value.__module__, value.__qualname__]
         if isinstance(value, types.FunctionType):
-            if value.__module__.split(".")[0] == __package__:
-                return ["own", value.__module__, value.__qualname__]
-            return function(value)
-        if isinstance(value, type) and value.__module__.split(".")[0] == __package__:
-            return ["own", value.__module__, value.__qualname__]
+            return described(value)
         raise _Uncacheable(type(value).__name__)
 
-    def function(f: types.FunctionType) -> Any:
-        label = f"{f.__module__}.{f.__qualname__}"
-        if label in seen:
-            return ["seen", label]
-        seen[label] = None
-        try:
-            lines, first = inspect.getsourcelines(f)
-        except (OSError, TypeError):
-            raise _Uncacheable("no source") from None
-        names: dict[str, Any] = {}
-
-        def codes(code: types.CodeType) -> Iterable[str]:
-            yield from code.co_names
-            for c in code.co_consts:
-                if isinstance(c, types.CodeType):
-                    yield from codes(c)
-
-        for n in codes(f.__code__):
-            if n in f.__globals__ and n not in names:
-                names[n] = describe(f.__globals__[n])
+    def described(f: types.FunctionType) -> Any:
+        # By what runs, not by the source: a file may have changed since it was read.
+        if id(f) in seen:
+            return ["seen", seen[id(f)]]
+        seen[id(f)] = len(seen)
+        names = set(_names_in(f.__code__))
+        used = {n: f.__globals__[n] for n in names if n in f.__globals__}
         cells = {n: describe(c.cell_contents) for n, c in zip(f.__code__.co_freevars, f.__closure__ or ())}
-        defaults = [describe(v) for v in (f.__defaults__ or ())]
-        return ["function", label, f.__code__.co_filename, first, "".join(lines), names, cells, defaults]
+        return ["function", f.__module__, f.__qualname__, describe(f.__code__), in_modules(used, names), cells,
+                [describe(v) for v in f.__defaults__ or ()], {n: describe(v) for n, v in (f.__kwdefaults__ or {}).items()}]
+
+    def in_modules(used: dict[str, Any], names: set[str]) -> dict[str, Any]:
+        """Values by name; of a module those that a function with these names in it may use."""
+        out = {}
+        for n, v in sorted(used.items()):
+            if not isinstance(v, types.ModuleType):
+                out[n] = describe(v)
+            elif _is_library(v.__name__):
+                out[n] = ["module", v.__name__, str(getattr(v, "__version__", ""))]
+            elif id(v) not in seen:
+                seen[id(v)] = len(seen)
+                out[n] = ["module", v.__name__, in_modules({m: vars(v)[m] for m in names if m in vars(v)}, names)]
+        return out
 
     try:
         return json.dumps({"format": _FORMAT, "library": _core.version(), "isa": _core.tile.isa_version, "python": sys.version,
-                           "package": _package_digest(), "name": k.name, "function": function(k.function), "arguments": sorts,
+                           "package": _package_digest(), "name": k.name, "function": described(k.function), "arguments": sorts,
                            "constants": [[n, type(v).__name__, describe(v)] for n, v in sorted(bound.items())], "limits": limits},
                           sort_keys=True)
     except (_Uncacheable, ValueError):
         return None
 
 
+def _is_library(module: str | None) -> bool:
+    """Whether the version tells what is in it: Python's own modules, NumPy, and this package."""
+    top = (module or "__main__").split(".")[0]
+    return top in sys.stdlib_module_names and top != "__main__" or top in ("numpy", __package__)
+
+
+def _names_in(code: types.CodeType) -> Iterable[str]:
+    yield from code.co_names
+    for c in code.co_consts:
+        if isinstance(c, types.CodeType):
+            yield from _names_in(c)
+
+
 @functools.cache
 def _package_digest() -> str:
     """Of the code that makes kernels: another version makes others."""
     here = Path(__file__).parent
-    parts = [(here / n).read_bytes() for n in ("language.py", "kernel.py", "dtypes.py")] + [Path(_core.__file__).read_bytes()]
-    return hashlib.sha256(b"".join(parts)).hexdigest()
+    built = os.stat(_core.__file__)
+    parts = [(here / n).read_bytes() for n in ("language.py", "kernel.py", "dtypes.py")]
+    return hashlib.sha256(b"".join([*parts, f"{built.st_size} {built.st_mtime_ns} {np.__version__}".encode()])).hexdigest()
 
 
 def _cache_file(key: str) -> Path | None:
@@ -379,9 +420,12 @@ def _read_cache(key: str) -> Compiled | None:
     if path is None:
         return None
     try:
-        head, _, image = path.read_bytes().partition(b"\n")
+        digest, _, rest = path.read_bytes().partition(b"\n")
+        if digest != hashlib.sha256(rest).hexdigest().encode():
+            return None
+        head, _, image = rest.partition(b"\n")
         said = json.loads(head)
-        if said["key"] != key or said["sha256"] != hashlib.sha256(image).hexdigest():
+        if said["key"] != key:
             return None
         return Compiled(said["name"], image, said["spm_bytes"], said["acc_bytes"], said["instructions"], True)
     except (OSError, ValueError, KeyError, TypeError):
@@ -392,13 +436,19 @@ def _write_cache(key: str, compiled: Compiled) -> None:
     path = _cache_file(key)
     if path is None:
         return
-    head = json.dumps({"key": key, "sha256": hashlib.sha256(compiled.image).hexdigest(), "name": compiled.name,
-                       "spm_bytes": compiled.spm_bytes, "acc_bytes": compiled.acc_bytes, "instructions": compiled.instructions})
+    head = json.dumps({"key": key, "name": compiled.name, "spm_bytes": compiled.spm_bytes, "acc_bytes": compiled.acc_bytes,
+                       "instructions": compiled.instructions})
+    rest = head.encode() + b"\n" + compiled.image
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Others see the whole file or none.
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as f:
-            f.write(head.encode() + b"\n" + compiled.image)
-        os.replace(f.name, path)
+            try:
+                f.write(hashlib.sha256(rest).hexdigest().encode() + b"\n" + rest)
+                f.close()
+                os.replace(f.name, path)
+            except OSError:
+                os.unlink(f.name)
+                raise
     except OSError:
         pass  # a cache that cannot be written is no reason to fail

@@ -12,16 +12,26 @@ conditions are evaluated while recording; what depends on a scalar uses range() 
         tl.store(y, i, t * factor)        # ... and is not written
 
 Arithmetic of tiles is float32 whatever they hold, exact for integers up to 2**24; .to(dtype) rounds to nearest even.
-As in NumPy, "x += y" changes a tile in place and "x = x + y" makes a new one; both may be used in a loop.
+As in NumPy, "x += y" changes a tile in place and "x = x + y" makes a new one; both may be used in a loop. Loops and conditions of
+the chip carry what local names hold (also in lists, tuples, dicts and attributes) by value: after "x = y" in a loop, the next
+iteration's "x += 1" leaves y alone.
 """
 from __future__ import annotations
 
+import ast
 import builtins
+import ctypes
+import difflib
 import dis
+import functools
+import linecache
 import math
+import numbers
+import operator
 import sys
 import threading
-from types import FrameType
+import weakref
+from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any, Iterator, Sequence
 
 from ._core import tile as _t
@@ -40,60 +50,79 @@ def _tracer() -> Tracer:
     return tracer
 
 
-class Retrace(Exception):
-    """Recording has learned something about value number `ordinal` and starts again."""
+class Retrace(BaseException):
+    """Recording has learned facts about this kernel and starts again. ("acc", n): tl.zeros number n belongs in accumulators;
+    ("stages", n): temporary number n of loops with stages gets stages itself; ("own", block, path): what a name holds must be
+    copied before a block that changes it, because somebody else keeps it."""
 
-    def __init__(self, ordinal: int):
-        self.ordinal = ordinal
+    def __init__(self, *facts: tuple):
+        self.facts = facts
 
 
 # ---- Recording ----
+Path = tuple  # of a value in a frame: a local name, then (".", attribute), ("[", key) or ("len",)
+_ABSENT = object()
+
+
 class _Block:
     """An open loop or condition."""
 
     def __init__(self, tick: int, loop: bool, line: int):
         self.tick, self.loop, self.line = tick, loop, line
         self.held: list[Any] = []  # made before the loop and given back inside: another iteration still reads them
-        self.names: dict[tuple, Any] = {}
-        self.counter: Scalar | None = None
+        self.names: dict[Path, Any] = {}
         self.stages = 1
         self.counter_reg: Any = None
-        self.body: tuple[int, int] | None = None  # instructions of the loop's body in its frame
-        self.frame = 0
+        self.number = 0
+        self.left = 0  # the line of a break or return that left it
 
 
 class Tracer:
     """Records one kernel. Knows which memory is free and what a loop carries from one iteration to the next."""
 
-    def __init__(self, name: str, file: str, line: int, spm_bytes: int, acc_bytes: int, accumulators: frozenset[int]):
-        self.builder = _t.Builder(name, file, line)
-        self.name, self.file, self.first_line = name, file, line
+    def __init__(self, name: str, code: CodeType, spm_bytes: int, acc_bytes: int, known: frozenset[tuple]):
+        self.builder = _t.Builder(name, code.co_filename, code.co_firstlineno)
+        self.name, self.code, self.file = name, code, code.co_filename
+        self.at = code.co_firstlineno  # line of the last instruction
         self.limits = {"spm": spm_bytes, "acc": acc_bytes}
         self.used = {"spm": 0, "acc": 0}
         self.sizes: list[tuple[int, str]] = []
-        self.accumulators = accumulators
+        self.known = known
+        self.learned: set[tuple] = set()  # in the loop that is being recorded
         self.zeros = 0
+        self.temporaries = 0
         self.tick = 0
+        self.opened = 0
         self.blocks: list[_Block] = []
         self.free: dict[str, list[tuple[int, Any]]] = {"spm": [], "acc": []}
         self.pending: list[Dot] = []
         self.finished = False
 
+    @property
+    def stages(self) -> int:
+        """Of the innermost block."""
+        return self.blocks[-1].stages if self.blocks else 1
+
     # -- Where we are --
     def line(self) -> int:
+        """The line of the kernel's file that is being executed, the innermost one."""
         frame: FrameType | None = sys._getframe(1)
+        line = 0
         while frame is not None:
-            if frame.f_code.co_filename == self.file:
-                return frame.f_lineno
+            if not line and frame.f_code.co_filename == self.file:
+                line = frame.f_lineno
+            if frame.f_code is self.code:
+                return line
             frame = frame.f_back
-        return self.first_line
+        return self.at
 
     def mark(self) -> Any:
-        self.builder.at(self.line())
+        self.at = self.line()
+        self.builder.at(self.at)
         return self.builder
 
-    def error(self, message: str) -> CompileError:
-        return CompileError(f"kernel {self.name}: {message}", self.file, self.line())
+    def error(self, message: str, line: int = 0) -> CompileError:
+        return CompileError(f"kernel {self.name}: {message}", self.file, line or self.line())
 
     def now(self) -> int:
         self.tick += 1
@@ -102,7 +131,9 @@ class Tracer:
     # -- Memory --
     def allocate(self, dtype: DType, rows: int, columns: int, space: str) -> tuple[Any, _Storage]:
         size = -(-dtype.itemsize * columns * rows // 64) * 64
-        best = builtins.min((n for n, _ in self.free[space] if size <= n <= 2 * size), default=None)
+        full = self.used[space] + size > self.limits[space]
+        # Large pieces are left to large tiles while there is room.
+        best = builtins.min((n for n, _ in self.free[space] if size <= n and (n <= 2 * size or full)), default=None)
         b = self.mark()
         if best is not None:
             at = next(k for k, (n, _) in enumerate(self.free[space]) if n == best)
@@ -133,12 +164,20 @@ class Tracer:
     # -- Blocks --
     def open(self, block: _Block, frame: FrameType) -> None:
         self.flush()
-        block.names, block.frame = _names(frame), id(frame)
+        self.opened += 1
+        block.number = self.opened
+        block.names = _names(frame)
+        for path, value in block.names.items():
+            if ("own", block.number, path) in self.known:
+                _rebind(frame, path, _duplicate(value))
+        block.names = _names(frame)
+        block.tick = self.now()
         self.blocks.append(block)
 
-    def close(self, frame: FrameType) -> None:
+    def close(self, block: _Block, frame: FrameType) -> None:
         self.flush()
-        block = self.blocks[-1]
+        if not self.blocks or self.blocks[-1] is not block:
+            raise self.left()
         self.carry(block, frame)
         self.mark().end_block()
         self.blocks.pop()
@@ -148,46 +187,78 @@ class Tracer:
             if not self.released(storage.tick, storage):
                 storage.give()
 
+    def left(self) -> CompileError:
+        block = self.blocks[-1]
+        return self.error("the loop is left by break or return, which tl.range does not allow; it runs on the chip, and is recorded once",
+                          block.left or block.line)
+
     def carry(self, block: _Block, frame: FrameType) -> None:
         """What a name holds at the end of a block, where it held something else at its begin: the next iteration reads the old
-        place, so the new value is copied there, and the name stands for that place from now on."""
+        place, so the new value is copied there, and the name stands for that place again."""
         now = _names(frame)
-        kind = "loop" if block.loop else "condition"
+        live = {name: _live(frame, name) for name in {path[0] for path in now}}
+        moves: list[tuple[Path, Any, Any]] = []
         for path, old in block.names.items():
-            new = now.get(path)
-            if new is old or new is None or new is block.counter or not _is_read(path, block, self.blocks, frame):
+            new = now.get(path, _ABSENT)
+            if new is old or new is _ABSENT or not live[path[0]]:
                 continue
-            name = _text(path)
-            if isinstance(old, (int, float)):
-                if isinstance(new, (int, float)) and new == old:
-                    continue
+            place, value = self.carried(_text(path), old, new, "loop" if block.loop else "condition")
+            if place is value:
+                continue
+            if ("own", block.number, path) not in self.known and _kept_elsewhere(old, path, block, now, place is old):
+                self.learned.add(("own", block.number, path))
+            moves.append((path, place, value))
+        if self.learned:
+            raise Retrace(*self.learned)
+        if not moves:
+            return
+        # Values that lie in places which now change are saved first: "a, b = b, a + b", or "previous = x; x = x + 1".
+        changing = [place for _, place, _ in moves]
+        moves = [(path, place, _duplicate(value) if _lies_in(value, changing) else value) for path, place, value in moves]
+        moving = {path for path, _, _ in moves}
+        kept = [(path, value) for path, value in now.items() if path not in moving and live[path[0]] and _lies_in(value, changing)]
+        for path, value in kept:
+            _rebind(frame, path, _duplicate(value))
+        for path, place, value in moves:
+            if isinstance(place, Scalar):
+                self.mark().assign(place.reg, value.reg)
+            else:
+                self.mark().copy(place.handle, value.handle, False)
+                place.storage.version += 1
+                place.taken = 0
+            _rebind(frame, path, place)
+
+    def carried(self, name: str, old: Any, new: Any, kind: str) -> tuple[Any, Any]:
+        """The place a changed value goes to, and the value; the same object twice when it is there already."""
+        if isinstance(old, Scalar) and isinstance(new, (Scalar, int, float)):
+            scalar_ = _scalar(float(new)) if old.kind == "float" and isinstance(new, int) else _scalar(new)
+            if scalar_.kind != old.kind:
+                raise self.error(f"{name} changes from {old.kind} to {scalar_.kind} in the {kind}; use tl.to_float() or tl.to_int()")
+            return old, scalar_
+        if not isinstance(old, Tile):
+            if old.__class__ is new.__class__ and not isinstance(old, (Scalar, Condition)) and (old == new or old != old):
+                return old, old
+            if name.endswith("(len)"):
+                raise self.error(f"{name[:-5]} grows or shrinks in a {kind} of the chip, which is recorded once; it holds the same tiles "
+                                 "in every iteration")
+            what = "scalar" if isinstance(old, Scalar) else "comparison" if isinstance(old, Condition) else repr(old)
+            if isinstance(old, numbers.Number) and not isinstance(old, bool):
                 raise self.error(f"{name} is a Python number that changes in a {kind} of the chip, which is recorded once; "
                                  f"make it a value of the chip before it: {name} = tl.scalar({old!r})")
-            if type(new) is Dot:
-                now[path] = new = new.resolved()
-            if isinstance(old, Scalar):
-                if not isinstance(new, (Scalar, int, float)):
-                    raise self.error(f"{name} is a scalar before the {kind} and {type(new).__name__} at its end")
-                value = _scalar(new)
-                if value.kind != old.kind:
-                    raise self.error(f"{name} changes from {old.kind} to {value.kind} in the {kind}; use tl.to_float() or tl.to_int()")
-                self.mark().assign(old.reg, value.reg)
-                if isinstance(new, Scalar):
-                    new.reg = old.reg
-                continue
-            if not isinstance(new, Tile):
-                raise self.error(f"{name} is a tile before the {kind} and {type(new).__name__} at its end")
-            if new.storage is old.storage and new.handle is old.handle:
-                continue
-            if any(other is new and p != path for p, other in block.names.items()):
-                raise self.error(f"{name} takes the place of another name's tile in the {kind}; use tl.copy()")
-            if any(other is old and p != path for p, other in now.items()):
-                raise self.error(f"another name keeps the value {name} had before the {kind} ended; use tl.copy() for it")
-            if (new.rows, new.columns) != (old.rows, old.columns) or new.dtype is not old.dtype:
-                raise self.error(f"{name} changes from {old!r} to {new!r} in the {kind}; it must keep shape and type "
-                                 f"(x.to({old.dtype.name}) converts)")
-            self.mark().copy(old.handle, new.handle, False)
-            new.handle, new.storage, new.tick, new.ndim = old.handle, old.storage, old.tick, old.ndim
+            raise self.error(f"{name} is {'a ' * isinstance(old, (Scalar, Condition))}{what} before the {kind} and {_kind(new)} at its "
+                             f"end; the {kind} is recorded once, so it must be the same kind of value")
+        if type(old) is Transposed:
+            raise self.error(f"{name} is a transposed tile before the {kind} and changes in it; start with tl.copy(x.T)")
+        if not isinstance(new, Tile):
+            raise self.error(f"{name} is a tile before the {kind} and {_kind(new)} at its end; the {kind} is recorded once, so it must "
+                             "be the same kind of value")
+        place, value = _tile(old) if type(old) is Dot else old, _tile(new)
+        if value.storage is place.storage and value.handle is place.handle:
+            return value, value
+        if (value.rows, value.columns) != (place.rows, place.columns) or value.dtype is not place.dtype:
+            raise self.error(f"{name} changes from {place!r} to {value!r} in the {kind}; it must keep shape and type "
+                             f"(x.to({place.dtype.name}) converts)")
+        return place, value
 
     def flush(self) -> None:
         """Products that nothing has used yet are made now: what they read may change."""
@@ -201,6 +272,9 @@ class _Storage:
 
     def __init__(self, tracer: Tracer, size: int, memory: Any, space: str, in_loop: bool = False):
         self.tracer, self.size, self.memory, self.space, self.tick, self.in_loop = tracer, size, memory, space, tracer.now(), in_loop
+        self.ordinal = -1  # among the temporaries of loops with stages
+        self.version = 0  # counts changes in place
+        self.tiles: list[weakref.ref[Tile]] = []
 
     def give(self) -> None:
         self.tracer.free[self.space].append((self.size, self.memory))
@@ -218,64 +292,143 @@ class _Storage:
             self.give()
 
 
-def _names(frame: FrameType) -> dict[tuple, Any]:
-    """The values and numbers that local names of a frame hold, also inside lists, tuples and dicts."""
-    out: dict[tuple, Any] = {}
-
-    def visit(path: tuple, value: Any, depth: int) -> None:
-        if isinstance(value, (Scalar, Tile, int, float)):
-            out[path] = value
-        elif depth < 3 and isinstance(value, (list, tuple)):
-            for k, v in enumerate(value):
-                visit(path + (k,), v, depth + 1)
-        elif depth < 3 and isinstance(value, dict):
-            for k, v in value.items():
-                visit(path + (k,), v, depth + 1)
-
-    for name, value in frame.f_locals.items():
-        visit((name,), value, 0)
+# None of the following may be a function inside another that calls itself: such a closure is a cycle, which would keep tiles
+# and their memory until Python's garbage collector runs.
+def _names(frame: FrameType) -> dict[Path, Any]:
+    """The values, numbers, strings and Nones that local names of a frame hold, also inside lists, tuples, dicts and objects."""
+    out: dict[Path, Any] = {}
+    local = frame.f_locals
+    for name, value in list(local.items()):
+        _collect(out, (name,), value)
+    if type(local) is dict:
+        local.clear()  # CPython keeps this copy with the frame, and with it tiles that are gone
     return out
 
 
-def _text(path: tuple) -> str:
-    return path[0] + "".join(f"[{k!r}]" for k in path[1:])
+def _collect(out: dict[Path, Any], path: Path, value: Any) -> None:
+    if value is None or isinstance(value, (Scalar, Tile, Condition, numbers.Number, str)):
+        out[path] = value
+    elif len(path) > 4 or isinstance(value, (type, ModuleType, FunctionType)) or type(value).__module__ == __name__:
+        return
+    elif isinstance(value, (list, tuple, dict)):
+        out[path + (("len",),)] = len(value)
+        for k, v in value.items() if isinstance(value, dict) else enumerate(value):
+            _collect(out, path + (("[", k),), v)
+    elif hasattr(value, "__dict__"):
+        for k, v in vars(value).items():
+            _collect(out, path + ((".", k),), v)
 
 
-def _reads(code: list[dis.Instruction], name: str) -> bool:
-    """Whether straight code reads the name before it writes it; where it branches first, it might."""
-    for i in code:
-        if "JUMP_IF" in i.opname or i.opname == "FOR_ITER":
-            return any(k.argval == name and k.opname.startswith("LOAD") for k in code)
-        if i.argval == name and i.opname.startswith(("LOAD", "STORE", "DELETE")):
-            return i.opname.startswith("LOAD")
+def _rebind(frame: FrameType, path: Path, value: Any) -> None:
+    """Lets the name (or the element of what it holds) stand for another value."""
+    local = frame.f_locals
+    local[path[0]] = _put(local[path[0]], path[1:], value)
+    ctypes.pythonapi.PyFrame_LocalsToFast(ctypes.py_object(frame), ctypes.c_int(0))
+    if type(local) is dict:
+        local.clear()
+
+
+def _put(holder: Any, path: Path, value: Any) -> Any:
+    if not path:
+        return value
+    how, key = path[0]
+    if how == ".":
+        setattr(holder, key, _put(getattr(holder, key), path[1:], value))
+    elif isinstance(holder, tuple):
+        parts = [_put(v, path[1:], value) if k == key else v for k, v in enumerate(holder)]
+        return type(holder)(*parts) if hasattr(holder, "_fields") else tuple(parts)
+    else:
+        holder[key] = _put(holder[key], path[1:], value)
+    return holder
+
+
+def _text(path: Path) -> str:
+    return path[0] + "".join(f".{k[1]}" if k[0] == "." else f"[{k[1]!r}]" if k[0] == "[" else "(len)" for k in path[1:])
+
+
+@functools.lru_cache(maxsize=256)
+def _flow(code: CodeType) -> dict[int, tuple[dis.Instruction, list[int]]]:
+    """Instructions by offset, each with what may run after it."""
+    instructions = list(dis.get_instructions(code))
+    handlers = dis._parse_exception_table(code)  # type: ignore[attr-defined]
+    out: dict[int, tuple[dis.Instruction, list[int]]] = {}
+    for i, following in zip(instructions, [*instructions[1:], None]):
+        after = []
+        if following is not None and not i.opname.startswith(("RETURN", "RAISE", "RERAISE", "JUMP_FORWARD", "JUMP_BACKWARD")):
+            after.append(following.offset)
+        if i.opcode in dis.hasjrel or i.opcode in dis.hasjabs:
+            after.append(i.argval)
+        if i.opname == "BEFORE_WITH" and following is not None:
+            # The chip may skip the body; for Python that is the way of an exception that the with statement swallows.
+            after += [h.target for h in handlers if h.start <= following.offset < h.end]
+        out[i.offset] = i, after
+    return out
+
+
+def _live(frame: FrameType, name: str) -> bool:
+    """Whether anybody may read what a local name holds now: a later statement, or the next iteration of a loop."""
+    code = frame.f_code
+    if name in code.co_cellvars or name in code.co_freevars:
+        return True
+    flow, seen, open_ = _flow(code), set(), [frame.f_lasti]
+    while open_:
+        at = open_.pop()
+        if at in seen or at not in flow:
+            continue
+        seen.add(at)
+        i, after = flow[at]
+        if i.opcode in dis.haslocal and i.argval == name:
+            if i.opname.startswith("LOAD"):
+                return True
+        else:
+            open_ += after
     return False
 
 
-def _is_read(path: tuple, block: _Block, blocks: list[_Block], frame: FrameType) -> bool:
-    """Whether anybody reads the value a name has at the end of a loop: its next iteration, what follows, or the next iteration
-    of a loop around it. A name that is always written first only happens to be used again."""
-    if block.body is None or len(path) > 1:
+def _duplicate(value: Any) -> Any:
+    """The value in a place of its own."""
+    if isinstance(value, Scalar):
+        return Scalar(value.tracer, value.tracer.mark().scalar_op("add", value.reg, 0), value.kind)
+    return copy(value)
+
+
+def _lies_in(value: Any, places: list[Any]) -> bool:
+    if isinstance(value, Tile):
+        return any(isinstance(p, Tile) and p.storage is value.storage for p in places)
+    return isinstance(value, Scalar) and any(p is value for p in places)
+
+
+def _kept_elsewhere(old: Any, path: Path, block: _Block, now: dict[Path, Any], is_place: bool) -> bool:
+    """Whether somebody who had the value before the block, a caller or another name, may use it after it."""
+    if any(v is old and p != path for p, v in block.names.items()):
         return True
-    code = list(dis.get_instructions(frame.f_code))
-    begin, end = block.body
-    if _reads([i for i in code if begin <= i.offset < end], path[0]) or _reads([i for i in code if i.offset >= end], path[0]):
+    if isinstance(old, Tile) and any(t is not None and t is not old and t.tick < block.tick for t in (r() for r in old.storage.tiles)):
         return True
-    around = [b for b in blocks if b is not block and b.frame == id(frame)]
-    return any(b.body is None or _reads([i for i in code if b.body[0] <= i.offset < begin], path[0]) for b in around)
+    # Known are block.names, variables of carry() and of this function; names of the frame stand in `now` too.
+    return sys.getrefcount(old) > 5 + is_place + 2 * builtins.sum(v is old for v in now.values())
 
 
 # ---- Scalars ----
 class Condition:
-    """A comparison of scalars: for when() and device_assert()."""
+    """A comparison of integer scalars: for when() and device_assert(). ~condition is its opposite."""
 
     def __init__(self, a: Scalar, op: str, b: Scalar):
-        if "float" in (a.kind, b.kind):
+        if a.kind == "float":
             raise _tracer().error("a comparison of float scalars; compare integers, or put the values into tiles and use tl.where")
         self.a, self.op, self.b = a, op, b
 
+    def __invert__(self) -> Condition:
+        return Condition(self.a, _OPPOSITE[self.op], self.b)
+
     def __bool__(self) -> bool:
-        raise _tracer().error("a value of the chip is used in a Python condition (if, while, and, or, not), which is decided while "
-                              "the kernel is recorded; use \"with tl.when(a < b):\" for what runs conditionally, or tl.where(...) for tiles")
+        raise _tracer().error("a value of the chip is used in a Python condition (if, while, and, or, not, min, max), which is decided "
+                              "while the kernel is recorded; use \"with tl.when(a < b):\" for what runs conditionally (nest them for "
+                              "\"and\"), tl.minimum and tl.maximum, or tl.where(...) for tiles")
+
+    def _combined(self, _: Any) -> Any:
+        raise _tracer().error("conditions combined with & or |; nest \"with tl.when(...):\" for \"and\"")
+
+    __and__ = __or__ = __rand__ = __ror__ = _combined
 
 
 _OPPOSITE = {"eq": "ne", "ne": "eq", "lt": "ge", "ge": "lt", "gt": "le", "le": "gt"}
@@ -298,7 +451,7 @@ class Scalar:
     def _op(self, other: Any, name: str, swap: bool = False) -> Any:
         if isinstance(other, Tile):
             return NotImplemented
-        a, b = _both(self, other, f"the operands of {name}")
+        a, b = _both(self, other)
         if swap:
             a, b = b, a
         if a.kind == "float":
@@ -324,14 +477,23 @@ class Scalar:
     def __mod__(self, o: Any) -> Any: return self._op(o, "mod")
     def __rmod__(self, o: Any) -> Any: return self._op(o, "mod", True)
     def __and__(self, o: Any) -> Any: return self._op(o, "and")
+    def __rand__(self, o: Any) -> Any: return self._op(o, "and")
     def __or__(self, o: Any) -> Any: return self._op(o, "or")
+    def __ror__(self, o: Any) -> Any: return self._op(o, "or")
     def __xor__(self, o: Any) -> Any: return self._op(o, "xor")
+    def __rxor__(self, o: Any) -> Any: return self._op(o, "xor")
     def __lshift__(self, o: Any) -> Any: return self._op(o, "shl")
+    def __rlshift__(self, o: Any) -> Any: return self._op(o, "shl", True)
     def __rshift__(self, o: Any) -> Any: return self._op(o, "shr")
+    def __rrshift__(self, o: Any) -> Any: return self._op(o, "shr", True)
     def __neg__(self) -> Any: return self._op(0, "sub", True)
+    def __pos__(self) -> Any: return self
 
     def _compare(self, o: Any, op: str) -> Any:
-        return NotImplemented if isinstance(o, Tile) else Condition(*_both(self, o, "a comparison")[:1], op, _both(self, o, "a comparison")[1])
+        if isinstance(o, Tile):
+            return NotImplemented
+        a, b = _both(self, o)
+        return Condition(a, op, b)
 
     def __lt__(self, o: Any) -> Any: return self._compare(o, "lt")
     def __le__(self, o: Any) -> Any: return self._compare(o, "le")
@@ -340,8 +502,7 @@ class Scalar:
     def __eq__(self, o: Any) -> Any: return self._compare(o, "eq")
     def __ne__(self, o: Any) -> Any: return self._compare(o, "ne")
 
-    def __bool__(self) -> bool:
-        return bool(Condition(self, "ne", self))
+    __bool__ = Condition.__bool__  # type: ignore[assignment]
 
     def __index__(self) -> int:
         raise self.tracer.error("a value of the chip is used where Python needs a number now (range, a shape, an index); for loops use "
@@ -357,14 +518,21 @@ def _scalar(x: Any) -> Scalar:
     if isinstance(x, Scalar):
         return x
     t = _tracer()
-    if isinstance(x, bool) or hasattr(x, "__index__") and not isinstance(x, Tile):
-        return Scalar(t, t.mark().constant(int(x)), "int")
-    if isinstance(x, float) or type(x).__name__ in ("float32", "float64", "float16"):
+    if isinstance(x, numbers.Integral):
+        number = int(x)
+        if not -2**63 <= number < 2**63:
+            raise t.error(f"{number} is an integer that 64 bits do not hold")
+        return Scalar(t, t.mark().constant(number), "int")
+    if isinstance(x, numbers.Real):
         return Scalar(t, t.mark().constant_f32(float(x)), "float")
-    raise t.error(f"{_kind(x)} where a scalar is expected")
+    raise t.error(f"{_kind(x)} where a number or a scalar is expected" + _load_hint(x))
 
 
-def _both(a: Any, b: Any, what: str) -> tuple[Scalar, Scalar]:
+def _load_hint(x: Any) -> str:
+    return "; tl.load makes a tile of it" if isinstance(x, Tensor) else ""
+
+
+def _both(a: Any, b: Any) -> tuple[Scalar, Scalar]:
     # A Python int beside a float is a float.
     if isinstance(a, Scalar) and a.kind == "float" and isinstance(b, int):
         b = float(b)
@@ -382,19 +550,31 @@ def _int(x: Any, what: str) -> Any:
         if x.kind != "int":
             raise _tracer().error(f"{what} is a float scalar, expected an integer; tl.to_int() converts")
         return x.reg
-    try:
-        return int(x.__index__())
-    except (AttributeError, TypeError):
-        raise _tracer().error(f"{what} is {_kind(x)}, expected an int or an integer scalar") from None
+    if not isinstance(x, numbers.Integral):
+        raise _tracer().error(f"{what} is {_kind(x)}, expected an int or an integer scalar")
+    return int(x)
+
+
+def _plain(x: Any, what: str) -> int:
+    """A Python int; not something the chip computes."""
+    if isinstance(x, bool) or not isinstance(x, numbers.Integral):
+        raise _tracer().error(f"{what} is {_kind(x)}, expected a Python int")
+    return int(x)
+
+
+def _plain_float(x: Any, what: str) -> float:
+    if not isinstance(x, numbers.Real):
+        raise _tracer().error(f"{what} is {_kind(x)}, expected a Python number")
+    return float(x)
 
 
 def _kind(x: Any) -> str:
-    return repr(x) if isinstance(x, (Tile, Scalar, Tensor, int, float, str)) else f"a {type(x).__name__}"
+    return repr(x) if x is None or isinstance(x, (Tile, Scalar, Tensor, numbers.Number, str)) else f"a {type(x).__name__}"
 
 
 def scalar(value: int | float) -> Scalar:
     """A Python number as a value of the chip, for what changes in a loop."""
-    return _scalar(value)
+    return _duplicate(value) if isinstance(value, Scalar) else _scalar(value)
 
 
 def to_float(x: Any) -> Scalar:
@@ -421,22 +601,22 @@ def num_programs(axis: int = 0) -> Scalar:
 
 def _special(what: str, axis: int) -> Scalar:
     t = _tracer()
-    if axis not in (0, 1, 2):
+    if _plain(axis, "the axis of the grid") not in (0, 1, 2):
         raise t.error(f"axis {axis} of the grid, expected 0, 1 or 2")
     return Scalar(t, t.mark().special(f"{what}_{'xyz'[axis]}"), "int")
 
 
 def cdiv(a: Any, b: Any) -> Any:
     """a / b rounded up, of Python ints or scalars."""
-    if isinstance(a, int) and isinstance(b, int):
-        return -(-a // b)
-    return _two(a, b, "cdiv")
+    if isinstance(a, numbers.Integral) and isinstance(b, numbers.Integral):
+        return -(-int(a) // int(b))
+    return _two(a, b, "cdiv", "tl.cdiv")
 
 
-def _two(a: Any, b: Any, op: str) -> Scalar:
-    x, y = _both(a, b, op)
+def _two(a: Any, b: Any, op: str, name: str) -> Scalar:
+    x, y = _both(a, b)
     if x.kind == "float":
-        raise x.tracer.error(f"{op} of float scalars, expected integers")
+        raise x.tracer.error(f"{name} of float scalars, expected integers")
     return Scalar(x.tracer, x.tracer.mark().scalar_op(op, x.reg, y.reg), "int")
 
 
@@ -449,49 +629,53 @@ class range:  # noqa: A001 - it takes the builtin's place
     """
 
     def __init__(self, begin: Any, end: Any = None, step: Any = 1, *, stages: int = 1):
-        self.begin, self.end, self.step = (0, begin, step) if end is None else (begin, end, step)
-        self.stages = stages
-        self.tracer = _tracer()
+        t = _tracer()
+        self.bounds = [_int(x, "a bound of tl.range") for x in ((0, begin, step) if end is None else (begin, end, step))]
+        self.stages = _plain(stages, "stages of tl.range")
         if not 1 <= stages <= 8:
-            raise self.tracer.error(f"stages={stages}, expected 1 to 8")
+            raise t.error(f"stages={stages}, expected 1 to 8")
         if isinstance(step, int) and step <= 0:
-            raise self.tracer.error(f"step {step}, expected above 0")
-        self.block: _Block | None = None
+            raise t.error(f"step {step}, expected above 0; a loop downwards counts up and subtracts")
 
     def __iter__(self) -> Iterator[Scalar]:
-        return self
-
-    def __next__(self) -> Scalar:
         frame = sys._getframe(1)
-        t = self.tracer
-        if self.block is not None:
-            if not t.blocks or t.blocks[-1] is not self.block:
-                raise t.error("a loop ends while one inside it is open; break and return are not possible in tl.range")
-            t.close(frame)
-            raise StopIteration
-        simple = isinstance(self.step, int) and self.step == 1
-        begin, end, step = (_int(x, "a bound of tl.range") for x in (self.begin, self.end, self.step))
-        block = self.block = _Block(t.now(), True, t.line())
-        block.stages = self.stages
-        block.body = _loop_body(frame)
-        t.open(block, frame)
-        b = t.mark()
-        if simple:
-            reg = b.begin_loop(begin, end, 1)
-            index = Scalar(t, reg, "int")
-        else:
-            # Stages need a counter in steps of 1.
-            count = b.scalar_op("cdiv", b.scalar_op("sub", end, begin), step)
-            reg = b.begin_loop(0, count, 1)
-            index = Scalar(t, b.scalar_op("add", b.scalar_op("mul", reg, step), begin), "int")
-        block.counter, block.counter_reg = index, reg
-        return index
+        flow = _flow(frame.f_code)
+        here = flow.get(frame.f_lasti)
+        loop = flow.get(here[1][0]) if here is not None and here[0].opname == "GET_ITER" and here[1] else None
+        if loop is None or loop[0].opname not in ("FOR_ITER", "EXTENDED_ARG"):
+            raise _tracer().error("tl.range stands alone in a for statement, not in a comprehension, list(), zip() or enumerate(): it is "
+                                  "recorded once, and runs on the chip")
+        begin, end, step = self.bounds
+        return _loop(_tracer(), begin, end, step, self.stages)
 
 
-def _loop_body(frame: FrameType) -> tuple[int, int] | None:
-    code = {i.offset: i for i in dis.get_instructions(frame.f_code)}
-    i = code.get(frame.f_lasti)
-    return (i.offset + 2, i.argval) if i is not None and i.opname == "FOR_ITER" else None
+def _loop(t: Tracer, begin: Any, end: Any, step: Any, stages: int) -> Iterator[Scalar]:
+    """What the for statement takes its only value from."""
+    frame = sys._getframe(1)
+    block = _Block(t.now(), True, t.line())
+    block.stages = stages
+    t.open(block, frame)
+    b = t.mark()
+    simple = step == 1
+    if simple:
+        reg = b.begin_loop(begin, end, 1)
+        index = Scalar(t, reg, "int")
+    else:
+        # Stages need a counter in steps of 1.
+        reg = b.begin_loop(0, b.scalar_op("cdiv", b.scalar_op("sub", end, begin), step), 1)
+        index = Scalar(t, b.scalar_op("add", b.scalar_op("mul", reg, step), begin), "int")
+    block.counter_reg = reg
+    if simple:
+        del begin, end, step  # LOOP has read them: their registers are free
+    try:
+        yield index
+    except GeneratorExit:
+        block.left = t.line()
+        return
+    t.close(block, frame)
+    if simple and any(v is index and _live(frame, path[0]) for path, v in _names(frame).items()):
+        # It has counted one further than the last iteration.
+        index.reg = t.mark().scalar_op("sub", reg, 1)
 
 
 class when:
@@ -500,17 +684,46 @@ class when:
     def __init__(self, condition: Condition):
         t = _tracer()
         if not isinstance(condition, Condition):
-            raise t.error(f"tl.when of {_kind(condition)}, expected a comparison of scalars such as i < n")
+            raise t.error(f"tl.when of {_kind(condition)}, expected a comparison of scalars such as i < n; conditions of Python values "
+                          "are plain \"if\"s")
         self.condition, self.tracer = condition, t
+        self.block = _Block(t.now(), False, t.line())
 
     def __enter__(self) -> None:
-        t, c = self.tracer, self.condition
-        t.open(_Block(t.now(), False, t.line()), sys._getframe(1))
+        t, c, frame = self.tracer, self.condition, sys._getframe(1)
+        leaves = _leaves("".join(linecache.getlines(frame.f_code.co_filename)), frame.f_lineno)
+        if leaves is not None:
+            raise t.error(f"{leaves[0]} inside tl.when, whose body is recorded whether the condition holds or not; put what follows into "
+                          "a tl.when of the opposite condition (~condition)", leaves[1] if frame.f_code.co_filename == t.file else 0)
+        t.open(self.block, frame)
         t.mark().begin_when(c.a.reg, c.op, c.b.reg)
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         if kind is None:
-            self.tracer.close(sys._getframe(1))
+            self.tracer.close(self.block, sys._getframe(1))
+
+
+@functools.lru_cache(maxsize=8)
+def _with_statements(source: str) -> dict[int, ast.With]:
+    try:
+        return {n.lineno: n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.With)}
+    except SyntaxError:
+        return {}
+
+
+def _leaves(source: str, line: int) -> tuple[str, int] | None:
+    """The statement that leaves the with statement at this line early, and its own line."""
+    statement = _with_statements(source).get(line)
+    return None if statement is None else _leaving(statement, False)
+
+
+def _leaving(node: ast.AST, in_loop: bool) -> tuple[str, int] | None:
+    if isinstance(node, (ast.FunctionDef, ast.Lambda, ast.ClassDef)):
+        return None
+    if isinstance(node, ast.Return) or isinstance(node, (ast.Break, ast.Continue)) and not in_loop:
+        return type(node).__name__.lower(), node.lineno
+    inside = in_loop or isinstance(node, (ast.For, ast.While))
+    return next((f for n in ast.iter_child_nodes(node) if (f := _leaving(n, inside)) is not None), None)
 
 
 def device_assert(condition: Condition, code: int = 1) -> None:
@@ -518,6 +731,8 @@ def device_assert(condition: Condition, code: int = 1) -> None:
     t = _tracer()
     if not isinstance(condition, Condition):
         raise t.error(f"device_assert of {_kind(condition)}, expected a comparison of scalars such as i < n")
+    if not 0 <= _plain(code, "the code of device_assert") < 2**32:
+        raise t.error(f"code {code} of device_assert, expected 0 to 2**32 - 1")
     b = t.mark()
     b.begin_when(condition.a.reg, _OPPOSITE[condition.op], condition.b.reg)
     b.trap(code)
@@ -534,11 +749,14 @@ def static_assert(condition: bool, message: str = "") -> None:
 class Tensor:
     """An array argument. shape[k] is a scalar; dtype and ndim are known while recording."""
 
+    __hash__ = object.__hash__
+
     def __init__(self, tracer: Tracer, name: str, handle: Any, dtype: DType, ndim: int):
         self.tracer, self.name, self.handle, self.dtype, self.ndim = tracer, name, handle, dtype, ndim
 
     @property
     def shape(self) -> tuple[Scalar, ...]:
+        """The extents, known when the kernel runs."""
         return _Extents(self)  # type: ignore[return-value]
 
     def __getattr__(self, name: str) -> Any:
@@ -550,27 +768,42 @@ class Tensor:
         return f"<array argument {self.name}, {self.dtype.name}, {self.ndim} dimensions>"
 
 
-def _no_tensor_operator(self: Tensor, *_: Any) -> Any:
-    raise self.tracer.error(f"arithmetic on array argument {self.name}, which lies in memory; tl.load({self.name}, ...) makes a tile")
+def _refuse(cls: type, names: str, message: str) -> None:
+    """Operators that a class does not have say what to write instead. {} in the message: repr of the value."""
+    def refused(self: Any, *_: Any, **__: Any) -> Any:
+        raise self.tracer.error(message.replace("{}", repr(self)))
+
+    for name in names.split():
+        setattr(cls, f"__{name}__", refused)
 
 
-for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "matmul", "neg", "lt", "gt", "le", "ge", "getitem",
-              "setitem", "iter", "bool"):
-    setattr(Tensor, f"__{_name}__", _no_tensor_operator)
+_refuse(Tensor, "add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow matmul rmatmul neg pos abs and or "
+        "xor lt gt le ge eq ne getitem setitem iter bool float int index array array_ufunc array_function",
+        "arithmetic on {}, which lies in memory; tl.load(...) makes a tile of it")
+_refuse(Tensor, "len", "len() of {}; its extents are x.shape[0], x.shape[1], ...")
+_refuse(Scalar, "pow rpow", "** of scalars; there are + - * // % << >> & | ^")
+_refuse(Scalar, "abs round floor ceil trunc invert divmod rdivmod matmul rmatmul len iter getitem",
+        "{} has no such operation; there are + - * // % << >> & | ^, tl.cdiv, tl.minimum, tl.maximum and comparisons for tl.when")
 
 
 class _Extents(Sequence):
     def __init__(self, tensor: Tensor):
         self.tensor = tensor
 
+    def __repr__(self) -> str:
+        return f"<shape of {self.tensor.name}>"
+
     def __len__(self) -> int:
         return self.tensor.ndim
+
+    def __iter__(self) -> Iterator[Scalar]:
+        return (self[k] for k in builtins.range(len(self)))
 
     def __getitem__(self, k: Any) -> Any:
         x = self.tensor
         if isinstance(k, slice):
             return tuple(self[n] for n in builtins.range(*k.indices(x.ndim)))
-        if not -x.ndim <= k < x.ndim:
+        if not -x.ndim <= _plain(k, f"the index of the shape of {x.name}") < x.ndim:
             raise x.tracer.error(f"shape[{k}] of {x!r}")
         return Scalar(x.tracer, x.tracer.mark().dim(x.handle, k % x.ndim), "int")
 
@@ -580,13 +813,13 @@ class Tile:
     """A two-dimensional value (rows x columns); a 1-D tile is one row."""
 
     __hash__ = None  # type: ignore[assignment]
-    __array_ufunc__ = None
 
     def __init__(self, tracer: Tracer, handle: Any, storage: _Storage, rows: int, columns: int, dtype: DType, ndim: int,
                  space: str = "spm", ordinal: int = -1):
         self.tracer, self.handle, self.storage, self.rows, self.columns = tracer, handle, storage, rows, columns
         self.dtype, self.ndim, self.space, self.ordinal, self.tick = dtype, ndim, space, ordinal, tracer.now()
         self.taken = 0  # the line where its accumulators were given to another value
+        storage.tiles.append(weakref.ref(self))
 
     def __del__(self) -> None:
         tracer = getattr(self, "tracer", None)
@@ -595,6 +828,7 @@ class Tile:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """(rows, columns), or (columns,) of a row."""
         return (self.columns,) if self.ndim == 1 else (self.rows, self.columns)
 
     @property
@@ -606,9 +840,17 @@ class Tile:
         """Converted; rounded to nearest even, integers saturate."""
         return _convert(self, _kernel_dtype(dtype))
 
-    def sum(self, axis: int | None = None) -> Tile: return sum(self, axis)
-    def max(self, axis: int | None = None) -> Tile: return max(self, axis)
-    def min(self, axis: int | None = None) -> Tile: return min(self, axis)
+    def sum(self, axis: int | None = None) -> Tile:
+        """Over an axis, or over all."""
+        return sum(self, axis)
+
+    def max(self, axis: int | None = None) -> Tile:
+        """Over an axis, or over all."""
+        return max(self, axis)
+
+    def min(self, axis: int | None = None) -> Tile:
+        """Over an axis, or over all."""
+        return min(self, axis)
 
     def __add__(self, o: Any) -> Any: return _binary("add", self, o)
     def __radd__(self, o: Any) -> Any: return _binary("add", o, self)
@@ -631,6 +873,22 @@ class Tile:
     def __ge__(self, o: Any) -> Any: return _binary("le", o, self)
     def __eq__(self, o: Any) -> Any: return _binary("eq", self, o)
     def __ne__(self, o: Any) -> Any: return 1.0 - _binary("eq", self, o)
+    def __pos__(self) -> Any: return self
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **_: Any) -> Any:
+        apply = _OPERATORS.get(ufunc.__name__)
+        if method != "__call__" or apply is None:
+            raise self.tracer.error(f"np.{ufunc.__name__} of a tile" + _instead(ufunc.__name__))
+        # A NumPy number stands on the left.
+        return apply(*(x if isinstance(x, Tile) else _scalar(_number_of(x)) for x in inputs))
+
+    def __array_function__(self, function: Any, *_: Any) -> Any:
+        raise self.tracer.error(f"np.{function.__name__} of a tile" + _instead(function.__name__))
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        # What "x[...] += y" ends with: the part has changed in place already.
+        if not isinstance(value, Tile) or value.storage is not self.storage:
+            raise self.tracer.error("assignment to a part of a tile; use tl.where, or change the part in place: x[...] *= 0, x[...] += y")
 
     def __bool__(self) -> bool:
         raise self.tracer.error("a tile is used in a Python condition (if, while, and, or, not), which is decided while the kernel is "
@@ -654,7 +912,7 @@ class Tile:
                 k = slice(k % n, k % n + 1)
             if not isinstance(k, slice) or k.step not in (None, 1) or any(isinstance(x, Scalar) for x in (k.start, k.stop)):
                 raise t.error(f"index {_kind(k)} of a tile of shape {self.shape}; expected Python ints and slices without steps. "
-                              "tl.slice takes scalars")
+                              "tl.slice_tile takes scalars")
             begin, end, _ = k.indices(n)
             if end <= begin:
                 raise t.error(f"an empty part of a tile of shape {self.shape}")
@@ -664,10 +922,24 @@ class Tile:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "tracer" not in self.__dict__:
             raise AttributeError(name)
-        raise self.tracer.error(f"a tile has no {name}; see jalapeno.language for what there is")
+        raise self.tracer.error(f"a tile has no {name}" + _instead(name))
 
     def __repr__(self) -> str:
         return f"<tile {self.shape} {self.dtype.name}>"
+
+
+_OPERATORS = {"add": operator.add, "subtract": operator.sub, "multiply": operator.mul, "divide": operator.truediv,
+              "less": operator.lt, "less_equal": operator.le, "greater": operator.gt, "greater_equal": operator.ge,
+              "equal": operator.eq, "not_equal": operator.ne}
+_refuse(Tile, "pow rpow", "** of tiles; multiply (x * x), or tl.exp(tl.log(x) * p)")
+_refuse(Tile, "floordiv rfloordiv mod rmod divmod rdivmod", "// and % of tiles; tl.floor(a / b), and a - tl.floor(a / b) * b")
+_refuse(Tile, "and rand or ror xor rxor invert", "& | ^ ~ of tiles; of comparisons: a * b for \"and\", tl.maximum(a, b) for \"or\", "
+        "1 - a for \"not\"")
+_refuse(Tile, "lshift rlshift rshift rrshift round", "{} has no such operation; tiles compute in float32: + - * / and the functions of "
+        "jalapeno.language")
+_refuse(Tile, "len", "len() of a tile; its extents are x.rows and x.columns, which are Python ints")
+_refuse(Tile, "float int index array", "a tile is used where Python needs a number now; tl.item(tile, row, column) is one element, "
+        "as a scalar of the chip")
 
 
 class Transposed(Tile):
@@ -677,18 +949,23 @@ class Transposed(Tile):
         base = _tile(base)
         self.base = base
         super().__init__(base.tracer, None, base.storage, base.columns, base.rows, base.dtype, 2)
-        self.made: Tile | None = None
+        self.made: tuple[Tile, Any, int] | None = None
 
     @property
     def T(self) -> Any:
+        """The tile itself."""
         return self.base
 
     def resolved(self) -> Tile:
-        if self.made is None:
+        """The copy, made at its first use."""
+        # The copy serves until the tile changes in place; in another block it may not have been made.
+        now = (self.tracer.blocks[-1] if self.tracer.blocks else None, self.storage.version)
+        if self.made is None or self.made[1:] != now:
             source = _spm(self.base)
-            self.made = _new(self.rows, self.columns, source.dtype, 2)
-            self.tracer.mark().copy(self.made.handle, source.handle, True)
-        return self.made
+            tile = _new(self.rows, self.columns, source.dtype, 2)
+            self.tracer.mark().copy(tile.handle, source.handle, True)
+            self.made = (tile, *now)
+        return self.made[0]
 
 
 class Dot(Tile):
@@ -696,21 +973,30 @@ class Dot(Tile):
 
     def __init__(self, a: Tile, b: Tile):
         rows_are_k = type(b) is not Transposed
-        self.a, self.b, self.rows_are_k = _spm(a), _spm(b.base if isinstance(b, Transposed) else b), rows_are_k
-        integer = self.a.dtype is int8
-        super().__init__(self.a.tracer, None, self.a.storage, self.a.rows, self.b.columns if rows_are_k else self.b.rows,
-                         int32 if integer else float32, 2, "acc")
+        left, right = _spm(a), _spm(b.base if isinstance(b, Transposed) else b)
+        self.operands: tuple[Tile, Tile, bool] | None = (left, right, rows_are_k)
+        super().__init__(left.tracer, None, left.storage, left.rows, right.columns if rows_are_k else right.rows,
+                         int32 if left.dtype is int8 else float32, 2, "acc")
         self.made: Tile | None = None
         self.tracer.pending.append(self)
 
     def into(self, acc: Tile, accumulate: bool) -> None:
+        """Multiplies into these accumulators."""
+        if self.operands is None:
+            raise self.tracer.error("this product was added to accumulators, which does not leave it anywhere; call tl.dot again")
+        a, b, rows_are_k = self.operands
+        self.operands = None  # lets go of their memory
+        self.storage = acc.storage
         self.tracer.pending = [d for d in self.tracer.pending if d is not self]
-        self.tracer.mark().mma(acc.handle, self.a.handle, self.b.handle, accumulate, self.rows_are_k)
+        self.tracer.mark().mma(acc.handle, a.handle, b.handle, accumulate, rows_are_k)
+        acc.storage.version += 1
 
     def resolved(self) -> Tile:
+        """The product in accumulators of its own, made at its first use."""
         if self.made is None:
-            self.made = _new(self.rows, self.columns, self.dtype, 2, "acc")
-            self.into(self.made, False)
+            made = _new(self.rows, self.columns, self.dtype, 2, "acc")
+            self.into(made, False)
+            self.made = made
         return self.made
 
 
@@ -726,7 +1012,14 @@ def _kernel_dtype(dtype: Any) -> DType:
 
 def _new(rows: int, columns: int, dtype: DType, ndim: int, space: str = "spm", ordinal: int = -1) -> Tile:
     t = _tracer()
+    made = -1
+    if space == "spm" and t.stages > 1:
+        made = t.temporaries
+        t.temporaries += 1
+        if ("stages", made) in t.known:
+            return _staged(rows, columns, dtype, ndim)
     handle, storage = t.allocate(dtype, rows, columns, space)
+    storage.ordinal = made
     return Tile(t, handle, storage, rows, columns, dtype, ndim, space, ordinal)
 
 
@@ -746,12 +1039,12 @@ def _shape(shape: Any) -> tuple[int, int, int]:
 
 def _tile(x: Any, what: str = "a value") -> Tile:
     if isinstance(x, (Dot, Transposed)):
-        return x.resolved()
+        x = x.resolved()
     if isinstance(x, Tile):
         if x.taken:
             raise x.tracer.error(f"{what}: this tile's accumulators were added to at line {x.taken}; use the result, or tl.copy() before")
         return x
-    raise _tracer().error(f"{what} is {_kind(x)}, expected a tile" + ("; tl.load makes one" if isinstance(x, Tensor) else ""))
+    raise _tracer().error(f"{what} is {_kind(x)}, expected a tile" + _load_hint(x))
 
 
 def _spm(x: Any) -> Tile:
@@ -789,30 +1082,35 @@ def _expand(x: Tile, rows: int, columns: int) -> Tile:
         return x
     out = _new(rows, columns, float32, 2 if rows > 1 else x.ndim)
     b = x.tracer.mark()
-    b.fill(out.handle, 0.0)
+    b.fill(out.handle, -0.0)  # the number that changes nothing when it is added
     b.binary("add", out.handle, out.handle, x.handle, False)
     return out
+
+
+def _number_of(x: Any) -> Any:
+    """NumPy's arrays of no dimensions are numbers."""
+    return x.item() if type(x).__module__ == "numpy" and getattr(x, "ndim", 1) == 0 else x
 
 
 def _number(x: Any) -> Scalar | None:
     """A number or scalar as a float scalar; None for a tile."""
     if isinstance(x, Tile):
         return None
+    x = _number_of(x)
     if isinstance(x, Scalar):
         return to_float(x)
-    if isinstance(x, (int, float)) or hasattr(x, "dtype") and getattr(x, "ndim", 1) == 0:
+    if isinstance(x, numbers.Real):
         return _scalar(float(x))
-    raise _tracer().error(f"{_kind(x)} beside a tile, expected a tile, a scalar or a number"
-                          + ("; tl.load makes a tile of it" if isinstance(x, Tensor) else ""))
+    raise _tracer().error(f"{_kind(x)} beside a tile, expected a tile, a scalar or a number" + _load_hint(x))
 
 
 def _binary(op: str, a: Any, b: Any) -> Any:
     t = _tracer()
     if op == "add":
         for acc, dot_ in ((a, b), (b, a)):
-            if isinstance(acc, Tile) and type(dot_) is Dot and type(acc) is Tile and acc.shape == dot_.shape:
+            if type(acc) is Tile and type(dot_) is Dot and dot_.made is None and acc.shape == dot_.shape:
                 if acc.ordinal >= 0 and acc.space == "spm" and acc.dtype is dot_.dtype:
-                    raise Retrace(acc.ordinal)
+                    raise Retrace(("acc", acc.ordinal))
                 if acc.space == "acc" and acc.dtype is dot_.dtype:
                     _tile(acc)
                     dot_.into(acc, True)
@@ -832,7 +1130,7 @@ def _emit_binary(op: str, a: Any, b: Any, out: Tile | None) -> Tile:
         t.mark().binary(op, to.handle, tile.handle, number.reg, x is not None)  # type: ignore[union-attr]
         return to
     left, right = _tile(a), _tile(b)
-    rows, columns, ndim = _broadcast(op, left, right)
+    rows, columns, ndim = _broadcast(_SIGNS[op], left, right)
     full = (rows, columns)
     if (left.rows, left.columns) != full and (right.rows, right.columns) != full:
         left = _expand(left, rows, columns)
@@ -844,20 +1142,28 @@ def _emit_binary(op: str, a: Any, b: Any, out: Tile | None) -> Tile:
     return to
 
 
+_SIGNS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "eq": "==", "min": "tl.minimum", "max": "tl.maximum"}
+
+
 def _in_place(op: str, x: Any, y: Any) -> Tile:
     t = _tracer()
-    if type(x) is not Tile:
-        return _binary(op, x, y)
-    _tile(x)
-    if op == "add" and type(y) is Dot and x.shape == y.shape and x.dtype is y.dtype:
+    if type(x) is Transposed:
+        raise t.error("a transposed tile is changed in place; write x = x + y, or change the tile itself")
+    x = _tile(x)
+    if op == "add" and type(y) is Dot and y.made is None and x.shape == y.shape and x.dtype is y.dtype:
         if x.space == "acc":
             y.into(x, True)
             return x
         if x.ordinal >= 0:
-            raise Retrace(x.ordinal)
-    if isinstance(y, Tile) and _broadcast(op, x, y)[:2] != (x.rows, x.columns):
-        raise t.error(f"in place {op} of shape {y.shape} to a tile of shape {x.shape}")
+            raise Retrace(("acc", x.ordinal))
+    if isinstance(y, Tile):
+        if _broadcast(_SIGNS[op], x, y)[:2] != (x.rows, x.columns):
+            raise t.error(f"{_SIGNS[op]}= of shapes {x.shape} and {y.shape}: in place the left shape stays")
+        y = _tile(y)
+        if y.storage is x.storage and y.handle is not x.handle:
+            y = copy(y)  # a part of x itself, which would change while it is read
     t.flush()
+    x.storage.version += 1
     return _emit_binary(op, x, y, x)
 
 
@@ -942,12 +1248,18 @@ def abs(x: Tile) -> Tile:  # noqa: A001
 
 def maximum(a: Any, b: Any) -> Any:
     """The larger, element by element; also of integer scalars."""
-    return _binary("max", a, b) if isinstance(a, Tile) or isinstance(b, Tile) else _two(a, b, "max")
+    return _binary("max", a, b) if isinstance(a, Tile) or isinstance(b, Tile) else _of_scalars(a, b, "max")
 
 
 def minimum(a: Any, b: Any) -> Any:
     """The smaller, element by element; also of integer scalars."""
-    return _binary("min", a, b) if isinstance(a, Tile) or isinstance(b, Tile) else _two(a, b, "min")
+    return _binary("min", a, b) if isinstance(a, Tile) or isinstance(b, Tile) else _of_scalars(a, b, "min")
+
+
+def _of_scalars(a: Any, b: Any, op: str) -> Any:
+    if isinstance(a, numbers.Real) and isinstance(b, numbers.Real):
+        return builtins.max(a, b) if op == "max" else builtins.min(a, b)
+    return _two(a, b, op, "tl.maximum" if op == "max" else "tl.minimum")
 
 
 def where(condition: Tile, a: Any, b: Any) -> Tile:
@@ -959,17 +1271,14 @@ def where(condition: Tile, a: Any, b: Any) -> Tile:
     parts += [_tile(x) for x in (a, b) if isinstance(x, Tile)]
     rows, columns, ndim = _broadcast("tl.where", *parts)
 
-    def full(x: Any) -> Tile:
+    def whole(x: Any) -> Tile:
         if isinstance(x, Tile):
             return _expand(_tile(x), rows, columns)
         out = _new(rows, columns, float32, ndim)
-        number = x if isinstance(x, (int, float)) else None
-        t.mark().fill(out.handle, 0.0 if number is None else float(number))
-        if number is None:
-            t.mark().binary("add", out.handle, out.handle, _number(x).reg, False)  # type: ignore[union-attr]
+        _fill(out, x)
         return out
 
-    c, x, y = full(parts[0]), full(a), full(b)
+    c, x, y = whole(parts[0]), whole(a), whole(b)
     out = _new(rows, columns, float32, ndim)
     t.mark().ternary("select", out.handle, c.handle, x.handle, y.handle)
     return out
@@ -996,7 +1305,7 @@ def zeros(shape: Any, dtype: Any = float32, *, space: str = "auto") -> Tile:
         raise t.error(f"space {space!r}, expected auto, spm or acc")
     ordinal = t.zeros if space == "auto" else -1
     t.zeros += space == "auto"
-    if space == "acc" or ordinal in t.accumulators:
+    if space == "acc" or ("acc", ordinal) in t.known:
         if d not in (float32, int32):
             raise t.error(f"accumulators of {d.name}, expected float32 or int32")
         out = _new(rows, columns, d, 2, "acc", ordinal)
@@ -1011,13 +1320,20 @@ def full(shape: Any, value: Any, dtype: Any = float32) -> Tile:
     """A tile of one number or scalar."""
     rows, columns, ndim = _shape(shape)
     out = _new(rows, columns, _kernel_dtype(dtype), ndim)
-    b = out.tracer.mark()
-    if isinstance(value, (int, float)):
-        b.fill(out.handle, float(value))
-    else:
-        b.fill(out.handle, 0.0)
-        b.binary("add", out.handle, out.handle, _number(value).reg, False)  # type: ignore[union-attr]
+    _fill(out, value)
     return out
+
+
+def _fill(out: Tile, value: Any) -> None:
+    b = out.tracer.mark()
+    if isinstance(value, numbers.Real):
+        b.fill(out.handle, float(value))
+        return
+    number = _number(value)
+    if number is None:
+        raise out.tracer.error(f"{value!r} where a number or a scalar is expected; operators broadcast tiles")
+    b.fill(out.handle, -0.0)
+    b.binary("add", out.handle, out.handle, number.reg, False)
 
 
 def arange(columns: int, start: Any = 0, dtype: Any = int32) -> Tile:
@@ -1028,13 +1344,16 @@ def arange(columns: int, start: Any = 0, dtype: Any = int32) -> Tile:
 def iota(shape: Any, start: Any = 0, row_step: int = 0, column_step: int = 1, dtype: Any = int32) -> Tile:
     """start + row * row_step + column * column_step."""
     rows, columns, ndim = _shape(shape)
+    steps = _plain(row_step, "row_step"), _plain(column_step, "column_step")
     out = _new(rows, columns, _kernel_dtype(dtype), ndim)
-    out.tracer.mark().iota(out.handle, _int(start, "start"), row_step, column_step)
+    out.tracer.mark().iota(out.handle, _int(start, "start"), *steps)
     return out
 
 
-def copy(x: Tile) -> Tile:
-    """The value in memory of its own."""
+def copy(x: Any) -> Any:
+    """The value in memory of its own (a scalar: in a register of its own)."""
+    if isinstance(x, Scalar):
+        return _duplicate(x)
     tile = _tile(x)
     out = _new(tile.rows, tile.columns, tile.dtype, tile.ndim)
     b = tile.tracer.mark()
@@ -1064,16 +1383,20 @@ def load(x: Tensor, at: Any, shape: Any, fill: float = 0.0, *, dtype: Any = None
     if rows > 1 and x.ndim == 1:
         raise t.error(f"tl.load of {rows} rows from {x.name}, which has 1 dimension")
     d = x.dtype if dtype is None else _kernel_dtype(dtype)
+    _plain_float(fill, "fill")
     out = _loaded(rows, columns, d, ndim)
     t.mark().load(out.handle, x.handle, where_, float(fill))
     return out
 
 
 def _loaded(rows: int, columns: int, d: DType, ndim: int) -> Tile:
+    return _staged(rows, columns, d, ndim) if _tracer().stages > 1 else _new(rows, columns, d, ndim)
+
+
+def _staged(rows: int, columns: int, d: DType, ndim: int) -> Tile:
+    """With a buffer for each stage of the innermost loop."""
     t = _tracer()
-    block = t.blocks[-1] if t.blocks else None
-    if block is None or not block.loop or block.stages == 1:
-        return _new(rows, columns, d, ndim)
+    block = t.blocks[-1]
     size = -(-d.itemsize * columns * rows // 64) * 64
     t.take("spm", size * block.stages, f"{block.stages} stages of {rows} x {columns} {d.name}")
     b = t.mark()
@@ -1093,27 +1416,33 @@ def store(x: Tensor, at: Any, value: Any, *, add: bool = False) -> None:
     tile = _spm(value) if isinstance(value, Tile) else _tile(value, "the value of tl.store")
     if tile.rows > 1 and x.ndim == 1:
         raise t.error(f"tl.store of a tile of shape {tile.shape} to {x.name}, which has 1 dimension")
+    if t.stages > 1 and tile.storage.ordinal >= 0 and tile.storage.tick > t.blocks[-1].tick:
+        # Another iteration may overwrite it only when this store is done: give it stages too.
+        t.learned.add(("stages", tile.storage.ordinal))
     t.mark().store(x.handle, where_, tile.handle, add)
 
 
 def gather(x: Tensor, index: Tile, columns: int, column: Any = 0, unit: int = 1) -> Tile:
     """Rows of x named by an int32 row of indices, `unit` rows each, `columns` of them from `column` on. An index outside reads 0."""
-    i = _index(x, index, "tl.gather")
-    out = _loaded(i.columns * unit, _shape(columns)[1], x.dtype, 2)
+    i = _index(x, index, "tl.gather", unit)
+    rows, columns, _ = _shape((i.columns * unit, columns))
+    out = _loaded(rows, columns, x.dtype, 2)
     out.tracer.mark().gather(out.handle, x.handle, i.handle, _int(column, "column"), unit)
     return out
 
 
 def scatter(x: Tensor, index: Tile, value: Tile, column: Any = 0, unit: int = 1) -> None:
     """The other way round: rows of `value` become the rows of x that `index` names. An index outside writes nothing."""
-    i, tile = _index(x, index, "tl.scatter"), _spm(value)
+    i, tile = _index(x, index, "tl.scatter", unit), _spm(value)
     if tile.rows != i.columns * unit:
         raise tile.tracer.error(f"tl.scatter of {tile.rows} rows with {i.columns} indices of {unit} rows each")
     tile.tracer.mark().scatter(x.handle, tile.handle, i.handle, _int(column, "column"), unit)
 
 
-def _index(x: Tensor, index: Any, what: str) -> Tile:
+def _index(x: Tensor, index: Any, what: str, unit: int) -> Tile:
     t = _tracer()
+    if _plain(unit, "unit") < 1:
+        raise t.error(f"unit {unit} of {what}, expected at least 1")
     if not isinstance(x, Tensor) or x.ndim != 2:
         raise t.error(f"{what} of {_kind(x)}, expected an array argument of 2 dimensions")
     i = _spm(_tile(index, f"the index of {what}"))
@@ -1128,7 +1457,7 @@ def slice_tile(x: Tile, row: Any, column: Any, shape: Any) -> Tile:
     rows, columns, _ = _shape(shape)
     for at, n, whole in ((row, rows, tile.rows), (column, columns, tile.columns)):
         if n > whole or isinstance(at, int) and not 0 <= at <= whole - n:
-            raise tile.tracer.error(f"a part of {rows} x {columns} from ({row!r}, {column!r}) on of a tile of shape {tile.shape}")
+            raise tile.tracer.error(f"a part of {rows} x {columns} from ({row!r}, {column!r}) on, of a tile of shape {tile.shape}")
     handle = tile.tracer.mark().slice(tile.handle, _int(row, "row"), _int(column, "column"), rows, columns)
     return Tile(tile.tracer, handle, tile.storage, rows, columns, tile.dtype, tile.ndim if rows == 1 else 2, tile.space)
 
@@ -1136,6 +1465,9 @@ def slice_tile(x: Tile, row: Any, column: Any, shape: Any) -> Tile:
 def item(x: Tile, row: Any = 0, column: Any = 0) -> Scalar:
     """One element as a scalar: an integer for int8 and int32, a float otherwise. Waits for the tile, so use it rarely."""
     tile = _spm(x)
+    for at, extent, what in ((row, tile.rows, "row"), (column, tile.columns, "column")):
+        if isinstance(at, int) and not 0 <= at < extent:
+            raise tile.tracer.error(f"{what} {at} of a tile of shape {tile.shape}")
     kind = "int" if tile.dtype in (int8, int32) else "float"
     if kind == "float":
         tile = _convert(tile, float32)
@@ -1144,15 +1476,16 @@ def item(x: Tile, row: Any = 0, column: Any = 0) -> Scalar:
 
 # ---- The matrix engine ----
 def dot(a: Any, b: Any, acc: Tile | None = None) -> Tile:
-    """a[M, K] @ b[K, N] with float32 sums (int8 by int8: int32, exact). b may be a transposed tile (w.T), which costs nothing.
+    """a[M, K] @ b[K, N] with float32 sums (int8 by int8: int32, exact; reading them out is, up to 2**24). b may be a transposed
+    tile (w.T), which costs nothing.
     acc: accumulators to add to in place; "acc += tl.dot(a, b)" is the same."""
     t = _tracer()
     for x in (a, b):
         if not isinstance(x, Tile):
             _tile(x, "an operand of tl.dot")
     a = _tile(a)
-    if type(b) is Dot:
-        b = b.resolved()
+    if type(b) is not Transposed:
+        b = _tile(b)
     if a.columns != b.rows:
         raise t.error(f"tl.dot of shapes {a.shape} and {b.shape}, expected [M, K] and [K, N]"
                       + ("; the right side may be transposed: b.T" if a.columns == b.columns else ""))
@@ -1190,7 +1523,9 @@ def drain(acc: Tile, dtype: Any = float32, *, act: str = "none", row_scale: Tile
 def _reduce(op: str, x: Any, axis: int | None) -> Tile:
     tile = _tile(x)
     t = tile.tracer
-    if axis is not None and not -tile.ndim <= axis < tile.ndim:
+    if isinstance(axis, Tile):
+        raise t.error(f"tl.{op} takes one tile and an axis" + (f"; tl.{op}imum(a, b) works on two" if op in ("max", "min") else ""))
+    if axis is not None and not -tile.ndim <= _plain(axis, "axis") < tile.ndim:
         raise t.error(f"axis {axis} of a tile of shape {tile.shape}")
     if axis is not None and axis % tile.ndim == 0 and tile.ndim == 2:
         # The engine reduces rows.
@@ -1243,9 +1578,10 @@ def cumsum(x: Tile) -> Tile:
 
 
 def top_k(x: Tile, k: int, base: Any = 0) -> tuple[Tile, Tile]:
-    """(values, int32 indices counted from base) of the k largest of each row, largest first."""
+    """(values, int32 indices counted from base) of the k largest of each row, largest first; -inf and NaN are left out, and -inf
+    with index -1 stands where a row has no more."""
     tile = _tile(x)
-    if not 1 <= k <= 1024:
+    if not 1 <= _plain(k, "k") <= 1024:
         raise tile.tracer.error(f"top_k of {k}, expected 1 to 1024")
     values, indices = _new(tile.rows, k, float32, 2), _new(tile.rows, k, int32, 2)
     tile.tracer.mark().top_k(values.handle, indices.handle, tile.handle, _int(base, "base"), False)
@@ -1256,8 +1592,11 @@ def top_k(x: Tile, k: int, base: Any = 0) -> tuple[Tile, Tile]:
 def mask(x: Tile, first_column: Any, limit: Any, row_step: int = 0, fill: float = -math.inf) -> Tile:
     """x where column + first_column < limit + row * row_step, else fill: bounds and causal masks without comparing tiles."""
     tile = _tile(x)
+    if _plain(row_step, "row_step") < 0:
+        raise tile.tracer.error(f"row_step {row_step} of tl.mask, expected at least 0")
+    number = _plain_float(fill, "fill")
     out = _new(tile.rows, tile.columns, float32, tile.ndim)
-    tile.tracer.mark().mask(out.handle, tile.handle, _int(first_column, "first_column"), _int(limit, "limit"), row_step, float(fill))
+    tile.tracer.mark().mask(out.handle, tile.handle, _int(first_column, "first_column"), _int(limit, "limit"), row_step, number)
     return out
 
 
@@ -1269,8 +1608,8 @@ class SoftmaxState:
         self.state = zeros((rows, 4), space="spm")
         t.mark().fill(self.max.handle, -math.inf)
 
-    max = property(lambda self: self.state[:, 0:1])
-    sum = property(lambda self: self.state[:, 1:2])
+    max = property(lambda self: self.state[:, 0:1], doc="The largest value so far.")
+    sum = property(lambda self: self.state[:, 1:2], doc="The sum so far.")
     correction = property(lambda self: self.state[:, 2:3], doc="What sums of earlier blocks are to be multiplied by.")
 
 
@@ -1285,6 +1624,7 @@ def softmax_step(scores: Tile, state: SoftmaxState, scale: Any = 1.0, dtype: Any
         raise t.error("softmax_step scaled by a tile, expected a number or a scalar")
     t.flush()
     out = _new(tile.rows, tile.columns, _kernel_dtype(dtype), 2)
+    state.state.storage.version += 1
     t.mark().softmax_step(out.handle, tile.handle, state.state.handle, factor.reg)
     return out
 
@@ -1302,16 +1642,20 @@ def rmsnorm(x: Tile, weight: Tile, eps: Any = 1e-5) -> Tile:
     tile, w = _tile(x), _tile(weight)
     if (w.rows, w.columns) != (1, tile.columns):
         raise tile.tracer.error(f"rmsnorm weight of shape {w.shape}, expected ({tile.columns},)")
+    number = _number(eps)
+    if number is None:
+        raise tile.tracer.error(f"eps of rmsnorm is {eps!r}, expected a number or a scalar")
     out = _new(tile.rows, tile.columns, float32, tile.ndim)
-    tile.tracer.mark().rmsnorm(out.handle, tile.handle, w.handle, _number(eps).reg)  # type: ignore[union-attr]
+    tile.tracer.mark().rmsnorm(out.handle, tile.handle, w.handle, number.reg)
     return out
 
 
 def rope(x: Tile, cosine: Tile, sine: Tile, head: int, rotated: int | None = None, *, interleaved: bool = False) -> Tile:
     """Rotary positions: heads of `head` columns, `rotated` of them turned; cosine and sine are [1 or rows, rotated / 2]."""
     tile, c, s = _tile(x), _tile(cosine), _tile(sine)
-    r = head if rotated is None else rotated
-    if tile.columns % head or r % 2 or not 0 < r <= head or c.columns != r // 2 or s.shape != c.shape or c.rows not in (1, tile.rows):
+    r = head if rotated is None else _plain(rotated, "rotated")
+    if (_plain(head, "head") < 1 or tile.columns % head or r % 2 or not 0 < r <= head or c.columns != r // 2 or s.shape != c.shape
+            or c.rows not in (1, tile.rows)):
         raise tile.tracer.error(f"rope of {tile.shape} with heads of {head}, {r} rotated, tables of {c.shape} and {s.shape}")
     out = _new(tile.rows, tile.columns, float32, tile.ndim)
     tile.tracer.mark().rope("interleaved" if interleaved else "halves", out.handle, tile.handle, c.handle, s.handle, head, r)
@@ -1336,6 +1680,36 @@ def uniform(shape: Any, seed: Any, counter: Any = 0) -> Tile:
     return out
 
 
-__all__ = [n for n in dir() if not n.startswith("_") and n not in (
-    "annotations", "builtins", "dis", "math", "sys", "threading", "FrameType", "Any", "Iterator", "Sequence", "Retrace", "Tracer",
-    "Shape", "CompileError")]
+# ---- What is not there ----
+_ELSEWHERE = {
+    "constexpr": "constants are keyword-only parameters, after *", "atomic_add": "tl.store(..., add=True) adds, not atomically",
+    "trans": "x.T is the transposed tile", "transpose": "x.T is the transposed tile", "matmul": "tl.dot(a, b), or a @ b",
+    "static_range": "Python's range runs while recording", "broadcast_to": "operators broadcast", "astype": "x.to(dtype) converts",
+    "power": "x * x, or tl.exp(tl.log(x) * p)", "pow": "x * x, or tl.exp(tl.log(x) * p)", "mean": "tl.sum(x, axis) / n",
+    "concatenate": "store the parts one by one", "cat": "store the parts one by one", "expf": "tl.exp",
+    "reshape": "tiles keep their shape; tl.load takes another one", "view": "tiles keep their shape; tl.load takes another one",
+    "expand_dims": "(rows, 1) and (1, columns) broadcast", "make_block_ptr": "tl.load(array, coordinates, shape)",
+    "absolute": "tl.abs", "amax": "tl.max", "amin": "tl.min", "printf": "tl.device_assert stops a kernel",
+    "device_print": "tl.device_assert stops a kernel", "size": "x.rows * x.columns", "square": "x * x", "negative": "-x",
+}
+
+
+def _instead(name: str) -> str:
+    """What to write instead of a function that is not there."""
+    if name in __all__:
+        return f"; use tl.{name}"
+    if name in _ELSEWHERE:
+        return f"; {_ELSEWHERE[name]}"
+    near = difflib.get_close_matches(name, __all__, 1)
+    return f"; did you mean tl.{near[0]}?" if near else "; help(jalapeno.language) lists what there is"
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("_") or getattr(_active, "tracer", None) is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    raise _tracer().error(f"there is no tl.{name}" + _instead(name))
+
+
+_HIDDEN = ("annotations", "Any", "Iterator", "Sequence", "Retrace", "Tracer", "Path", "Shape", "CompileError", "CodeType", "FrameType",
+           "FunctionType", "ModuleType")
+__all__ = [n for n, v in list(globals().items()) if not n.startswith("_") and n not in _HIDDEN and not isinstance(v, ModuleType)]

@@ -1,7 +1,10 @@
 """Functions of whole arrays, on the current stream: the runtime's kernel library, and elementwise kernels in the tile language.
 
-Every function takes ``out=`` (an array of the result's shape and type on the same device) or makes one, checks shapes and types
-before anything is launched, and returns without waiting. Matrices are row-major; results are float32 unless out says otherwise.
+Every function but topk takes ``out=`` (an array of the result's shape and type on the same device, which may be an operand of an
+elementwise function but not overlap one otherwise) or makes one. Types and shapes are checked before anything is launched:
+TypeError and ValueError name the function, the operand and what was expected. Nothing waits for the result: what the work fails
+with is raised by the stream's next synchronize() or the array's .numpy(). Matrices are row-major; results are float32 unless out says
+otherwise. Arithmetic is float32 whatever the operands hold; integers are exact up to 2**24.
 
 >>> import numpy as np, jalapeno as jal
 >>> a = jal.array([[1.0, 2.0], [3.0, 4.0]])
@@ -13,6 +16,8 @@ from __future__ import annotations
 import math
 from typing import Any, Callable
 
+import numpy as np
+
 from . import _core
 from . import language as tl
 from .array import Array, array, empty
@@ -20,7 +25,7 @@ from ._core import Device, Kernel
 from .dtypes import DType, bfloat16, float16, float32, int32, int8
 from .kernel import JitKernel
 
-_CODES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int8": "i8", "float8_e4m3": "e4m3", "float8_e5m2": "e5m2"}
+_CODES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "float8_e4m3": "e4m3", "float8_e5m2": "e5m2"}
 
 
 # ---- Checks ----
@@ -62,6 +67,11 @@ def _out(function: str, out: Array | None, shape: tuple[int, ...], dtype: DType 
     return out
 
 
+def _position(function: str, position: Any) -> None:
+    if not hasattr(position, "__index__"):
+        raise TypeError(f"{function}: position is {position!r}, expected an int")
+
+
 def _rows(x: Array) -> Array:
     """As a matrix: all axes but the last together."""
     return x if x.ndim == 2 else x.reshape(-1 if x.ndim > 1 else 1, x.shape[-1]) if x.size else x.reshape(0, x.shape[-1])
@@ -98,7 +108,7 @@ def _elementwise(name: str, arguments: int, body: Callable[..., tl.Tile]) -> Jit
             for i in tl.range(tl.program_id(0) * _COLUMNS, out.shape[0], tl.num_programs(0) * _COLUMNS, stages=2):
                 tl.store(out, i, body(tl.load(x, i, _COLUMNS)))
     else:
-        def f(x, y, out):  # type: ignore[no-untyped-def]
+        def f(x, y, out):  # type: ignore[no-untyped-def,misc]
             for i in tl.range(tl.program_id(0) * _COLUMNS, out.shape[0], tl.num_programs(0) * _COLUMNS, stages=2):
                 tl.store(out, i, body(tl.load(x, i, _COLUMNS), tl.load(y, i, _COLUMNS)))
     return JitKernel(f, name)
@@ -164,7 +174,7 @@ def _binary(name: str, a: Any, b: Any, out: Array | None) -> Array:
     if not isinstance(a, Array) and not isinstance(b, Array):
         raise TypeError(f"{name} of {type(a).__name__} and {type(b).__name__}, expected at least one jalapeno.Array")
     for left, right, swap in ((a, b, False), (b, a, True)):
-        if not isinstance(right, (int, float)):
+        if not isinstance(right, (int, float, np.bool_, np.integer, np.floating)):
             continue
         x = _array(left, f"{name}: operand")
         result = _out(name, out, x.shape, None if out is not None else float32, x.device)
@@ -176,8 +186,8 @@ def _binary(name: str, a: Any, b: Any, out: Array | None) -> Array:
             if target is not result:
                 result.copy_from(target)
         return result
-    x = a if isinstance(a, Array) else array(a, device=b.device)
-    y = b if isinstance(b, Array) else array(b, device=x.device)
+    x = a if isinstance(a, Array) else _converted(name, "a", a, b.device)
+    y = b if isinstance(b, Array) else _converted(name, "b", b, x.device)
     _array(x, f"{name}: a"), _array(y, f"{name}: b")
     device = _together(name, a=x, b=y)
     try:
@@ -199,20 +209,27 @@ def _binary(name: str, a: Any, b: Any, out: Array | None) -> Array:
     return result
 
 
+def _converted(name: str, what: str, value: Any, device: Device) -> Array:
+    """A NumPy array or a list, on the device."""
+    try:
+        return array(value, device=device)
+    except (TypeError, ValueError) as e:
+        raise type(e)(f"{name}: {what} is a {type(value).__name__}: {e}") from None
+
+
 def _broadcast_shapes(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
-    import numpy as np
     return np.broadcast_shapes(a, b)
 
 
-def _broadcast(name: str, body: Callable[..., Any], x: Array, y: Array, target: Array) -> None:
+def _broadcast(name: str, body: Callable[[Any, Any], Any], x: Array, y: Array, target: Array) -> None:
     shape = target.shape
     swap = x.shape != shape
     full, other = (y, x) if swap else (x, y)
     matrix = (math.prod(shape[:-1]), shape[-1]) if shape else (1, 1)
     leading, last = math.prod(other.shape[:-1]) if other.ndim else 1, other.shape[-1] if other.ndim else 1
     if full.shape != shape or leading not in (1, matrix[0]):
-        raise ValueError(f"{name}: broadcasting {x.shape} with {y.shape} is not supported; one operand must have the result's shape, "
-                         "and the other all of its leading axes or none")
+        raise ValueError(f"{name}: broadcasting {x.shape} with {y.shape} is not supported; one operand must have the result's "
+                         "shape, and the other all of its leading axes or none")
     made = _kernel(f"{name}_rows{'_r' * swap}", lambda: _by_rows(f"{name}_rows", (lambda a, b: body(b, a)) if swap else body))
     made[max(1, min(matrix[0], _cores(target.device)))](
         full.contiguous().reshape(matrix), other.contiguous().reshape(leading, last), target.reshape(matrix),
@@ -343,7 +360,6 @@ def abs(x: Array, out: Array | None = None) -> Array:  # noqa: A001
 def linear(a: Array, w: Array, out: Array | None = None, *, accumulate: bool = False) -> Array:
     """a[m, k] @ w[n, k].T: weights as files store them. a is converted to w's type on its way in (float types); int8 by int8
     gives float32 of the exact integers. accumulate: adds to out."""
-    weights = (float32, bfloat16, float16, *(d for d in _float8()))
     _array(a, "linear: a", ndim=2), _array(w, "linear: w", ndim=2)
     if a.shape[1] != w.shape[1]:
         raise ValueError(f"linear: a has shape {a.shape} and w {w.shape}, expected [m, k] and [n, k] with one k")
@@ -362,10 +378,12 @@ def linear(a: Array, w: Array, out: Array | None = None, *, accumulate: bool = F
     target = result if result.strides[-1] == result.itemsize or n == 1 else result.copy()
     if w.dtype is int8:
         if a.dtype is not int8 or accumulate:
-            raise TypeError(f"linear: a is {a.dtype.name} and w int8{' with accumulate' * accumulate}, expected int8 for both and no accumulate")
+            raise TypeError(f"linear: a is {a.dtype.name} and w int8{' with accumulate' * accumulate}, expected int8 for both "
+                            "and no accumulate")
         _run(device, "matmul_i8", _pieces(m, n, device), a, w, _ones(m, device), _ones(n, device), target)
     else:
-        _array(w, "linear: w", dtypes=weights)
+        if w.dtype.name not in _CODES:
+            raise TypeError(f"linear: w is {w.dtype.name}, expected {', '.join(_CODES)} or int8")
         if a.dtype is int8 or a.dtype is int32:
             raise TypeError(f"linear: a is {a.dtype.name} and w {w.dtype.name}, expected a float type for a")
         kind = "matvec" if m <= 16 else "matmul"
@@ -376,22 +394,16 @@ def linear(a: Array, w: Array, out: Array | None = None, *, accumulate: bool = F
     return result
 
 
-def _float8() -> tuple[DType, ...]:
-    from . import dtypes
-    return tuple(d for d in dtypes._BY_NAME.values() if d.name.startswith("float8"))
-
-
 def _pieces(m: int, n: int, device: Device) -> tuple[int, int]:
     return max(1, -(-n // 256)), max(1, -(-m // 256))
 
 
 def _ones(n: int, device: Device) -> Array:
-    kept = device.__dict__.setdefault("_ones", {})
-    if n not in kept:
-        kept.clear()  # one size at a time
+    kept = device.__dict__.get("_ones")
+    if kept is None or kept.shape != (n,):  # one size at a time
         from .array import ones
-        kept[n] = ones(n, float32, device)
-    return kept[n]
+        kept = device.__dict__["_ones"] = ones(n, float32, device)
+    return kept
 
 
 def _transposed_kernel() -> JitKernel:
@@ -405,8 +417,12 @@ def transpose(x: Array, out: Array | None = None) -> Array:
     """x.T of a matrix as a dense array (x.T alone is a view)."""
     _array(x, "transpose: x", ndim=2)
     result = _out("transpose", out, x.shape[::-1], x.dtype, x.device)
-    if result.size:
-        _kernel("transpose", _transposed_kernel)[-(-x.shape[0] // 256), -(-x.shape[1] // 256)](_last_dense(x), result)
+    if not result.size:
+        return result
+    target = result if result.strides[-1] == result.itemsize else empty(result.shape, result.dtype, x.device)
+    _kernel("transpose", _transposed_kernel)[-(-x.shape[0] // 256), -(-x.shape[1] // 256)](_last_dense(x), target)
+    if target is not result:
+        result.copy_from(target)
     return result
 
 
@@ -422,9 +438,10 @@ def matmul(a: Array, b: Array, out: Array | None = None) -> Array:
     device = _together("matmul", a=a, b=b)
     result = _out("matmul", out, shape, float32, device)
     if right.size and right.shape[1] > 1 and right.strides[1] != right.itemsize:
-        right = transpose(b) if b.strides[1] == b.itemsize else right.contiguous()
-    linear(left, right, result.reshape(left.shape[0], right.shape[0]) if result.is_contiguous else None)
-    if not result.is_contiguous:
+        right = transpose(b) if b.ndim == 2 and b.strides[1] == b.itemsize else right.contiguous()
+    if result.is_contiguous:
+        linear(left, right, result.reshape(left.shape[0], right.shape[0]))
+    else:
         result.copy_from(linear(left, right).reshape(*shape))
     return result
 
@@ -459,7 +476,8 @@ def swiglu(gate: Array, up: Array, out: Array | None = None) -> Array:
     return _over_rows("swiglu", result, [gate, up], lambda rows, target: (*rows, target), columns=8192)
 
 
-def _over_rows(name: str, result: Array, inputs: list[Array], arguments: Callable[[list[Array], Array], tuple], columns: int = 0) -> Array:
+def _over_rows(name: str, result: Array, inputs: list[Array], arguments: Callable[[list[Array], Array], tuple],
+               columns: int = 0) -> Array:
     if not result.size:
         return result
     target = result if result.is_contiguous else empty(result.shape, result.dtype, result.device)
@@ -505,7 +523,8 @@ def embedding(table: Array, tokens: Array, out: Array | None = None) -> Array:
     return result
 
 
-def rope(x: Array, cosine: Array, sine: Array, position: int = 0, *, head: int, interleaved: bool = False, out: Array | None = None) -> Array:
+def rope(x: Array, cosine: Array, sine: Array, position: int = 0, *, head: int, interleaved: bool = False,
+         out: Array | None = None) -> Array:
     """Rotary positions of x[t, heads * head] float32, whose first row is at `position`; cosine and sine are float32
     [context, rotated / 2]."""
     _array(x, "rope: x", ndim=2, dtypes=(float32,))
@@ -514,6 +533,7 @@ def rope(x: Array, cosine: Array, sine: Array, position: int = 0, *, head: int, 
     if sine.shape != cosine.shape or not 0 < rotated <= head or x.shape[1] % head:
         raise ValueError(f"rope: x has shape {x.shape}, heads of {head}, cosine {cosine.shape}, sine {sine.shape}; expected "
                          "columns in whole heads and tables of one shape with at most head / 2 columns")
+    _position("rope", position)
     if position < 0 or position + x.shape[0] > cosine.shape[0]:
         raise ValueError(f"rope: positions {position} to {position + x.shape[0] - 1}, expected 0 to {cosine.shape[0] - 1}")
     device = _together("rope", x=x, cosine=cosine, sine=sine)
@@ -534,14 +554,17 @@ def attention(q: Array, k: Array, v: Array, *, position: int = 0, scale: float |
     if k.shape != v.shape or k.dtype is not v.dtype:
         raise ValueError(f"attention: k is {k.dtype.name} {k.shape} and v {v.dtype.name} {v.shape}, expected one type and shape")
     if not d or k.shape[1] % d or not k.shape[1] or heads % (k.shape[1] // d):
-        raise ValueError(f"attention: q has shape {q.shape} and k {k.shape}, expected k of kv_heads * {d} columns, heads a multiple of kv_heads")
+        raise ValueError(f"attention: q has shape {q.shape} and k {k.shape}, expected k of kv_heads * {d} columns, heads a "
+                         "multiple of kv_heads")
+    _position("attention", position)
     if position < 0 or position + t > k.shape[0]:
         raise ValueError(f"attention: positions up to {position + t - 1}, but k has {k.shape[0]} slots")
     device = _together("attention", q=q, k=k, v=v)
     result = _out("attention", out, q.shape, None if out is not None else float32, device)
     if result.size:
         group = heads // (k.shape[1] // d)
-        _run(device, f"attention_causal_{_CODES[k.dtype.name]}_d{d}", (heads, -(-t // 64)), _last_dense(q), _last_dense(k), _last_dense(v),
+        _run(device, f"attention_causal_{_CODES[k.dtype.name]}_d{d}", (heads, -(-t // 64)), _last_dense(q), _last_dense(k),
+             _last_dense(v),
              array([position], int32, device), result, group, float(1 / math.sqrt(d) if scale is None else scale))
     return result
 

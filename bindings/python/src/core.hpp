@@ -3,6 +3,7 @@
 #pragma once
 #include <jalapeno/jalapeno.h>
 #include <pybind11/pybind11.h>
+#include <unistd.h>
 
 #include <cstdint>
 #include <memory>
@@ -38,11 +39,30 @@ inline void check(jalError_t code, jalStream_t stream = nullptr) {
   if (code != jalSuccess) fail_last(code, stream);
 }
 
+// While it lives, this thread does not hold the GIL. A thread that comes back after Python has begun to end must not:
+// taking the GIL then ends the thread through frames that may not be unwound. It sleeps until the process is gone.
+class Released {
+ public:
+  Released() : ending_(_Py_IsFinalizing() != 0), state_(PyEval_SaveThread()) {}
+  ~Released() {
+    while (!ending_ && _Py_IsFinalizing()) pause();
+    PyEval_RestoreThread(state_);
+  }
+  Released(const Released&) = delete;
+  Released& operator=(const Released&) = delete;
+
+ private:
+  bool ending_;  // this is the thread that ends Python
+  PyThreadState* state_;
+};
+// Objects that Python drops while it ends: what they own goes with the device or the process, and is not waited for.
+inline bool ending() { return !Py_IsInitialized() || _Py_IsFinalizing() != 0; }
+
 // Runs without the GIL; destructors may be called from anywhere, also while Python shuts down.
 template <class F>
 auto without_gil(F f) {
   if (!Py_IsInitialized() || PyGILState_Check() == 0) return f();
-  py::gil_scoped_release release;
+  const Released released;
   return f();
 }
 
@@ -105,8 +125,11 @@ template <class F>
 void enqueue(const Stream& stream, F f) {
   stream.wait_for_room();
   jalError_t e;
-  Py_BEGIN_ALLOW_THREADS e = f();
-  Py_END_ALLOW_THREADS check(e, stream.handle);
+  {
+    const Released released;
+    e = f();
+  }
+  check(e, stream.handle);
 }
 
 struct Event {

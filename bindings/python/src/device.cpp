@@ -83,8 +83,10 @@ Thread-safe. Raises DeviceError when it cannot be opened, BusyError when another
       .def("close", &Device::close, "Ends all that belongs to the device. Later use raises InvalidHandleError.")
       .def("__enter__", [](const DeviceRef& d) { return d; })
       .def("__exit__", [](Device& d, const py::args&) { d.close(); })
-      .def_property_readonly("closed", [](const Device& d) { return d.handle == nullptr; })
-      .def_property_readonly("uri", [](const Device& d) { return d.properties.uri; })
+      .def_property_readonly(
+          "closed", [](const Device& d) { return d.handle == nullptr; }, "Whether close() was called.")
+      .def_property_readonly(
+          "uri", [](const Device& d) { return d.properties.uri; }, "What it was opened as.")
       .def_property_readonly("properties", &properties_of,
                              "Sizes and rates as a dict. assumed: the rates are assumptions, not a data sheet's.")
       .def("telemetry", &telemetry_of,

@@ -34,7 +34,7 @@ jalError_t wait_in_slices(const Timeout& timeout, jalError_t (*attempt)(void*, u
     const double slice = left < kSlice ? (left > 0 ? left : 0) : kSlice;
     jalError_t e;
     {
-      py::gil_scoped_release release;
+      const Released released;
       e = attempt(what, static_cast<uint64_t>(slice * 1e9));
     }
     if (e != jalErrorWaitTimeout || left <= slice) return e;
@@ -44,36 +44,63 @@ jalError_t wait_in_slices(const Timeout& timeout, jalError_t (*attempt)(void*, u
 
 void define_errors(py::module_& m) {
   py::class_<jalErrorRecord>(m, "ErrorRecord", "What failed first on a stream, as the library recorded it.")
-      .def_property_readonly("code", [](const jalErrorRecord& r) { return static_cast<int>(r.code); })
-      .def_property_readonly("name", [](const jalErrorRecord& r) { return jalGetErrorName(r.code); })
-      .def_property_readonly("root_code", [](const jalErrorRecord& r) { return static_cast<int>(r.root_code); })
+      .def_property_readonly(
+          "code", [](const jalErrorRecord& r) { return static_cast<int>(r.code); }, "The jalError_t it failed with.")
+      .def_property_readonly(
+          "name", [](const jalErrorRecord& r) { return jalGetErrorName(r.code); }, "The code's name.")
+      .def_property_readonly(
+          "root_code", [](const jalErrorRecord& r) { return static_cast<int>(r.root_code); },
+          "What the failed dependency ended with.")
       .def_property_readonly(
           "sequence", [](const jalErrorRecord& r) { return r.sequence; }, "Position in the stream.")
-      .def_property_readonly("operation", [](const jalErrorRecord& r) { return r.operation; })
-      .def_property_readonly("kernel", [](const jalErrorRecord& r) { return r.kernel; })
-      .def_property_readonly("source_file", [](const jalErrorRecord& r) { return r.source_file; })
-      .def_property_readonly("source_line", [](const jalErrorRecord& r) { return r.source_line; })
-      .def_property_readonly("instruction",
-                             [](const jalErrorRecord& r) -> std::optional<uint32_t> {
-                               return r.instruction == UINT32_MAX ? std::nullopt : std::optional(r.instruction);
-                             })
-      .def_property_readonly("grid_position",
-                             [](const jalErrorRecord& r) {
-                               return py::make_tuple(r.grid_position[0], r.grid_position[1], r.grid_position[2]);
-                             })
-      .def_property_readonly("core", [](const jalErrorRecord& r) { return r.core; })
-      .def_property_readonly("address", [](const jalErrorRecord& r) { return r.address; })
-      .def_property_readonly("bytes", [](const jalErrorRecord& r) { return r.bytes; })
-      .def_property_readonly("access",
-                             [](const jalErrorRecord& r) {
-                               static const char* const kNames[] = {"", "read", "write", "execute"};
-                               return kNames[r.access < 4 ? r.access : 0];
-                             })
-      .def_property_readonly("allocation", [](const jalErrorRecord& r) { return r.allocation; })
-      .def_property_readonly("allocation_bytes", [](const jalErrorRecord& r) { return r.allocation_bytes; })
-      .def_property_readonly("allocation_offset", [](const jalErrorRecord& r) { return r.allocation_offset; })
-      .def_property_readonly("call_site", [](const jalErrorRecord& r) { return r.call_site; })
-      .def_property_readonly("detail", [](const jalErrorRecord& r) { return r.detail; })
+      .def_property_readonly(
+          "operation", [](const jalErrorRecord& r) { return r.operation; }, "launch, copy, ...; empty when unknown.")
+      .def_property_readonly(
+          "kernel", [](const jalErrorRecord& r) { return r.kernel; }, "Empty when no kernel ran.")
+      .def_property_readonly(
+          "source_file", [](const jalErrorRecord& r) { return r.source_file; },
+          "Of the instruction; empty when unknown.")
+      .def_property_readonly(
+          "source_line", [](const jalErrorRecord& r) { return r.source_line; }, "Of the instruction.")
+      .def_property_readonly(
+          "instruction",
+          [](const jalErrorRecord& r) -> std::optional<uint32_t> {
+            return r.instruction == UINT32_MAX ? std::nullopt : std::optional(r.instruction);
+          },
+          "Its number in the kernel; None outside of one.")
+      .def_property_readonly(
+          "grid_position",
+          [](const jalErrorRecord& r) {
+            return py::make_tuple(r.grid_position[0], r.grid_position[1], r.grid_position[2]);
+          },
+          "Of the program that failed: (x, y, z).")
+      .def_property_readonly(
+          "core", [](const jalErrorRecord& r) { return r.core; }, "The core it ran on.")
+      .def_property_readonly(
+          "address", [](const jalErrorRecord& r) { return r.address; },
+          "What was accessed: a device pointer, or a place in the scratchpad.")
+      .def_property_readonly(
+          "bytes", [](const jalErrorRecord& r) { return r.bytes; }, "How much was accessed.")
+      .def_property_readonly(
+          "access",
+          [](const jalErrorRecord& r) {
+            static const char* const kNames[] = {"", "read", "write", "execute"};
+            return kNames[r.access < 4 ? r.access : 0];
+          },
+          "read, write, execute, or empty.")
+      .def_property_readonly(
+          "allocation", [](const jalErrorRecord& r) { return r.allocation; },
+          "The allocation nearest to the address; 0: none.")
+      .def_property_readonly(
+          "allocation_bytes", [](const jalErrorRecord& r) { return r.allocation_bytes; }, "Its size.")
+      .def_property_readonly(
+          "allocation_offset", [](const jalErrorRecord& r) { return r.allocation_offset; },
+          "The address counted from the allocation's begin.")
+      .def_property_readonly(
+          "call_site", [](const jalErrorRecord& r) { return r.call_site; },
+          "file:line of the launch; empty when unknown.")
+      .def_property_readonly(
+          "detail", [](const jalErrorRecord& r) { return r.detail; }, "What happened, in words.")
       .def("__repr__",
            [](const jalErrorRecord& r) {
              return std::string("<jalapeno.ErrorRecord ") + jalGetErrorName(r.code) +
@@ -95,8 +122,11 @@ void define_errors(py::module_& m) {
       }
     }
   });
-  m.def("error_string", [](int code) { return jalGetErrorString(static_cast<jalError_t>(code)); });
-  m.def("version", [] { return jalGetVersion(); });
+  m.def(
+      "error_string", [](int code) { return jalGetErrorString(static_cast<jalError_t>(code)); },
+      "What a jalError_t means.");
+  m.def(
+      "version", [] { return jalGetVersion(); }, "The library's: major * 10000 + minor * 100 + patch.");
 }
 
 }  // namespace jalapeno::python

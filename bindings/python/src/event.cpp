@@ -32,7 +32,8 @@ void define_event(py::module_& m) {
 
 timing: elapsed() may be asked for.)")
       .def(py::init<DeviceRef, bool>(), py::arg("device"), py::arg("timing") = false)
-      .def_property_readonly("device", [](const Event& e) { return e.device; })
+      .def_property_readonly(
+          "device", [](const Event& e) { return e.device; }, "The Device it belongs to.")
       .def(
           "record",
           [](const std::shared_ptr<Event>& e, const StreamRef& stream) {
@@ -40,7 +41,8 @@ timing: elapsed() may be asked for.)")
             enqueue(*s, [&] { return jalEventRecord(e->handle, s->handle); });
             s->keep(e);
           },
-          py::arg("stream") = py::none())
+          py::arg("stream") = py::none(),
+          "Marks what is enqueued on the stream by now; records again over an older mark.")
       .def(
           "query",
           [](const Event& e) {
@@ -70,13 +72,16 @@ timing: elapsed() may be asked for.)")
   py::class_<Timeline, std::shared_ptr<Timeline>>(
       m, "Timeline", "A 64-bit value that only grows; device and host signal it and wait for it.")
       .def(py::init<DeviceRef, uint64_t>(), py::arg("device"), py::arg("initial") = 0)
-      .def_property_readonly("device", [](const Timeline& t) { return t.device; })
-      .def_property_readonly("value",
-                             [](const Timeline& t) {
-                               uint64_t v = 0;
-                               check(jalTimelineGetValue(t.handle, &v));
-                               return v;
-                             })
+      .def_property_readonly(
+          "device", [](const Timeline& t) { return t.device; }, "The Device it belongs to.")
+      .def_property_readonly(
+          "value",
+          [](const Timeline& t) {
+            uint64_t v = 0;
+            check(jalTimelineGetValue(t.handle, &v));
+            return v;
+          },
+          "The present value.")
       .def(
           "signal", [](const Timeline& t, uint64_t value) { check(jalTimelineSignal(t.handle, value)); },
           py::arg("value"), "From the host. A value that is not above the present one changes nothing.")

@@ -11,7 +11,8 @@ namespace {
 // Records what a stream is given, then replays it with one packet. Keeps every array and kernel it names alive.
 struct Graph {
   ~Graph() {
-    if (exec != nullptr && device->handle != nullptr) without_gil([&] { (void)jalGraphExecDestroy(exec); });
+    if (exec != nullptr && device->handle != nullptr && !ending())
+      without_gil([&] { (void)jalGraphExecDestroy(exec); });
   }
   DeviceRef device;
   jalGraphExec_t exec = nullptr;
@@ -38,7 +39,8 @@ void define_graph(py::module_& m) {
   py::class_<Graph, std::shared_ptr<Graph>>(m, "Graph",
                                             "Work recorded once with Stream.capture(), replayed with launch().")
       .def("launch", &Graph::launch, py::arg("stream") = py::none(), "Enqueues the whole recording. Never blocks.")
-      .def_property_readonly("nodes", [](const Graph& g) { return g.nodes; })
+      .def_property_readonly(
+          "nodes", [](const Graph& g) { return g.nodes; }, "How many operations were recorded.")
       .def(
           "set_arguments",
           [](const std::shared_ptr<Graph>& g, uint32_t node, const std::shared_ptr<Kernel>& kernel,
@@ -56,7 +58,8 @@ void define_graph(py::module_& m) {
           },
           py::arg("node"), py::arg("kernel"),
           "Replaces the arguments of launch node `node` (counted in capture order), which launches `kernel`. Waits for "
-          "launches in flight.");
+          "launches in flight.")
+      .def("__repr__", [](const Graph& g) { return "<jalapeno.Graph of " + std::to_string(g.nodes) + " nodes>"; });
   py::class_<Capture>(m, "Capture", "The context manager of Stream.capture().")
       .def("__enter__",
            [](Capture& c) {

@@ -19,7 +19,7 @@ Module::Module(DeviceRef d, const py::bytes& image) : device(std::move(d)) {
   check(jalModuleLoadData(device->get(), bytes.data(), bytes.size(), &handle));
 }
 Module::~Module() {
-  if (device->handle != nullptr) without_gil([&] { (void)jalModuleUnload(handle); });
+  if (device->handle != nullptr && !ending()) without_gil([&] { (void)jalModuleUnload(handle); });
 }
 
 Kernel::Kernel(DeviceRef d, std::shared_ptr<Module> m, jalKernel_t h)
@@ -264,9 +264,12 @@ against the kernel's arguments. Never blocks, unless the stream's ring is full.)
             return std::make_shared<PreparedLaunch>(k, grid, args);
           },
           py::arg("grid"), "A PreparedLaunch with this grid and these arguments.")
-      .def_property_readonly("name", [](const Kernel& k) { return k.info.name; })
-      .def_property_readonly("device", [](const Kernel& k) { return k.device; })
-      .def_property_readonly("instructions", [](const Kernel& k) { return k.info.instructions; })
+      .def_property_readonly(
+          "name", [](const Kernel& k) { return k.info.name; }, "As the module has it.")
+      .def_property_readonly(
+          "device", [](const Kernel& k) { return k.device; }, "The Device it belongs to.")
+      .def_property_readonly(
+          "instructions", [](const Kernel& k) { return k.info.instructions; }, "How many it has.")
       .def_property_readonly(
           "spm_bytes", [](const Kernel& k) { return k.info.spm_bytes; }, "Scratchpad it uses.")
       .def_property_readonly(
@@ -292,23 +295,32 @@ module["name"] is one of them. Raises ImageError naming the offset and the rule 
              return std::make_shared<Module>(d, py::module_::import("os").attr("fspath")(image).cast<std::string>());
            }),
            py::arg("device"), py::arg("image"))
-      .def_property_readonly("device", [](const Module& x) { return x.device; })
+      .def_property_readonly(
+          "device", [](const Module& x) { return x.device; }, "The Device it belongs to.")
       .def("__getitem__",
            [](const std::shared_ptr<Module>& x, const std::string& name) {
              jalKernel_t k = nullptr;
              check(jalModuleGetKernel(x->handle, name.c_str(), &k));
              return std::make_shared<Kernel>(x->device, x, k);
            })
-      .def_property_readonly("kernels", [](const std::shared_ptr<Module>& x) {
+      .def_property_readonly(
+          "kernels",
+          [](const std::shared_ptr<Module>& x) {
+            uint32_t count = 0;
+            check(jalModuleGetKernelCount(x->handle, &count));
+            std::vector<std::shared_ptr<Kernel>> out;
+            for (uint32_t n = 0; n < count; ++n) {
+              jalKernel_t k = nullptr;
+              check(jalModuleGetKernelByIndex(x->handle, n, &k));
+              out.push_back(std::make_shared<Kernel>(x->device, x, k));
+            }
+            return out;
+          },
+          "All of them, as a list.")
+      .def("__repr__", [](const Module& x) {
         uint32_t count = 0;
-        check(jalModuleGetKernelCount(x->handle, &count));
-        std::vector<std::shared_ptr<Kernel>> out;
-        for (uint32_t n = 0; n < count; ++n) {
-          jalKernel_t k = nullptr;
-          check(jalModuleGetKernelByIndex(x->handle, n, &k));
-          out.push_back(std::make_shared<Kernel>(x->device, x, k));
-        }
-        return out;
+        (void)jalModuleGetKernelCount(x.handle, &count);
+        return "<jalapeno.Module of " + std::to_string(count) + " kernels>";
       });
   m.def(
       "launch",

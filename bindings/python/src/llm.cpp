@@ -44,7 +44,7 @@ struct Model {
     };
     try {
       told([&] {
-        py::gil_scoped_release release;
+        const Released released;
         const llm::Gguf file(path);
         tokenizer = llm::Tokenizer::create(file);
         model = std::make_unique<llm::Model>(view, file, context, sequences, tell);
@@ -69,7 +69,7 @@ struct Model {
   template <class F>
   auto with(F f) {
     return told([&] {
-      py::gil_scoped_release release;
+      const Released released;
       const std::lock_guard lock(mutex);
       if (device->handle == nullptr || model == nullptr) fail(jalErrorInvalidHandle, "the model's device was closed");
       return f(*model);
@@ -98,47 +98,68 @@ void define_llm(py::module_& m) {
   py::class_<Model>(m, "LanguageModel", "Use jalapeno.llm.Model.")
       .def(py::init<DeviceRef, const std::string&, uint32_t, uint32_t, const py::object&>(), py::arg("device"),
            py::arg("path"), py::arg("context"), py::arg("sequences"), py::arg("progress"))
-      .def_property_readonly("device", [](const Model& x) { return x.device; })
-      .def_property_readonly("parameters",
-                             [](const Model& x) {
-                               const llm::Hyperparameters& h = x.model->parameters();
-                               py::dict d;
-                               d["layers"] = h.layers, d["width"] = h.width, d["ffn"] = h.ffn, d["heads"] = h.heads;
-                               d["kv_heads"] = h.kv_heads, d["head"] = h.head, d["vocabulary"] = h.vocabulary;
-                               d["context"] = h.context;
-                               return d;
-                             })
-      .def_property_readonly("weight_bytes", [](const Model& x) { return x.model->weight_bytes(); })
-      .def("encode",
-           [](const Model& x, const std::string& text) { return told([&] { return x.tokenizer->encode(text); }); })
-      .def("decode",
-           [](const Model& x, int32_t token) {
-             if (token < 0 || static_cast<size_t>(token) >= x.tokenizer->size())
-               fail(jalErrorInvalidValue,
-                    "token " + std::to_string(token) + ", expected 0 to " + std::to_string(x.tokenizer->size() - 1));
-             return py::bytes(x.tokenizer->decode(token));
-           })
-      .def("ends_text", [](const Model& x, int32_t token) { return x.tokenizer->ends_text(token); })
-      .def("position", [](Model& x) { return x.with([](llm::Model& l) { return l.position(); }); })
-      .def("prefill",
-           [](Model& x, const std::vector<int32_t>& tokens) { x.with([&](llm::Model& l) { l.prefill(tokens); }); })
-      .def("first",
-           [](Model& x, float temperature, uint32_t top_k, float top_p, int64_t seed) {
-             const llm::Sampling s = sampling(temperature, top_k, top_p, seed);
-             return x.with([&](llm::Model& l) { return l.first(s); });
-           })
-      .def("step",
-           [](Model& x, float temperature, uint32_t top_k, float top_p, int64_t seed) {
-             const llm::Sampling s = sampling(temperature, top_k, top_p, seed);
-             return x.with([&](llm::Model& l) { return l.step(s)[0]; });
-           })
-      .def("logits", [](Model& x, const std::vector<int32_t>& tokens) {
-        std::vector<float> values = x.with([&](llm::Model& l) { return l.logits(tokens); });
-        const auto columns = static_cast<py::ssize_t>(x.model->parameters().vocabulary);
-        py::array_t<float> out({static_cast<py::ssize_t>(tokens.size()), columns});
-        std::copy(values.begin(), values.end(), out.mutable_data());
-        return out;
-      });
+      .def_property_readonly(
+          "device", [](const Model& x) { return x.device; }, "Where it runs.")
+      .def_property_readonly(
+          "parameters",
+          [](const Model& x) {
+            const llm::Hyperparameters& h = x.model->parameters();
+            py::dict d;
+            d["layers"] = h.layers, d["width"] = h.width, d["ffn"] = h.ffn, d["heads"] = h.heads;
+            d["kv_heads"] = h.kv_heads, d["head"] = h.head, d["vocabulary"] = h.vocabulary;
+            d["context"] = h.context;
+            return d;
+          },
+          "Sizes as a dict.")
+      .def_property_readonly(
+          "weight_bytes", [](const Model& x) { return x.model->weight_bytes(); }, "Of the weights on the device.")
+      .def(
+          "encode",
+          [](const Model& x, const std::string& text) { return told([&] { return x.tokenizer->encode(text); }); },
+          "Text to token ids.")
+      .def(
+          "decode",
+          [](const Model& x, int32_t token) {
+            if (token < 0 || static_cast<size_t>(token) >= x.tokenizer->size())
+              fail(jalErrorInvalidValue,
+                   "token " + std::to_string(token) + ", expected 0 to " + std::to_string(x.tokenizer->size() - 1));
+            return py::bytes(x.tokenizer->decode(token));
+          },
+          "The bytes of a token.")
+      .def(
+          "ends_text", [](const Model& x, int32_t token) { return x.tokenizer->ends_text(token); },
+          "Whether the token ends the text.")
+      .def(
+          "position", [](Model& x) { return x.with([](llm::Model& l) { return l.position(); }); },
+          "How many tokens the cache holds.")
+      .def(
+          "prefill",
+          [](Model& x, const std::vector<int32_t>& tokens) { x.with([&](llm::Model& l) { l.prefill(tokens); }); },
+          "Begins a sequence with these tokens.")
+      .def(
+          "first",
+          [](Model& x, float temperature, uint32_t top_k, float top_p, int64_t seed) {
+            const llm::Sampling s = sampling(temperature, top_k, top_p, seed);
+            return x.with([&](llm::Model& l) { return l.first(s); });
+          },
+          "The token after the prefill: (temperature, top_k, top_p, seed).")
+      .def(
+          "step",
+          [](Model& x, float temperature, uint32_t top_k, float top_p, int64_t seed) {
+            const llm::Sampling s = sampling(temperature, top_k, top_p, seed);
+            return x.with([&](llm::Model& l) { return l.step(s)[0]; });
+          },
+          "The next token: (temperature, top_k, top_p, seed).")
+      .def(
+          "logits",
+          [](Model& x, const std::vector<int32_t>& tokens) {
+            std::vector<float> values = x.with([&](llm::Model& l) { return l.logits(tokens); });
+            const auto columns = static_cast<py::ssize_t>(x.model->parameters().vocabulary);
+            py::array_t<float> out({static_cast<py::ssize_t>(tokens.size()), columns});
+            std::copy(values.begin(), values.end(), out.mutable_data());
+            return out;
+          },
+          "Behind every position, float32 [len(tokens), vocabulary].");
 }
 
 }  // namespace jalapeno::python

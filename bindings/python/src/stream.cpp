@@ -36,7 +36,7 @@ Stream::Stream(DeviceRef d, int priority, uint32_t ring_entries) : device(std::m
 }
 Stream::~Stream() {
   device->dismiss(handle);
-  if (device->handle != nullptr) without_gil([&] { (void)jalStreamDestroy(handle); });
+  if (device->handle != nullptr && !ending()) without_gil([&] { (void)jalStreamDestroy(handle); });
 }
 void Stream::synchronize(const Timeout& timeout) {
   check(wait(timeout, [h = handle](uint64_t ns) { return jalStreamSynchronizeUntil(h, ns); }), handle);
@@ -95,7 +95,8 @@ Raises BusyError when the device has no queue left. Thread-safe.)")
                fail(jalErrorIllegalState, "no stream is current; leave a with block that was entered");
              set_current(py::reinterpret_borrow<py::tuple>(entry)[1]);
            })
-      .def_property_readonly("device", [](const Stream& s) { return s.device->shared_from_this(); })
+      .def_property_readonly(
+          "device", [](const Stream& s) { return s.device->shared_from_this(); }, "The Device it belongs to.")
       .def("synchronize", &Stream::synchronize, py::arg("timeout") = py::none(),
            R"(Waits until all enqueued work is done, without the GIL; Ctrl-C interrupts.
 
@@ -164,20 +165,23 @@ error with its record: KernelError, DependencyError, ...)")
             PyObject* f = function.inc_ref().ptr();
             s.wait_for_room();
             jalError_t e;
-            Py_BEGIN_ALLOW_THREADS e = jalLaunchHostFunc(
-                s.handle,
-                [](void* data) {
-                  if (!Py_IsInitialized() || _Py_IsFinalizing()) return;
-                  py::gil_scoped_acquire acquire;
-                  auto call = py::reinterpret_steal<py::function>(static_cast<PyObject*>(data));
-                  try {
-                    call();
-                  } catch (py::error_already_set& error) {
-                    error.discard_as_unraisable(call);
-                  }
-                },
-                f);
-            Py_END_ALLOW_THREADS if (e != jalSuccess) Py_DECREF(f);
+            {
+              const Released released;
+              e = jalLaunchHostFunc(
+                  s.handle,
+                  [](void* data) {
+                    if (ending()) return;
+                    py::gil_scoped_acquire acquire;
+                    auto call = py::reinterpret_steal<py::function>(static_cast<PyObject*>(data));
+                    try {
+                      call();
+                    } catch (py::error_already_set& error) {
+                      error.discard_as_unraisable(call);
+                    }
+                  },
+                  f);
+            }
+            if (e != jalSuccess) Py_DECREF(f);
             check(e, s.handle);
           },
           py::arg("function"),

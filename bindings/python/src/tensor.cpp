@@ -372,38 +372,47 @@ void define_tensor(py::module_& m) {
              return std::make_shared<Memory>(d, bytes, place_named(place), stream);
            }),
            py::arg("device"), py::arg("bytes"), py::arg("place") = "device", py::arg("stream") = py::none())
-      .def_property_readonly("device", [](const Memory& x) { return x.device; })
-      .def_property_readonly("place", [](const Memory& x) { return place_name(x.place); })
-      .def_property_readonly("bytes", [](const Memory& x) { return x.bytes; })
+      .def_property_readonly(
+          "device", [](const Memory& x) { return x.device; }, "The Device, or None for plain host memory.")
+      .def_property_readonly(
+          "place", [](const Memory& x) { return place_name(x.place); },
+          "device, pinned (host memory the device reaches) or host.")
+      .def_property_readonly(
+          "bytes", [](const Memory& x) { return x.bytes; }, "Its size.")
       .def("__repr__",
            [](const Memory& x) {
              return "<jalapeno.Memory of " + std::to_string(x.bytes) + " bytes, " + place_name(x.place) +
                     (x.device != nullptr ? " of " + std::string(x.device->properties.uri) : "") + ">";
            })
-      .def_property_readonly("freed", [](const Memory& x) { return x.freed; })
-      .def("free",
-           [](Memory& x) {
-             if (x.exports > 0)
-               fail(jalErrorIllegalState,
-                    std::to_string(x.exports) + " buffers of the array's memory are still in use");
-             x.free();
-           })
-      .def_static("of_buffer", [](const py::buffer& b, bool writable) {
-        // Keeps the exporter's buffer for as long as the memory lives.
-        auto* view = new Py_buffer;
-        if (PyObject_GetBuffer(b.ptr(), view, PyBUF_STRIDES | (writable ? PyBUF_WRITABLE : 0)) != 0) {
-          delete view;
-          throw py::error_already_set();
-        }
-        py::capsule owner(view, [](void* p) {
-          PyBuffer_Release(static_cast<Py_buffer*>(p));
-          delete static_cast<Py_buffer*>(p);
-        });
-        size_t span = view->len == 0 ? 0 : static_cast<size_t>(view->itemsize);
-        for (int k = 0; k < view->ndim && span != 0; ++k)
-          span += static_cast<size_t>((view->shape[k] - 1) * view->strides[k]);
-        return std::make_shared<Memory>(view->buf, span, owner);
-      });
+      .def_property_readonly(
+          "freed", [](const Memory& x) { return x.freed; }, "Whether free() was called.")
+      .def(
+          "free",
+          [](Memory& x) {
+            if (x.exports > 0)
+              fail(jalErrorIllegalState, std::to_string(x.exports) + " buffers of the array's memory are still in use");
+            x.free();
+          },
+          "Gives it back now; later use raises InvalidHandleError. IllegalStateError while buffers of it are in use.")
+      .def_static(
+          "of_buffer",
+          [](const py::buffer& b, bool writable) {
+            // Keeps the exporter's buffer for as long as the memory lives.
+            auto* view = new Py_buffer;
+            if (PyObject_GetBuffer(b.ptr(), view, PyBUF_STRIDES | (writable ? PyBUF_WRITABLE : 0)) != 0) {
+              delete view;
+              throw py::error_already_set();
+            }
+            py::capsule owner(view, [](void* p) {
+              PyBuffer_Release(static_cast<Py_buffer*>(p));
+              delete static_cast<Py_buffer*>(p);
+            });
+            size_t span = view->len == 0 ? 0 : static_cast<size_t>(view->itemsize);
+            for (int k = 0; k < view->ndim && span != 0; ++k)
+              span += static_cast<size_t>((view->shape[k] - 1) * view->strides[k]);
+            return std::make_shared<Memory>(view->buf, span, owner);
+          },
+          "The memory of an object with the buffer protocol, kept for as long as this one lives.");
 
   py::class_<Tensor> tensor(m, "Tensor", py::dynamic_attr(),
                             "A view of memory with element type, shape and strides; base of jalapeno.Array.");
@@ -411,27 +420,35 @@ void define_tensor(py::module_& m) {
       .def(py::init(&make_tensor), py::arg("memory"), py::arg("offset"), py::arg("dtype"), py::arg("shape"),
            py::arg("strides") = py::none(), py::arg("writable") = true)
       .def(py::init([](const Tensor& t) { return t; }))
-      .def_property_readonly("memory", [](const Tensor& t) { return t.memory; })
+      .def_property_readonly(
+          "memory", [](const Tensor& t) { return t.memory; }, "What it is a view of.")
       .def_property_readonly(
           "device", [](const Tensor& t) { return t.memory->device; }, "The Device, or None for plain host memory.")
       .def_property_readonly(
           "place", [](const Tensor& t) { return place_name(t.memory->place); },
           "\"device\", \"pinned\" (host memory the device reaches) or \"host\".")
-      .def_property_readonly("offset", [](const Tensor& t) { return t.offset; })
-      .def_property_readonly("dtype_name", [](const Tensor& t) { return t.dtype->name; })
-      .def_property_readonly("shape", [](const Tensor& t) { return tuple_of(t.shape); })
+      .def_property_readonly(
+          "offset", [](const Tensor& t) { return t.offset; }, "Of the first element in the memory, in bytes.")
+      .def_property_readonly(
+          "dtype_name", [](const Tensor& t) { return t.dtype->name; }, "The element type's name.")
+      .def_property_readonly(
+          "shape", [](const Tensor& t) { return tuple_of(t.shape); }, "The extents.")
       .def_property_readonly(
           "strides", [](const Tensor& t) { return tuple_of(t.strides); }, "Bytes, as NumPy's.")
-      .def_property_readonly("ndim", [](const Tensor& t) { return t.shape.size(); })
-      .def_property_readonly("size", &Tensor::size)
-      .def_property_readonly("itemsize", [](const Tensor& t) { return t.dtype->bytes; })
-      .def_property_readonly("nbytes", [](const Tensor& t) { return t.size() * t.dtype->bytes; })
-      .def_property_readonly("is_contiguous", &Tensor::contiguous)
-      .def_property_readonly("writable", [](const Tensor& t) { return t.writable; })
+      .def_property_readonly(
+          "ndim", [](const Tensor& t) { return t.shape.size(); }, "How many dimensions it has.")
+      .def_property_readonly("size", &Tensor::size, "How many elements it has.")
+      .def_property_readonly(
+          "itemsize", [](const Tensor& t) { return t.dtype->bytes; }, "Bytes of an element.")
+      .def_property_readonly(
+          "nbytes", [](const Tensor& t) { return t.size() * t.dtype->bytes; }, "Bytes of all elements.")
+      .def_property_readonly("is_contiguous", &Tensor::contiguous, "Whether the elements lie dense, row by row.")
+      .def_property_readonly(
+          "writable", [](const Tensor& t) { return t.writable; }, "Whether copies may change it.")
       .def_property_readonly(
           "pointer", [](const Tensor& t) { return reinterpret_cast<uintptr_t>(t.data()); },
           "Of the first element: a device pointer, or a host address.")
-      .def("dlpack_capsule", &to_dlpack);
+      .def("dlpack_capsule", &to_dlpack, "A DLPack capsule of the memory as it is, without waiting.");
   auto* type = reinterpret_cast<PyHeapTypeObject*>(tensor.ptr());
   type->as_buffer.bf_getbuffer = get_buffer, type->as_buffer.bf_releasebuffer = release_buffer;
   type->ht_type.tp_as_buffer = &type->as_buffer;
@@ -455,8 +472,10 @@ void define_tensor(py::module_& m) {
         });
         stream->keep(t.memory);
       },
-      py::arg("tensor"), py::arg("pattern"), py::arg("stream"));
-  m.def("from_dlpack", &from_dlpack, py::arg("capsule"));
+      py::arg("tensor"), py::arg("pattern"), py::arg("stream"),
+      "Enqueues writing the pattern's low bytes to every element.");
+  m.def("from_dlpack", &from_dlpack, py::arg("capsule"),
+        "A view of a DLPack capsule's memory; takes the capsule over.");
   py::list types;
   for (const DType& d : kDTypes) types.append(py::make_tuple(d.name, d.bytes, d.numpy, d.native, d.code));
   m.attr("dtypes") = types;
