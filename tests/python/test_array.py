@@ -678,3 +678,16 @@ def test_operators_equal_numpys(device):
             op("x", a)
     np.testing.assert_array_equal((-a).numpy(), -n)
     assert (a == a) is True and a != jal.array(n, device=device)
+
+
+def test_the_default_device_can_be_named():
+    first = jal.default_device()
+    with jal.Device("emu:?hbm=64M") as other:
+        jal.set_default_device(other)
+        try:
+            assert jal.default_device() is other and jal.zeros(3).device is other
+        finally:
+            jal.set_default_device(first)
+    assert jal.zeros(3).device is first
+    with pytest.raises(TypeError, match="set_default_device of a str, expected a jalapeno.Device or None"):
+        jal.set_default_device("emu:")

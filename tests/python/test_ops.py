@@ -39,8 +39,7 @@ POSITIVE = ("log", "sqrt", "rsqrt")
 
 def test_every_function_is_tested():
     here = {*UNARY, *BINARY, "argmax", "attention", "convert", "embedding", "linear", "matmul", "rmsnorm", "rope", "softmax",
-            "swiglu", "topk",
-            "transpose"}
+            "swiglu", "topk", "transpose", "sum", "mean", "max", "min"}
     assert here == set(ops.__all__)
     for name in ops.__all__:
         assert getattr(ops, name).__doc__
@@ -369,7 +368,7 @@ def test_rows_refuse(device, refuses):
             (lambda: ops.rope(x, table, table, 3, head=8), ValueError, "rope: positions 3 to 4, expected 0 to 3"),
             (lambda: ops.rope(x, table, table, -1, head=8), ValueError, "rope: positions -1 to 0, expected 0 to 3"),
             (lambda: ops.rope(x, table, table, 0.5, head=8), TypeError, "rope: position is 0.5, expected an int"),
-            (lambda: ops.attention(q, k, k, position=6), ValueError, "attention: positions up to 8, but k has 8 slots"),
+            (lambda: ops.attention(q, k, k, position=6), ValueError, "attention: positions 6 to 8, expected 0 to 7"),
             (lambda: ops.attention(q, k, k[:4]), ValueError,
              "attention: k is float32 (8, 4) and v float32 (4, 4), expected one type and shape"),
             (lambda: ops.attention(q, jal.ones((8, 6), device=device), jal.ones((8, 6), device=device)), ValueError,
@@ -408,3 +407,73 @@ def test_ops_in_a_graph(device, stream):
     graph.launch(stream)
     stream.synchronize()
     close(out, np.full((4, 8), 1 / 8), 1e-6)
+
+
+# ---- Reductions ----
+@pytest.mark.parametrize("name", ["sum", "mean", "max", "min"])
+@pytest.mark.parametrize("shape", [(1,), (7,), (5000,), (1, 1), (3, 17), (130, 70), (2, 9001), (2, 3, 40)])
+def test_reductions_agree_with_numpy(name, shape):
+    x = np.random.default_rng(3).standard_normal(shape).astype(np.float32)
+    a = jal.array(x)
+    for axis in {None, -1, len(shape) - 1} | ({0} if len(shape) <= 2 else set()):
+        for keepdims in (False, True):
+            got = getattr(jal.ops, name)(a, axis=axis, keepdims=keepdims)
+            want = getattr(np, name)(x.astype(np.float64), axis=axis, keepdims=keepdims)
+            assert got.shape == want.shape
+            np.testing.assert_allclose(got.numpy(), want, rtol=1e-5, atol=1e-5 * np.sqrt(x.size))
+
+
+def test_reductions_of_views_types_and_nothing():
+    x = np.arange(24, dtype=np.float32).reshape(4, 6)
+    a = jal.array(x)
+    assert np.array_equal(jal.ops.sum(a[1:, ::2], axis=1).numpy(), x[1:, ::2].sum(1))
+    assert np.array_equal(jal.ops.max(a.T, axis=1).numpy(), x.T.max(1))
+    assert jal.ops.sum(jal.array(x, jal.bfloat16)).item() == x.sum()
+    assert jal.ops.sum(jal.zeros((3, 0)), axis=1).tolist() == [0, 0, 0]
+    out = jal.empty(4, np.int32)
+    assert jal.ops.sum(a, axis=1, out=out) is out and np.array_equal(out.numpy(), x.sum(1))
+    with pytest.raises(ValueError, match=r"max: shape \(3, 0\) has nothing along the axis"):
+        jal.ops.max(jal.zeros((3, 0)), axis=1)
+    with pytest.raises(ValueError, match=r"mean: shape \(0,\) has nothing along the axis"):
+        jal.ops.mean(jal.zeros(0))
+    with pytest.raises(ValueError, match=r"sum: axis 2 of shape \(4, 6\)"):
+        jal.ops.sum(a, axis=2)
+    with pytest.raises(ValueError, match=r"sum: axis 0 of shape \(2, 2, 2\), expected the last axis, None, or either of a matrix"):
+        jal.ops.sum(jal.zeros((2, 2, 2)), axis=0)
+
+
+def test_softmax_of_wide_and_narrow_rows():
+    for shape in ((3, 1), (70, 33), (2, 8192), (2, 8193), (2, 3, 5)):
+        x = np.random.default_rng(4).standard_normal(shape).astype(np.float32) * 5
+        e = np.exp(x.astype(np.float64) - x.max(-1, keepdims=True))
+        np.testing.assert_allclose(jal.ops.softmax(jal.array(x)).numpy(), e / e.sum(-1, keepdims=True), atol=2e-6)
+
+
+# ---- Positions on the device, as a graph that decodes needs them ----
+def test_position_as_an_array_can_be_captured_and_changed():
+    rng = np.random.default_rng(5)
+    q = jal.array(rng.standard_normal((4, 1, 32)).astype(np.float32))
+    k, v = (jal.array(rng.standard_normal((20, 64)).astype(np.float32)) for _ in range(2))
+    position, out, stream = jal.array([3], np.int32), jal.empty(q.shape), jal.Stream(q.device)
+    jal.ops.attention(q, k, v, position=position, out=out)  # builds the kernel
+    with stream, stream.capture() as graph:
+        jal.ops.attention(q, k, v, position=position, out=out)
+    for at in (3, 11, 19):
+        with stream:
+            position.copy_from([at])
+            graph.launch()
+            got = out.numpy()
+        assert np.array_equal(got, jal.ops.attention(q, k, v, position=at).numpy())
+    x, cosine, sine = jal.ones((1, 32)), jal.ones((20, 16)), jal.zeros((20, 16))
+    assert np.array_equal(jal.ops.rope(x, cosine, sine, position, head=32).numpy(), x.numpy())
+    for wrong in (jal.array([1, 2], np.int32), jal.array([1.0])):
+        with pytest.raises(TypeError, match="expected an int or one int32 on the same device"):
+            jal.ops.rope(x, cosine, sine, wrong, head=32)
+
+
+@pytest.mark.parametrize("dtype", [jal.float8_e4m3, jal.float8_e5m2])
+def test_linear_with_eight_bit_float_weights(dtype):
+    rng = np.random.default_rng(6)
+    x, w = rng.standard_normal((5, 64)).astype(np.float32), jal.array(rng.standard_normal((33, 64)).astype(np.float32), dtype)
+    got, want = jal.ops.linear(jal.array(x), w).numpy(), x.astype(np.float64) @ w.numpy().T.astype(np.float64)
+    np.testing.assert_allclose(got, want, atol=6 * 2**-9 * np.abs(x).max() * np.linalg.norm(w.numpy(), axis=1).max())

@@ -10,9 +10,9 @@ from ._core import (Capture, Device, Elapsed, ErrorRecord, Event, Graph, Kernel,
 from .errors import (BusyError, CaptureError, CompileError, DependencyError, DeviceError, Error, ForkedError,
                      IllegalStateError, ImageError, InvalidHandleError, InvalidValueError, KernelError, NotFoundError,
                      OutOfMemoryError, UnsupportedError, WaitTimeout)
-from .dtypes import DType, bfloat16, bool_, dtype, float16, float32, int8, int32, int64, uint8
-from .array import (Array, arange, array, asarray, default_device, empty, empty_like, from_dlpack, full, ones, zeros,
-                    zeros_like)
+from .dtypes import DType, bfloat16, bool_, dtype, float8_e4m3, float8_e5m2, float16, float32, int8, int32, int64, uint8
+from .array import (Array, arange, array, asarray, default_device, empty, empty_like, from_dlpack, full, ones,
+                    set_default_device, zeros, zeros_like)
 from .kernel import Compiled, JitKernel, kernel
 from .report import Report
 from .autotune import Choice, Trial, Tuned, autotune
@@ -22,8 +22,8 @@ from . import aio, language, llm, ops
 __all__ = ["aio", "arange", "Array", "array", "asarray", "autotune", "bfloat16", "bool_", "BusyError", "Capture",
            "CaptureError", "cdiv", "Choice", "Compiled", "CompileError", "current_stream", "default_device",
            "DependencyError", "Device", "DeviceError", "devices", "DType", "dtype", "Elapsed", "empty", "empty_like",
-           "Error", "ErrorRecord", "Event", "float16", "float32", "ForkedError", "from_dlpack", "full", "Graph",
+           "Error", "ErrorRecord", "Event", "float8_e4m3", "float8_e5m2", "float16", "float32", "ForkedError", "from_dlpack", "full", "Graph",
            "IllegalStateError", "ImageError", "int32", "int64", "int8", "InvalidHandleError", "InvalidValueError",
            "JitKernel", "Kernel", "kernel", "KernelError", "language", "library_kernel", "llm", "Memory", "Module",
-           "NotFoundError", "ones", "ops", "OutOfMemoryError", "PreparedLaunch", "Report", "Stream", "Timeline",
+           "NotFoundError", "ones", "ops", "OutOfMemoryError", "PreparedLaunch", "Report", "set_default_device", "Stream", "Timeline",
            "Trial", "Tuned", "uint8", "UnsupportedError", "WaitTimeout", "zeros", "zeros_like"]

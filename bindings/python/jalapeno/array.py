@@ -22,13 +22,22 @@ _default_lock = threading.Lock()
 
 
 def default_device() -> Device:
-    """The device that is used where none is named: the first of jalapeno.devices(), opened at first use. Stays open until the
-    process ends or it is closed; then the next use opens another."""
+    """The device that is used where none is named: the first of jalapeno.devices(), opened at first use, unless
+    set_default_device() named another. Stays open until the process ends or it is closed; then the next use opens another."""
     global _default
     with _default_lock:
         if _default is None or _default.closed:
             _default = Device()
         return _default
+
+
+def set_default_device(device: Device | None) -> None:
+    """Makes this device the one that is used where none is named, for all threads; None: the first of jalapeno.devices() again."""
+    global _default
+    if device is not None and not isinstance(device, Device):
+        raise TypeError(f"set_default_device of a {type(device).__name__}, expected a jalapeno.Device or None")
+    with _default_lock:
+        _default = device
 
 
 class Array(Tensor):

@@ -150,6 +150,8 @@ def dtype(what: Any) -> DType:
 float32 = _BY_NAME["float32"]
 bfloat16 = _BY_NAME["bfloat16"]
 float16 = _BY_NAME["float16"]
+float8_e4m3 = _BY_NAME["float8_e4m3"]
+float8_e5m2 = _BY_NAME["float8_e5m2"]
 int8 = _BY_NAME["int8"]
 int32 = _BY_NAME["int32"]
 int64 = _BY_NAME["int64"]

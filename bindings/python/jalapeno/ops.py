@@ -13,6 +13,7 @@ otherwise. Arithmetic is float32 whatever the operands hold; integers are exact 
 """
 from __future__ import annotations
 
+import builtins
 import math
 from typing import Any, Callable
 
@@ -22,7 +23,7 @@ from . import _core
 from . import language as tl
 from .array import Array, array, empty
 from ._core import Device, Kernel
-from .dtypes import DType, bfloat16, float16, float32, int32, int8
+from .dtypes import DType, bfloat16, float8_e4m3, float8_e5m2, float16, float32, int32, int8
 from .kernel import JitKernel
 
 _CODES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "float8_e4m3": "e4m3", "float8_e5m2": "e5m2"}
@@ -67,9 +68,18 @@ def _out(function: str, out: Array | None, shape: tuple[int, ...], dtype: DType 
     return out
 
 
-def _position(function: str, position: Any) -> None:
+def _position(function: str, position: Any, rows: int, limit: int, device: Device) -> Array:
+    """Of the first row, as an array. One that lies on the device already is not looked at: a graph may change it."""
+    if isinstance(position, Array):
+        if position.dtype is not int32 or position.size != 1 or position.device is not device:
+            raise TypeError(f"{function}: position is {position!r}, expected an int or one int32 on the same device")
+        return position.reshape(1)
     if not hasattr(position, "__index__"):
-        raise TypeError(f"{function}: position is {position!r}, expected an int")
+        raise TypeError(f"{function}: position is {position!r}, expected an int or one int32 on the same device")
+    first = position.__index__()
+    if first < 0 or first + rows > limit:
+        raise ValueError(f"{function}: positions {first} to {first + rows - 1}, expected 0 to {limit - 1}")
+    return array([first], int32, device)
 
 
 def _rows(x: Array) -> Array:
@@ -153,7 +163,7 @@ def _kernel(name: str, make: Callable[[], JitKernel]) -> JitKernel:
 
 
 def _blocks(n: int, device: Device) -> int:
-    return max(1, min(-(-n // _COLUMNS), _cores(device)))
+    return builtins.max(1, builtins.min(-(-n // _COLUMNS), _cores(device)))
 
 
 def _unary(name: str, x: Any, out: Array | None) -> Array:
@@ -231,7 +241,7 @@ def _broadcast(name: str, body: Callable[[Any, Any], Any], x: Array, y: Array, t
         raise ValueError(f"{name}: broadcasting {x.shape} with {y.shape} is not supported; one operand must have the result's "
                          "shape, and the other all of its leading axes or none")
     made = _kernel(f"{name}_rows{'_r' * swap}", lambda: _by_rows(f"{name}_rows", (lambda a, b: body(b, a)) if swap else body))
-    made[max(1, min(matrix[0], _cores(target.device)))](
+    made[builtins.max(1, builtins.min(matrix[0], _cores(target.device)))](
         full.contiguous().reshape(matrix), other.contiguous().reshape(leading, last), target.reshape(matrix),
         ROW=leading == 1, COLUMN=last == 1)
 
@@ -388,14 +398,14 @@ def linear(a: Array, w: Array, out: Array | None = None, *, accumulate: bool = F
             raise TypeError(f"linear: a is {a.dtype.name} and w {w.dtype.name}, expected a float type for a")
         kind = "matvec" if m <= 16 else "matmul"
         _run(device, f"{kind}_{_CODES[w.dtype.name]}{'_add' * accumulate}",
-             (max(1, -(-n // 128)), 1) if m <= 16 else _pieces(m, n, device), a, w, target)
+             (builtins.max(1, -(-n // 128)), 1) if m <= 16 else _pieces(m, n, device), a, w, target)
     if target is not result:
         result.copy_from(target)
     return result
 
 
 def _pieces(m: int, n: int, device: Device) -> tuple[int, int]:
-    return max(1, -(-n // 256)), max(1, -(-m // 256))
+    return builtins.max(1, -(-n // 256)), builtins.max(1, -(-m // 256))
 
 
 def _ones(n: int, device: Device) -> Array:
@@ -447,11 +457,109 @@ def matmul(a: Array, b: Array, out: Array | None = None) -> Array:
 
 
 # ---- Rows ----
+_NARROW = 8192  # columns of a row that is worked on whole
+
+
+def _softmax_kernel() -> JitKernel:
+    def softmax(x, out, *, ROWS, COLUMNS):  # type: ignore[no-untyped-def]
+        for i in tl.range(tl.program_id(0) * ROWS, out.shape[0], tl.num_programs(0) * ROWS, stages=2):
+            e = tl.load(x, (i, 0), (ROWS, COLUMNS), fill=-math.inf)
+            e = tl.exp(e - tl.max(e, axis=1))
+            tl.store(out, (i, 0), e / tl.sum(e, axis=1))
+    return JitKernel(softmax)
+
+
+def _reduction(name: str, identity: float, reduce: Callable[..., Any], join: Callable[..., Any]) -> JitKernel:
+    """Rows to one value each, in steps of some columns."""
+    def f(x, factor, out, *, ROWS, COLUMNS):  # type: ignore[no-untyped-def]
+        for i in tl.range(tl.program_id(0) * ROWS, out.shape[0], tl.num_programs(0) * ROWS):
+            total = tl.full((ROWS, 1), identity)
+            for j in tl.range(0, x.shape[1], COLUMNS, stages=2):
+                total = join(total, reduce(tl.load(x, (i, j), (ROWS, COLUMNS), fill=identity), axis=1))
+            tl.store(out, (i, 0), total * factor)
+    return JitKernel(f, name)
+
+
+_REDUCTIONS: dict[str, tuple[float, Callable[..., Any], Callable[..., Any]]] = {
+    "sum": (0.0, tl.sum, lambda a, b: a + b), "max": (-math.inf, tl.max, tl.maximum), "min": (math.inf, tl.min, tl.minimum),
+}
+
+
+def _block(columns: int) -> tuple[int, int]:
+    """(rows, columns) of a tile for rows of so many columns."""
+    wide = builtins.max(16, builtins.min(4096, 1 << (columns - 1).bit_length()))
+    return builtins.max(1, builtins.min(64, 65536 // wide)), wide
+
+
+def _reduce(function: str, kind: str, x: Any, axis: int | None, keepdims: bool, out: Array | None, factor: float = 1.0) -> Array:
+    _array(x, f"{function}: x", ndim=(1, 2, 3, 4))
+    if axis is not None and not -x.ndim <= axis < x.ndim:
+        raise ValueError(f"{function}: axis {axis} of shape {x.shape}")
+    last = axis is None or axis % x.ndim == x.ndim - 1
+    if not last and x.ndim != 2:
+        raise ValueError(f"{function}: axis {axis} of shape {x.shape}, expected the last axis, None, or either of a matrix")
+    source = x if last else transpose(_last_dense(x))
+    if axis is None:
+        matrix = source.reshape(1, x.size)
+        shape: tuple[int, ...] = (1,) * x.ndim if keepdims else ()
+    else:
+        matrix = _rows(_last_dense(source))
+        kept = list(x.shape)
+        kept[axis] = 1
+        shape = tuple(kept) if keepdims else tuple(kept[:axis % x.ndim] + kept[axis % x.ndim + 1:])
+    if not matrix.shape[1] and kind != "sum":
+        raise ValueError(f"{function}: shape {x.shape} has nothing along the axis")
+    result = _out(function, out, shape, None if out is not None else float32, x.device)
+    if result.size:
+        target = result if result.is_contiguous else empty(shape, result.dtype, x.device)
+        rows, columns = _block(builtins.max(1, matrix.shape[1]))
+        programs = builtins.min(-(-matrix.shape[0] // rows), _cores(x.device))
+        _kernel(kind, lambda: _reduction(kind, *_REDUCTIONS[kind]))[programs](
+            matrix, factor, target.reshape(matrix.shape[0], 1), ROWS=rows, COLUMNS=columns)
+        if target is not result:
+            result.copy_from(target)
+    return result
+
+
+def sum(x: Array, axis: int | None = None, keepdims: bool = False, out: Array | None = None) -> Array:  # noqa: A001
+    """Over the last axis, either axis of a matrix, or all (None). float32 sums, in an order of the device's."""
+    return _reduce("sum", "sum", x, axis, keepdims, out)
+
+
+def mean(x: Array, axis: int | None = None, keepdims: bool = False, out: Array | None = None) -> Array:
+    """The sum by the number of elements."""
+    _array(x, "mean: x", ndim=(1, 2, 3, 4))
+    n = x.size if axis is None else x.shape[axis] if -x.ndim <= axis < x.ndim else 1
+    if not n:
+        raise ValueError(f"mean: shape {x.shape} has nothing along the axis")
+    return _reduce("mean", "sum", x, axis, keepdims, out, 1.0 / n)
+
+
+def max(x: Array, axis: int | None = None, keepdims: bool = False, out: Array | None = None) -> Array:  # noqa: A001
+    """The largest, over the last axis, either axis of a matrix, or all (None)."""
+    return _reduce("max", "max", x, axis, keepdims, out)
+
+
+def min(x: Array, axis: int | None = None, keepdims: bool = False, out: Array | None = None) -> Array:  # noqa: A001
+    """The smallest, over the last axis, either axis of a matrix, or all (None)."""
+    return _reduce("min", "min", x, axis, keepdims, out)
+
+
 def softmax(x: Array, out: Array | None = None) -> Array:
     """exp(x - max) / sum along the last axis. float32."""
     _array(x, "softmax: x", ndim=(1, 2, 3, 4), dtypes=(float32,))
     result = _out("softmax", out, x.shape, float32, x.device)
-    return _over_rows("softmax", result, [x], lambda rows, target: (rows[0], target))
+    if not result.size or x.shape[-1] > _NARROW:
+        return _over_rows("softmax", result, [x], lambda rows, target: (rows[0], target))
+    target = result if result.is_contiguous else empty(x.shape, float32, x.device)
+    matrix = _rows(target)
+    columns = builtins.max(16, 1 << (x.shape[-1] - 1).bit_length())
+    rows = builtins.max(1, builtins.min(64, 65536 // columns))
+    _kernel("softmax", _softmax_kernel)[builtins.min(-(-matrix.shape[0] // rows), _cores(x.device))](
+        _rows(_last_dense(x) if x.ndim <= 2 else x.contiguous()), matrix, ROWS=rows, COLUMNS=columns)
+    if target is not result:
+        result.copy_from(target)
+    return result
 
 
 def rmsnorm(x: Array, weight: Array, eps: float = 1e-5, out: Array | None = None) -> Array:
@@ -482,7 +590,8 @@ def _over_rows(name: str, result: Array, inputs: list[Array], arguments: Callabl
         return result
     target = result if result.is_contiguous else empty(result.shape, result.dtype, result.device)
     matrix = _rows(target)
-    grid = (max(1, -(-matrix.shape[1] // columns)), matrix.shape[0]) if columns else matrix.shape[0]
+    rows = builtins.min(matrix.shape[0], _cores(result.device))
+    grid = (builtins.max(1, -(-matrix.shape[1] // columns)), matrix.shape[0]) if columns else rows
     _run(result.device, name, grid, *arguments([_rows(x.contiguous()) for x in inputs], matrix))
     if target is not result:
         result.copy_from(target)
@@ -504,8 +613,8 @@ def argmax(x: Array, out: Array | None = None) -> Array:
 def topk(x: Array, k: int) -> tuple[Array, Array]:
     """(values, int32 indices) of the k (at most 1024) largest of each row, largest first."""
     _array(x, "topk: x", ndim=(1, 2), dtypes=(float32,))
-    if not isinstance(k, int) or not 1 <= k <= min(1024, x.shape[-1]):
-        raise ValueError(f"topk: k is {k!r}, expected 1 to {min(1024, x.shape[-1])}")
+    if not isinstance(k, int) or not 1 <= k <= builtins.min(1024, x.shape[-1]):
+        raise ValueError(f"topk: k is {k!r}, expected 1 to {builtins.min(1024, x.shape[-1])}")
     rows = _rows(_last_dense(x))
     values, indices = empty((rows.shape[0], k), float32, x.device), empty((rows.shape[0], k), int32, x.device)
     if rows.shape[0]:
@@ -533,14 +642,11 @@ def rope(x: Array, cosine: Array, sine: Array, position: int = 0, *, head: int, 
     if sine.shape != cosine.shape or not 0 < rotated <= head or x.shape[1] % head:
         raise ValueError(f"rope: x has shape {x.shape}, heads of {head}, cosine {cosine.shape}, sine {sine.shape}; expected "
                          "columns in whole heads and tables of one shape with at most head / 2 columns")
-    _position("rope", position)
-    if position < 0 or position + x.shape[0] > cosine.shape[0]:
-        raise ValueError(f"rope: positions {position} to {position + x.shape[0] - 1}, expected 0 to {cosine.shape[0] - 1}")
     device = _together("rope", x=x, cosine=cosine, sine=sine)
     result = _out("rope", out, x.shape, float32, device)
     if result.size:
         _run(device, f"rope_{'interleaved' if interleaved else 'halves'}_d{head}_r{rotated}", x.shape[0], _last_dense(x),
-             _last_dense(cosine), _last_dense(sine), array([position], int32, device), result)
+             _last_dense(cosine), _last_dense(sine), _position("rope", position, x.shape[0], cosine.shape[0], device), result)
     return result
 
 
@@ -556,19 +662,16 @@ def attention(q: Array, k: Array, v: Array, *, position: int = 0, scale: float |
     if not d or k.shape[1] % d or not k.shape[1] or heads % (k.shape[1] // d):
         raise ValueError(f"attention: q has shape {q.shape} and k {k.shape}, expected k of kv_heads * {d} columns, heads a "
                          "multiple of kv_heads")
-    _position("attention", position)
-    if position < 0 or position + t > k.shape[0]:
-        raise ValueError(f"attention: positions up to {position + t - 1}, but k has {k.shape[0]} slots")
     device = _together("attention", q=q, k=k, v=v)
     result = _out("attention", out, q.shape, None if out is not None else float32, device)
     if result.size:
         group = heads // (k.shape[1] // d)
         _run(device, f"attention_causal_{_CODES[k.dtype.name]}_d{d}", (heads, -(-t // 64)), _last_dense(q), _last_dense(k),
              _last_dense(v),
-             array([position], int32, device), result, group, float(1 / math.sqrt(d) if scale is None else scale))
+             _position("attention", position, t, k.shape[0], device), result, group, float(1 / math.sqrt(d) if scale is None else scale))
     return result
 
 
 __all__ = ["abs", "add", "argmax", "attention", "convert", "cos", "divide", "embedding", "equal", "exp", "floor", "gelu", "less",
-           "less_equal", "linear", "log", "matmul", "maximum", "minimum", "multiply", "negative", "relu", "rmsnorm", "rope",
-           "rsqrt", "sigmoid", "silu", "sin", "softmax", "sqrt", "subtract", "swiglu", "tanh", "topk", "transpose"]
+           "less_equal", "linear", "log", "matmul", "max", "maximum", "mean", "min", "minimum", "multiply", "negative", "relu", "rmsnorm", "rope",
+           "rsqrt", "sigmoid", "silu", "sin", "softmax", "sqrt", "subtract", "sum", "swiglu", "tanh", "topk", "transpose"]
