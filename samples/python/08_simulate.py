@@ -22,10 +22,11 @@ from jalapeno import language as tl
 
 from tutorial import check, picture
 
+SOURCE = Path(__file__).read_text().splitlines()
 
 def expect(name: str, at: str, run) -> None:
     """run() must fail with this error, at the line of this file that ends with `at`."""
-    line = next(n for n, text in enumerate(Path(__file__).read_text().splitlines(), 1) if text.endswith(at))
+    line = next(n for n, text in enumerate(SOURCE, 1) if text.endswith(at))
     try:
         run()
         check("the mistake is found", False)
@@ -67,8 +68,13 @@ def first_blocks(x, y, limit, *, BLOCK=1024):
     tl.store(y, i, block)  # where i >= limit there is no block
 
 
-print("\n2. A tile that is loaded under a condition and used outside it. Found on every device, checked or not:")
-expect("jalErrorTileFault", "there is no block", lambda: launch(first_blocks, 3, jal.array(x), jal.empty(3000), 2000))
+print("\n2. A tile that is loaded under a condition and used outside it. Refused before anything runs:")
+try:
+    first_blocks[3](jal.array(x), jal.empty(3000), 2000)
+    check("refused", False)
+except jal.CompileError as e:
+    print(f"  {e}")
+    check("the message names the line of the use", SOURCE[e.line - 1].endswith("there is no block"))
 
 # ---- 3. A race between engines ----
 # Engines of a core run side by side: a load signals a semaphore that the vector engine waits for. The tile language
@@ -86,8 +92,7 @@ if not Path(assembler).exists():
     changed = []
 checked = jal.Device("emu:?hbm=256M&check=races,uninit,oob")  # as simulate() opens it
 for what, expected, instructions in changed:
-    command = [assembler, "-", "-o", "/dev/stdout"]
-    image = subprocess.run(command, input=instructions.encode(), stdout=subprocess.PIPE, check=True).stdout
+    image = subprocess.run([assembler, "-", "-o", "/dev/stdout"], input=instructions.encode(), stdout=subprocess.PIPE, check=True).stdout
     module = jal.Module(checked, image)  # kept: its lines are looked up when the failure is reported
     print(f"  without {what}:")
     expect(expected, "# the product and its store",
@@ -131,8 +136,7 @@ print(f"  simulate() passes, and {np.sum(np.abs(total - want) > 1e-4)} of 256 su
 maps = {k.name: writers(k) for k in (by_rows, by_columns)}
 print("  programs that write an element: " + ", ".join(f"{name} {m.sum(axis=0).max()}" for name, m in maps.items()))
 check("the mistake is seen", maps["by_rows"].sum(axis=0).max() > 1 and np.all(maps["by_columns"].sum(axis=0) == 1))
-right = jal.empty(256)
-by_columns[PROGRAMS](matrix, right, 0)
+by_columns[PROGRAMS](matrix, right := jal.empty(256), 0)
 check("and its result is right", np.abs(right.numpy() - want).max() < 1e-4)
 
 

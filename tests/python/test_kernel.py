@@ -363,7 +363,8 @@ def test_report(device):
     assert r.hbm_read_bytes == 2 * 64 * 256 * 4 and r.hbm_write_bytes == 64 * 64 * 4
     assert set(r.engine_ns) == {"matrix", "vector", "dma"} and all(0 < ns <= r.device_ns for ns in r.engine_ns.values())
     assert r.spm_bytes >= 2 * 2 * 64 * 64 * 4 and r.acc_bytes == 64 * 64 * 4 and r.spm_bytes <= r.spm_limit and r.instructions > 20
-    assert r.bound in r.limits_ns and r.limits_ns[r.bound] == max(r.limits_ns.values()) and 0 < r.roofline <= 1
+    assert r.limits_ns[r.busiest] == max(r.limits_ns.values()) and 0 < r.roofline <= 1
+    assert r.bound == (r.busiest if r.roofline >= 0.5 else "latency")
     text = str(r)
     for part in ("product", r.bound, "matrix", "hbm", "scratchpad", "(assumed)"):
         assert part in text
@@ -652,3 +653,16 @@ def test_what_cannot_be_described_is_not_kept(device, cache, name, value):
     for _ in range(2):
         assert not jal.kernel(k).compile(F, device=device).from_disk
     assert not files(cache)
+
+
+def test_any_work_can_be_measured():
+    a = jal.ones((64, 64))
+    jal.ops.matmul(a, a.T)
+    r = jal.measure(lambda: (jal.ops.matmul(a, a.T), jal.ops.exp(a)))
+    assert r.kernel == "" and r.device_ns > 0 and r.instances >= 2 and r.engine_ns["matrix"] > 0 and r.spm_bytes == 0
+    first, *rest = str(r).splitlines()
+    assert first.startswith("work: ") and first.endswith("us modelled on assumed-1 (assumed)")
+    assert rest[-1].startswith("  this machine took ") and not any("scratchpad" in line for line in rest)
+    with jal.Device("emu:?hbm=64M") as other:
+        zeros = jal.measure(lambda: jal.ops.exp(jal.zeros(4096, device=other)), other)
+        assert zeros.hbm_write_bytes >= 2 * 4096 * 4 and zeros.instances == 1

@@ -14,7 +14,7 @@ from .dtypes import DType, bfloat16, bool_, dtype, float8_e4m3, float8_e5m2, flo
 from .array import (Array, arange, array, asarray, default_device, empty, empty_like, from_dlpack, full, ones,
                     set_default_device, zeros, zeros_like)
 from .kernel import Compiled, JitKernel, kernel
-from .report import Report
+from .report import Report, measure
 from .autotune import Choice, Trial, Tuned, autotune
 from .language import cdiv
 from . import aio, language, llm, ops
@@ -24,6 +24,6 @@ __all__ = ["aio", "arange", "Array", "array", "asarray", "autotune", "bfloat16",
            "DependencyError", "Device", "DeviceError", "devices", "DType", "dtype", "Elapsed", "empty", "empty_like",
            "Error", "ErrorRecord", "Event", "float8_e4m3", "float8_e5m2", "float16", "float32", "ForkedError", "from_dlpack", "full", "Graph",
            "IllegalStateError", "ImageError", "int32", "int64", "int8", "InvalidHandleError", "InvalidValueError",
-           "JitKernel", "Kernel", "kernel", "KernelError", "language", "library_kernel", "llm", "Memory", "Module",
+           "JitKernel", "Kernel", "kernel", "KernelError", "language", "library_kernel", "llm", "measure", "Memory", "Module",
            "NotFoundError", "ones", "ops", "OutOfMemoryError", "PreparedLaunch", "Report", "set_default_device", "Stream", "Timeline",
            "Trial", "Tuned", "uint8", "UnsupportedError", "WaitTimeout", "zeros", "zeros_like"]

@@ -31,7 +31,7 @@ from typing import Any, Callable, Iterable
 
 import numpy as np
 
-from . import _core, language
+from . import _core, _recording, _scalars, language
 from .array import Array, array, as_dtype_or_none, default_device
 from .dtypes import DType, dtype as as_dtype, int64
 from ._core import Device, Kernel, Module, PreparedLaunch, Stream
@@ -106,8 +106,8 @@ class JitKernel:
         return functools.partial(self._launch, grid)
 
     def __call__(self, *_: Any, **__: Any) -> None:
-        if getattr(language._active, "tracer", None) is not None:
-            raise language._tracer().error(f"kernel {self.name} is called inside another kernel; call a plain Python function instead")
+        if getattr(_recording._active, "tracer", None) is not None:
+            raise _recording._tracer().error(f"kernel {self.name} is called inside another kernel; call a plain Python function instead")
         raise TypeError(f"{self.name}(...): a kernel needs a grid: {self.name}[grid](...)")
 
     def _launch(self, grid: Any, /, *args: Any, stream: Stream | None = None, **constants: Any) -> None:
@@ -170,8 +170,8 @@ class JitKernel:
         return d.name, rank
 
     def _specialise(self, args: tuple, constants: dict[str, Any], on: Device | None = None) -> tuple[Kernel, dict[str, Any]]:
-        if getattr(language._active, "tracer", None) is not None:
-            raise language._tracer().error(f"kernel {self.name} is launched inside another kernel; call a plain Python function instead")
+        if getattr(_recording._active, "tracer", None) is not None:
+            raise _recording._tracer().error(f"kernel {self.name} is launched inside another kernel; call a plain Python function instead")
         bound = self._bind(constants)
         sorts = tuple(map(self._sort, self.parameters, self._counted(args)))
         device = on or next((a.device for a in args if isinstance(a, Array) and a.device is not None), None) or default_device()
@@ -213,12 +213,12 @@ class JitKernel:
         code = self.function.__code__
         known: frozenset[tuple] = frozenset()
         while True:
-            tracer = language.Tracer(self.name, code, spm_bytes, acc_bytes, known)
-            language._active.tracer = tracer
+            tracer = _recording.Tracer(self.name, code, spm_bytes, acc_bytes, known)
+            _recording._active.tracer = tracer
             try:
                 finished = self._trace(tracer, sorts, bound)
                 break
-            except language.Retrace as again:
+            except _recording.Retrace as again:
                 known = known.union(again.facts)
             except _core.tile.BuildError as e:
                 # The builder says "kernel name, file:line: what is wrong".
@@ -231,10 +231,10 @@ class JitKernel:
                 raise CompileError(f"kernel {self.name}: {e}", code.co_filename, lines[-1] if lines else tracer.at) from e
             finally:
                 tracer.finished = True
-                language._active.tracer = None
+                _recording._active.tracer = None
         return Compiled(self.name, _core.tile.write_module([finished]), finished.spm_bytes, finished.acc_bytes, finished.instructions)
 
-    def _trace(self, tracer: language.Tracer, sorts: tuple, bound: dict[str, Any]) -> Any:
+    def _trace(self, tracer: _recording.Tracer, sorts: tuple, bound: dict[str, Any]) -> Any:
         values: list[Any] = []
         b = tracer.builder
         for name, (kind, rank) in zip(self.parameters, sorts):
@@ -247,7 +247,7 @@ class JitKernel:
             raise tracer.left()
         if result is not None:
             lines = [i.positions.lineno for i in dis.get_instructions(self.function) if i.opname == "RETURN_VALUE" and i.positions]
-            raise tracer.error(f"the kernel returns {language._kind(result)}; results are stored into array arguments",
+            raise tracer.error(f"the kernel returns {_scalars._kind(result)}; results are stored into array arguments",
                                next((n for n in lines if n and n >= tracer.at), 0))
         del values
         tracer.finished = True
@@ -262,8 +262,7 @@ class JitKernel:
     def _measure(self, grid: Any, args: tuple, constants: dict[str, Any], on: Device | None = None) -> Report:
         kernel, bound = self._specialise(args, constants, on)
         launch = grid(bound) if callable(grid) else grid
-        stream = _core.current_stream(kernel.device)
-        return measure(kernel, lambda: _core.launch(kernel, launch, args, stream), stream)
+        return measure(lambda: _core.launch(kernel, launch, args), kernel=kernel)
 
     def simulate(self, grid: Any, /, *args: Any, check: str = "races,uninit,oob", **constants: Any) -> Report:
         """Runs the kernel on NumPy arrays on an emulated chip of its own that checks every access: races between engines, reads of
@@ -405,7 +404,7 @@ def _package_digest() -> str:
     """Of the code that makes kernels: another version makes others."""
     here = Path(__file__).parent
     built = os.stat(_core.__file__)
-    parts = [(here / n).read_bytes() for n in ("language.py", "kernel.py", "dtypes.py")]
+    parts = [path.read_bytes() for path in sorted(here.glob("*.py"))]
     return hashlib.sha256(b"".join([*parts, f"{built.st_size} {built.st_mtime_ns} {np.__version__}".encode()])).hexdigest()
 
 

@@ -60,10 +60,7 @@ struct Model {
   }
   ~Model() { close(); }
   void close() {
-    if (device->handle != nullptr)
-      without_gil([&] { model.reset(); });
-    else
-      (void)model.release();  // its handles went with the device
+    without_gil([&] { model.reset(); });  // on a closed device its handles are gone: nothing happens to them
     (void)view.release();
   }
   template <class F>
