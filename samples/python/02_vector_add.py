@@ -1,7 +1,7 @@
 """Vector add: the first kernel of our own.
 
-What you learn: how a kernel is written in the tile language, how a grid of programs shares the work, what stages do, and
-how to see where the modelled time goes.
+What you learn: how a kernel is written in the tile language, how a grid of programs shares the work, what stages do,
+and how to see where the modelled time goes.
 
     python3 samples/python/02_vector_add.py --picture vector_add.png
 """

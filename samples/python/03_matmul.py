@@ -14,7 +14,7 @@ from jalapeno import language as tl
 from tutorial import check, picture
 
 
-# One program makes all of c, tile by tile. It waits for both loads before each product, and 63 of 64 cores have no work.
+# One program makes all of c, tile by tile. It waits for both loads before each product, and 63 of 64 cores do nothing.
 @jal.kernel
 def naive(a, b, c, *, T):
     for i in tl.range(0, c.shape[0], T):
@@ -25,10 +25,10 @@ def naive(a, b, c, *, T):
             tl.store(c, (i, j), acc)
 
 
-# The two outer loops become the grid: every program makes one tile of c, and the cores share the programs. What tl.dot is
-# added to lies in the accumulators of the matrix engine, so the sum does not leave them before the store.
+# The two outer loops become the grid: every program makes one tile of c, and the cores share the programs. What tl.dot
+# is added to lies in the accumulators of the matrix engine, so the sum does not leave them before the store.
 #
-# STAGES = 2 gives the loads of the loop two buffers: the tiles of the next step arrive while this step is multiplied.
+# STAGES = 2 gives the loads of the loop two buffers: the tiles of the next step arrive while it multiplies these.
 # M, N: an element of a is loaded once for each N columns of c, one of b for each M rows: larger tiles, less HBM traffic.
 # A kernel is built for the types of its arguments: with bfloat16 arrays, loads carry half the bytes, and the matrix
 # engine's (assumed) rate is four times that of float32. Sums stay float32.

@@ -14,8 +14,8 @@ from jalapeno import language as tl
 from tutorial import check, picture
 
 # ---- Four kernels. Each reads its input from HBM and writes its result there ----
-# COLUMNS is the width of a tile; a row is narrower. Outside the array a load reads `fill`: -inf is never the largest, and
-# exp(-inf) adds 0 to a sum.
+# COLUMNS is the width of a tile; a row is narrower. Outside the array a load reads `fill`: -inf is never the largest,
+# and exp(-inf) adds 0 to a sum.
 
 
 def my_blocks(out, rows):

@@ -1,11 +1,11 @@
 """Streams: what overlaps on the device and what does not, on a timeline.
 
-What you learn: streams that run beside one another, pinned memory, timelines that order streams, events that time work.
+What you learn: streams that run beside one another, pinned memory, events that order streams and time work.
 
     python3 samples/python/06_streams.py --picture streams.png
 
-The work: pieces of data are copied in, computed with, and copied out. In one stream all runs in order. With a stream for
-each of the three steps, a piece can be copied while another is computed with.
+The work: pieces of data are copied in, computed with, and copied out. In one stream all runs in order. With a stream
+for each of the three steps, a piece can be copied while another is computed with.
 """
 import jalapeno as jal
 import numpy as np
@@ -35,8 +35,8 @@ device.synchronize()
 
 
 def run(jobs: list) -> list:
-    """jobs: (step, stream, timelines to wait for, work, timeline to signal). Enqueues all of them, then lets them run.
-    Returns (step, begin, end, host begin, host end) of each, in us of the device's clock and of this machine's."""
+    """jobs: (step, stream, the job to wait for or None, work). Enqueues all of them, then lets them run. Returns
+    (step, begin, end, host begin, host end) of each, in us of the device's clock and of this machine's."""
     # Nothing starts before everything is enqueued: all streams wait for a timeline that the host signals.
     gate = jal.Timeline(device)
     streams = list(dict.fromkeys(stream for _, stream, *_ in jobs))
@@ -45,15 +45,14 @@ def run(jobs: list) -> list:
     origin = jal.Event(device, timing=True)
     origin.record(streams[0])
     marks = []
-    for step, stream, waits, work, done in jobs:
-        for timeline in waits:
-            stream.wait(timeline, 1)
+    for step, stream, after, work in jobs:
+        if after is not None:
+            stream.wait(marks[after][2])
         begin, end = jal.Event(device, timing=True), jal.Event(device, timing=True)
         begin.record(stream)
         with stream:  # the current stream of what is inside
             work()
         end.record(stream)
-        stream.signal(done, 1)
         marks.append((step, begin, end))
     gate.signal(1)
     device.synchronize()
@@ -65,15 +64,12 @@ def run(jobs: list) -> list:
 
 
 def pipeline(into: jal.Stream, compute: jal.Stream, out: jal.Stream) -> list:
-    """Each step of a piece waits for the step before it, and for nothing else: a timeline of its own for each tells that.
-    Events order streams as well, but this version's modelled time takes a wait for an event for a wait for all that its
-    stream has done by then."""
+    """Each step of a piece waits for the event that ends the step before it, and for nothing else."""
     jobs = []
     for p in range(PIECES):
-        arrived, computed, left = (jal.Timeline(device) for _ in range(3))
-        jobs += [("copy in", into, [], lambda p=p: x[p].copy_from(source[p]), arrived),
-                 ("kernel", compute, [arrived], lambda p=p: wave[PROGRAMS](x[p], y[p]), computed),
-                 ("copy out", out, [computed], lambda p=p: result[p].copy_from(y[p]), left)]
+        jobs += [("copy in", into, None, lambda p=p: x[p].copy_from(source[p])),
+                 ("kernel", compute, 3 * p, lambda p=p: wave[PROGRAMS](x[p], y[p])),
+                 ("copy out", out, 3 * p + 1, lambda p=p: result[p].copy_from(y[p]))]
     return jobs
 
 
@@ -101,7 +97,7 @@ for title, streams in (("one stream", (a, a, a)), ("three streams", (a, b, c))):
     experiments[title] = run(pipeline(*streams))
     check(f"{title}: equal to NumPy", np.abs(result.numpy() - want).max() < 1e-5)
 experiments["kernels of two streams"] = run([
-    ("kernel", s, [], lambda p=p: wave[PROGRAMS](x[p], y[p]), jal.Timeline(device)) for p, s in enumerate((a, b))])
+    ("kernel", s, None, lambda p=p: wave[PROGRAMS](x[p], y[p])) for p, s in enumerate((a, b))])
 one, three, kernels = experiments.values()
 alone = {step: end - begin for step, begin, end, *_ in one}
 
@@ -134,7 +130,7 @@ def draw(plt):
         ax.set_yticks(range(len(lanes)), lanes)
         ax.invert_yaxis()
         ax.set_title(title, fontsize=10)
-    axes[-1].set_xlabel("us of the device's clock; full: it runs; pale: its stream has come to it, it waits for the engine")
+    axes[-1].set_xlabel("us of the device's clock; full: it runs; pale: its stream has come to it, its engine is busy")
     fig.suptitle(f"Copies and kernels: {chip}")
     fig.tight_layout()
 

@@ -37,7 +37,8 @@ def advance(position, count):
 
 # Weights are [outputs, inputs], as files store them: linear(x, w) is x @ w.T.
 rng = np.random.default_rng(0)
-shapes = dict(qkv=(3 * WIDTH, WIDTH), out=(WIDTH, WIDTH), gate=(HIDDEN, WIDTH), up=(HIDDEN, WIDTH), down=(WIDTH, HIDDEN))
+shapes = dict(qkv=(3 * WIDTH, WIDTH), out=(WIDTH, WIDTH), gate=(HIDDEN, WIDTH), up=(HIDDEN, WIDTH),
+              down=(WIDTH, HIDDEN))
 host = {name: rng.standard_normal(shape, dtype=np.float32) / shape[-1] ** 0.5 for name, shape in shapes.items()}
 host |= {name: 1 + rng.standard_normal(WIDTH, dtype=np.float32) / 10 for name in ("norm1", "norm2")}
 angles = np.arange(CONTEXT)[:, None] / 10000.0 ** (np.arange(HEAD // 2) / (HEAD // 2))
@@ -101,8 +102,8 @@ prefill.x.copy_from(tokens)
 prefill.run()
 check(f"all {TOKENS} tokens at once", np.allclose(prefill.x.numpy(), want, rtol=0, atol=1e-4))
 
-# Decoding takes one token at a time; the cache holds the keys and values of those before. Its steps are recorded once and
-# replayed for each token. The graph counts the position itself.
+# Decoding takes one token at a time; the cache holds the keys and values of those before. Its steps are recorded once
+# and replayed for each token. The graph counts the position itself.
 decode, stream = Block(1), jal.Stream(device)
 decode.run()  # kernels are built and loaded before recording
 device.synchronize()
@@ -122,18 +123,14 @@ for way, launch in (("step by step", decode.run), ("graph", graph.launch)):
     micros[way] = (time.perf_counter() - begin) / TOKENS * 1e6
     check(f"token by token, {way}", np.allclose(results.numpy(), want, rtol=0, atol=1e-4))
 check(f"the graph has {graph.nodes} launches, and counts", graph.nodes == 11 and decode.position.item() == TOKENS)
-print("this machine, us a token (nothing about the chip): " + ", ".join(f"{way} {us:.0f}" for way, us in micros.items()))
+print("this machine (nothing about the chip), us a token: "
+      + ", ".join(f"{way} {us:.0f}" for way, us in micros.items()))
 
 chip = f"modelled, assumed chip (configuration {device.properties['config_name']})"
 print(f"\n{chip}, us of each step")
 for title, block, position in ((f"{TOKENS} tokens at once", prefill, 0), (f"token {TOKENS} alone", decode, TOKENS - 1)):
     block.position.fill(position)
-    marks = [jal.Event(device, timing=True) for _ in range(len(block.steps) + 1)]
-    marks[0].record()
-    for step, mark in zip(block.steps.values(), marks[1:]):
-        step(), mark.record()
-    device.synchronize()
-    times[title] = t = {step: b.elapsed(a).device_ns / 1e3 for step, a, b in zip(block.steps, marks, marks[1:])}
+    times[title] = t = {name: jal.measure(step).device_ns / 1e3 for name, step in block.steps.items()}
     print(f"  {title}, {sum(t.values()):.1f} in all: " + ", ".join(f"{step} {us:.1f}" for step, us in t.items()))
 
 

@@ -22,14 +22,16 @@ from jalapeno import language as tl
 
 from tutorial import check, picture
 
-SOURCE = Path(__file__).read_text().splitlines()
 
 def expect(name: str, at: str, run) -> None:
     """run() must fail with this error, at the line of this file that ends with `at`."""
-    line = next(n for n, text in enumerate(SOURCE, 1) if text.endswith(at))
+    line = next(n for n, text in enumerate(Path(__file__).read_text().splitlines(), 1) if text.endswith(at))
     try:
         run()
         check("the mistake is found", False)
+    except jal.CompileError as e:
+        print(f"  {e}")
+        check("found, with its line", name == "CompileError" and e.line == line)
     except jal.KernelError as e:
         r = e.record
         print(f"  {e.name} at {r.source_file}:{r.source_line}, program {r.grid_position}\n  {r.detail}")
@@ -69,12 +71,7 @@ def first_blocks(x, y, limit, *, BLOCK=1024):
 
 
 print("\n2. A tile that is loaded under a condition and used outside it. Refused before anything runs:")
-try:
-    first_blocks[3](jal.array(x), jal.empty(3000), 2000)
-    check("refused", False)
-except jal.CompileError as e:
-    print(f"  {e}")
-    check("the message names the line of the use", SOURCE[e.line - 1].endswith("there is no block"))
+expect("CompileError", "there is no block", lambda: first_blocks[3](jal.array(x), jal.empty(3000), 2000))
 
 # ---- 3. A race between engines ----
 # Engines of a core run side by side: a load signals a semaphore that the vector engine waits for. The tile language
@@ -92,7 +89,8 @@ if not Path(assembler).exists():
     changed = []
 checked = jal.Device("emu:?hbm=256M&check=races,uninit,oob")  # as simulate() opens it
 for what, expected, instructions in changed:
-    image = subprocess.run([assembler, "-", "-o", "/dev/stdout"], input=instructions.encode(), stdout=subprocess.PIPE, check=True).stdout
+    command = [assembler, "-", "-o", "/dev/stdout"]
+    image = subprocess.run(command, input=instructions.encode(), stdout=subprocess.PIPE, check=True).stdout
     module = jal.Module(checked, image)  # kept: its lines are looked up when the failure is reported
     print(f"  without {what}:")
     expect(expected, "# the product and its store",
@@ -100,8 +98,8 @@ for what, expected, instructions in changed:
 
 
 # ---- 4. A race between programs ----
-# Sums of columns. The first kernel gives each program some rows, and all store to the same elements: which one is last is
-# chance. (add=True is no remedy: it is not atomic between programs.) In the second a program owns columns.
+# Sums of columns. The first kernel gives each program some rows, and all store to the same elements: which one is last
+# is chance. (add=True is no remedy: it is not atomic between programs.) In the second a program owns columns.
 @jal.kernel
 def by_rows(x, total, first, *, SIZE=32, COLUMNS=256):
     tl.store(total, 0, tl.sum(tl.load(x, ((tl.program_id(0) + first) * SIZE, 0), (SIZE, COLUMNS)), axis=0))
@@ -143,8 +141,7 @@ check("and its result is right", np.abs(right.numpy() - want).max() < 1e-4)
 def draw(plt):
     _, axes = plt.subplots(2, 1, figsize=(9, 4), sharex=True, layout="tight")
     for ax, (name, written) in zip(axes, maps.items()):
-        twice = written * (1.0 + (written.sum(axis=0) > 1))
-        ax.imshow(twice, aspect="auto", interpolation="none", vmin=0, vmax=2, cmap="hot_r")
+        ax.imshow(written * (1.0 + (written.sum(axis=0) > 1)), aspect="auto", interpolation="none", vmin=0, vmax=2, cmap="hot_r")
         ax.set_title(f"{name}: elements each program writes (black: another one writes it too)", fontsize=10)
         ax.set_ylabel("program")
     axes[-1].set_xlabel("element of the result")

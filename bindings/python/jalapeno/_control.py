@@ -27,7 +27,9 @@ class range:  # noqa: A001 - it takes the builtin's place
 
     def __init__(self, begin: Any, end: Any = None, step: Any = 1, *, stages: int = 1):
         t = _tracer()
-        self.bounds = [_int(x, "a bound of tl.range") for x in ((0, begin, step) if end is None else (begin, end, step))]
+        self.bounds = (0, begin, step) if end is None else (begin, end, step)
+        for x in self.bounds:
+            _int(x, "a bound of tl.range")
         self.stages = _plain(stages, "stages of tl.range")
         if not 1 <= stages <= 8:
             raise t.error(f"stages={stages}, expected 1 to 8")
@@ -42,7 +44,7 @@ class range:  # noqa: A001 - it takes the builtin's place
         if loop is None or loop[0].opname not in ("FOR_ITER", "EXTENDED_ARG"):
             raise _tracer().error("tl.range stands alone in a for statement, not in a comprehension, list(), zip() or enumerate(): it is "
                                   "recorded once, and runs on the chip")
-        begin, end, step = self.bounds
+        begin, end, step = (_int(x, "a bound of tl.range") for x in self.bounds)
         return _loop(_tracer(), begin, end, step, self.stages)
 
 
@@ -93,7 +95,7 @@ class when:
             raise t.error(f"{leaves[0]} inside tl.when, whose body is recorded whether the condition holds or not; put what follows into "
                           "a tl.when of the opposite condition (~condition)", leaves[1] if frame.f_code.co_filename == t.file else 0)
         _open(t, self.block, frame)
-        t.mark().begin_when(c.a.reg, c.op, c.b.reg)
+        t.mark().begin_when(_scalar(c.a).reg, c.op, _scalar(c.b).reg)
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         if kind is None:
@@ -106,13 +108,29 @@ def _open(t: Tracer, block: _Block, frame: FrameType) -> None:
     t.flush()
     t.opened += 1
     block.number = t.opened
-    block.names = _names(frame)
+    block.names = _known_names(t, frame)
     for path, value in block.names.items():
         if ("own", block.number, path) in t.known:
             _rebind(frame, path, _duplicate(value))
-    block.names = _names(frame)
+    block.names = _known_names(t, frame)
     block.tick = t.now()
     t.blocks.append(block)
+
+
+def _known_names(t: Tracer, frame: FrameType) -> dict[Path, Any]:
+    """Names and what they hold. What was made under a condition that is over cannot be used: its name is as good as none."""
+    names = _names(frame)
+    lost = {path for path, value in names.items() if _lost(t, value)}
+    lost |= {(*path[:-1], ("len",)) for path in lost}
+    return {path: value for path, value in names.items() if path not in lost}
+
+
+def _lost(t: Tracer, value: Any) -> bool:
+    if isinstance(value, Transposed):
+        return _lost(t, value.base)
+    if isinstance(value, Condition):
+        return _lost(t, value.a) or _lost(t, value.b)
+    return isinstance(value, (Scalar, Tile)) and t.condition_of(value.tick) != 0
 
 
 def _close(t: Tracer, block: _Block, frame: FrameType) -> None:
@@ -153,7 +171,8 @@ def _carry(t: Tracer, block: _Block, frame: FrameType) -> None:
     changing = [place for _, place, _ in moves]
     moves = [(path, place, _duplicate(value) if _lies_in(value, changing) else value) for path, place, value in moves]
     moving = {path for path, _, _ in moves}
-    kept = [(path, value) for path, value in now.items() if path not in moving and live[path[0]] and _lies_in(value, changing)]
+    kept = [(path, value) for path, value in now.items()
+            if path not in moving and live[path[0]] and _lies_in(value, changing) and not _lost(t, value)]
     for path, value in kept:
         _rebind(frame, path, _duplicate(value))
     for path, place, value in moves:
@@ -178,24 +197,24 @@ def _carried(t: Tracer, name: str, old: Any, new: Any, kind: str) -> tuple[Any, 
             return old, old
         if name.endswith("(len)"):
             raise t.error(f"{name[:-5]} grows or shrinks in a {kind} of the chip, which is recorded once; it holds the same tiles "
-                             "in every iteration")
+                          "in every iteration")
         what = "scalar" if isinstance(old, Scalar) else "comparison" if isinstance(old, Condition) else repr(old)
         if isinstance(old, numbers.Number) and not isinstance(old, bool):
             raise t.error(f"{name} is a Python number that changes in a {kind} of the chip, which is recorded once; "
-                             f"make it a value of the chip before it: {name} = tl.scalar({old!r})")
+                          f"make it a value of the chip before it: {name} = tl.scalar({old!r})")
         raise t.error(f"{name} is {'a ' * isinstance(old, (Scalar, Condition))}{what} before the {kind} and {_kind(new)} at its "
-                         f"end; the {kind} is recorded once, so it must be the same kind of value")
+                      f"end; the {kind} is recorded once, so it must be the same kind of value")
     if type(old) is Transposed:
         raise t.error(f"{name} is a transposed tile before the {kind} and changes in it; start with tl.copy(x.T)")
     if not isinstance(new, Tile):
         raise t.error(f"{name} is a tile before the {kind} and {_kind(new)} at its end; the {kind} is recorded once, so it must "
-                         "be the same kind of value")
+                      "be the same kind of value")
     place, value = _tile(old) if type(old) is Dot else old, _tile(new)
     if value.storage is place.storage and value.handle is place.handle:
         return value, value
     if (value.rows, value.columns) != (place.rows, place.columns) or value.dtype is not place.dtype:
         raise t.error(f"{name} changes from {place!r} to {value!r} in the {kind}; it must keep shape and type "
-                         f"(x.to({place.dtype.name}) converts)")
+                      f"(x.to({place.dtype.name}) converts)")
     return place, value
 
 

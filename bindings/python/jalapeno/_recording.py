@@ -144,12 +144,16 @@ class Tracer:
         return self.error("the loop is left by break or return, which tl.range does not allow; it runs on the chip, and is recorded once",
                           block.left or block.line)
 
+    def condition_of(self, tick: int) -> int:
+        """The line of the closed tl.when in which something was made at this tick; 0 for none."""
+        return next((line for begin, end, line in self.conditions if begin < tick < end), 0)
+
     def known_here(self, value: Any) -> None:
         """Refuses a value that was made where a condition held, after that condition."""
-        for begin, end, line in self.conditions:
-            if begin < value.tick < end:
-                raise self.error(f"{value!r} was made inside the tl.when of line {line} and is used after it, where nobody knows whether "
-                                 "it was made; give its name a value before (tl.zeros, tl.scalar) and change that inside")
+        line = self.condition_of(value.tick)
+        if line:
+            raise self.error(f"{value!r} was made inside the tl.when of line {line} and is used after it, where nobody knows whether "
+                             "it was made; give its name a value before (tl.zeros, tl.scalar) and change that inside")
 
     def flush(self) -> None:
         """Products that nothing has used yet are made now: what they read may change."""

@@ -308,6 +308,7 @@ def copy(x: Any) -> Any:
 def _duplicate(value: Any) -> Any:
     """The value in a place of its own."""
     if isinstance(value, Scalar):
+        value = _scalar(value)
         return Scalar(value.tracer, value.tracer.mark().scalar_op("add", value.reg, 0), value.kind)
     return copy(value)
 

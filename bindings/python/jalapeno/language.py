@@ -91,7 +91,7 @@ def device_assert(condition: Condition, code: int = 1) -> None:
     if not 0 <= _plain(code, "the code of device_assert") < 2**32:
         raise t.error(f"code {code} of device_assert, expected 0 to 2**32 - 1")
     b = t.mark()
-    b.begin_when(condition.a.reg, _OPPOSITE[condition.op], condition.b.reg)
+    b.begin_when(_scalar(condition.a).reg, _OPPOSITE[condition.op], _scalar(condition.b).reg)
     b.trap(code)
     b.end_block()
 
@@ -466,10 +466,11 @@ def softmax_step(scores: Tile, state: SoftmaxState, scale: Any = 1.0, dtype: Any
     factor = _number(scale)
     if factor is None:
         raise t.error("softmax_step scaled by a tile, expected a number or a scalar")
+    kept = _tile(state.state, "the state of softmax_step")
     t.flush()
     out = _new(tile.rows, tile.columns, _kernel_dtype(dtype), 2)
-    state.state.storage.version += 1
-    t.mark().softmax_step(out.handle, tile.handle, state.state.handle, factor.reg)
+    kept.storage.version += 1
+    t.mark().softmax_step(out.handle, tile.handle, kept.handle, factor.reg)
     return out
 
 

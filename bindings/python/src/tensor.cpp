@@ -287,10 +287,11 @@ DLDataType dlpack_type(const DType& d) {
   return {code, static_cast<uint8_t>(d.bytes * 8), 1};
 }
 py::capsule to_dlpack(const Tensor& t) {
+  void* const data = t.data();  // throws when the memory was freed
   auto* e = new Export{{}, t.memory, t.shape, {}};
   for (int64_t s : t.strides) e->strides.push_back(s / t.dtype->bytes);
   DLTensor& d = e->managed.dl_tensor;
-  d.data = t.data();
+  d.data = data;
   d.device.device_type = static_cast<DLDeviceType>(t.memory->place == Place::kDevice ? kExtension : kCpu);
   d.device.device_id = 0;
   d.ndim = static_cast<int32_t>(t.shape.size()), d.dtype = dlpack_type(*t.dtype);
