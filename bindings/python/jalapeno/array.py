@@ -214,6 +214,8 @@ class Array(Tensor):
 
     def to(self, device: Device) -> Array:
         """In the memory of that device: itself when it is there already. Blocks when it comes from another device."""
+        if not isinstance(device, Device):
+            raise TypeError(f"to({device!r}): expected a jalapeno.Device; .astype() converts to another type")
         if self.device is device and self.place == "device":
             return self
         out = empty(self.shape, self.dtype, device)
@@ -303,6 +305,34 @@ class Array(Tensor):
         return _ops().add(self, other)
 
     __radd__ = __add__
+
+    def __iadd__(self, other: Any) -> Array:
+        return _ops().add(self, other, out=self)
+
+    def __isub__(self, other: Any) -> Array:
+        return _ops().subtract(self, other, out=self)
+
+    def __imul__(self, other: Any) -> Array:
+        return _ops().multiply(self, other, out=self)
+
+    def __itruediv__(self, other: Any) -> Array:
+        return _ops().divide(self, other, out=self)
+
+    def sum(self, axis: int | None = None) -> Array:
+        """ops.sum."""
+        return _ops().sum(self, axis)
+
+    def mean(self, axis: int | None = None) -> Array:
+        """ops.mean."""
+        return _ops().mean(self, axis)
+
+    def max(self, axis: int | None = None) -> Array:
+        """ops.max."""
+        return _ops().max(self, axis)
+
+    def min(self, axis: int | None = None) -> Array:
+        """ops.min."""
+        return _ops().min(self, axis)
 
     def __sub__(self, other: Any) -> Array:
         return _ops().subtract(self, other)

@@ -37,7 +37,14 @@ jalError_t wait_in_slices(const Timeout& timeout, jalError_t (*attempt)(void*, u
       const Released released;
       e = attempt(what, static_cast<uint64_t>(slice * 1e9));
     }
-    if (e != jalErrorWaitTimeout || left <= slice) return e;
+    if (e != jalErrorWaitTimeout) return e;
+    if (left <= slice) {
+      // The library tells the last slice's time.
+      const std::string detail = last_detail(e);
+      char time[32];
+      std::snprintf(time, sizeof time, " after %g s", seconds);
+      fail(e, detail.substr(0, detail.rfind(" after ")) + time);
+    }
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
   }
 }
