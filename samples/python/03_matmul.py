@@ -29,7 +29,7 @@ def naive(a, b, c, *, T):
 # is added to lies in the accumulators of the matrix engine, so the sum does not leave them before the store.
 #
 # STAGES = 2 gives the loads of the loop two buffers: the tiles of the next step arrive while it multiplies these.
-# M, N: an element of a is loaded once for each N columns of c, one of b for each M rows: larger tiles, less HBM traffic.
+# M, N: an element of a is loaded once for each N columns of c, one of b for each M rows: larger tiles, less traffic.
 # A kernel is built for the types of its arguments: with bfloat16 arrays, loads carry half the bytes, and the matrix
 # engine's (assumed) rate is four times that of float32. Sums stay float32.
 @jal.kernel

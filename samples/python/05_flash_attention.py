@@ -95,8 +95,8 @@ for T in lengths:
     errors = [float(np.abs(x.numpy() - want).max()) for x in (out, out3)]
     check(f"largest errors {errors[0]:.1e} and {errors[1]:.1e}", max(errors) < 1e-5)
 
-print(f"\nflash needs {fused.spm_bytes:,} bytes of scratchpad and {fused.acc_bytes:,} of accumulators on each core, for "
-      "any number of positions")
+print(f"\nflash needs {fused.spm_bytes:,} bytes of scratchpad and {fused.acc_bytes:,} of accumulators on each core, "
+      "for any number of positions")
 
 # The library has it as well: keys and values as a cache stores them, [positions, heads * d].
 cache_k, cache_v = (jal.array(x.transpose(1, 0, 2).reshape(T, HEADS * D)) for x in host[1:])

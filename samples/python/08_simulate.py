@@ -141,7 +141,7 @@ check("and its result is right", np.abs(right.numpy() - want).max() < 1e-4)
 def draw(plt):
     _, axes = plt.subplots(2, 1, figsize=(9, 4), sharex=True, layout="tight")
     for ax, (name, written) in zip(axes, maps.items()):
-        ax.imshow(written * (1.0 + (written.sum(axis=0) > 1)), aspect="auto", interpolation="none", vmin=0, vmax=2, cmap="hot_r")
+        ax.imshow(written * (1.0 + (written.sum(0) > 1)), "hot_r", aspect="auto", interpolation="none", vmin=0, vmax=2)
         ax.set_title(f"{name}: elements each program writes (black: another one writes it too)", fontsize=10)
         ax.set_ylabel("program")
     axes[-1].set_xlabel("element of the result")

@@ -348,31 +348,6 @@ def test_prepare_keeps_its_arrays(device):
     assert watched() is None
 
 
-def test_report(device):
-    @jal.kernel
-    def product(a, b, c):
-        acc = tl.zeros((64, 64))
-        for i in tl.range(0, a.shape[1], 64, stages=2):
-            acc += tl.dot(tl.load(a, (0, i), (64, 64)), tl.load(b, (i, 0), (64, 64)))
-        tl.store(c, (0, 0), tl.exp(acc * 0.001))
-
-    a, c = jal.ones((64, 256), device=device), jal.zeros((64, 64), device=device)
-    r = product.report(1, a, jal.ones((256, 64), device=device), c)
-    assert np.allclose(c.numpy(), np.exp(0.256), rtol=1e-6)
-    assert r.kernel == "product" and r.instances == 1 and r.assumed and r.device_ns > 0 and r.host_ns > 0 and r.energy_joules > 0
-    assert r.hbm_read_bytes == 2 * 64 * 256 * 4 and r.hbm_write_bytes == 64 * 64 * 4
-    assert set(r.engine_ns) == {"matrix", "vector", "dma"} and all(0 < ns <= r.device_ns for ns in r.engine_ns.values())
-    assert r.spm_bytes >= 2 * 2 * 64 * 64 * 4 and r.acc_bytes == 64 * 64 * 4 and r.spm_bytes <= r.spm_limit and r.instructions > 20
-    assert r.limits_ns[r.busiest] == max(r.limits_ns.values()) and 0 < r.roofline <= 1
-    assert r.bound == (r.busiest if r.roofline >= 0.5 else "latency")
-    text = str(r)
-    for part in ("product", r.bound, "matrix", "hbm", "scratchpad", "(assumed)"):
-        assert part in text
-    # Twice the work is twice the traffic.
-    twice = product.report(2, a, jal.ones((256, 64), device=device), c)
-    assert twice.hbm_read_bytes == 2 * r.hbm_read_bytes and twice.instances == 2
-
-
 def test_simulate():
     k = jal.kernel(scale)
     x, y = np.arange(100, dtype=np.float32), np.zeros(100, np.float32)
@@ -653,16 +628,3 @@ def test_what_cannot_be_described_is_not_kept(device, cache, name, value):
     for _ in range(2):
         assert not jal.kernel(k).compile(F, device=device).from_disk
     assert not files(cache)
-
-
-def test_any_work_can_be_measured():
-    a = jal.ones((64, 64))
-    jal.ops.matmul(a, a.T)
-    r = jal.measure(lambda: (jal.ops.matmul(a, a.T), jal.ops.exp(a)))
-    assert r.kernel == "" and r.device_ns > 0 and r.instances >= 2 and r.engine_ns["matrix"] > 0 and r.spm_bytes == 0
-    first, *rest = str(r).splitlines()
-    assert first.startswith("work: ") and first.endswith("us modelled on assumed-1 (assumed)")
-    assert rest[-1].startswith("  this machine took ") and not any("scratchpad" in line for line in rest)
-    with jal.Device("emu:?hbm=64M") as other:
-        zeros = jal.measure(lambda: jal.ops.exp(jal.zeros(4096, device=other)), other)
-        assert zeros.hbm_write_bytes >= 2 * 4096 * 4 and zeros.instances == 1

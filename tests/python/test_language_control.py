@@ -351,3 +351,114 @@ def test_a_value_made_under_a_condition_is_not_used_after_it():
     x, y = jal.array(np.arange(8, dtype=np.float32)), jal.empty(8)
     given_before[1](x, y)
     assert np.array_equal(y.numpy(), np.arange(8))
+
+
+def after_a_condition(x, n, y):
+    with tl.when(n < 1):
+        c = n + 1 < 5
+    with tl.when(c):  # after
+        tl.store(y, 0, tl.zeros(8))
+
+
+def asserted_after_it(x, n, y):
+    with tl.when(n < 1):
+        c = n + 1 < 5
+    tl.device_assert(~c)  # after
+
+
+def state_after_it(x, n, y):
+    with tl.when(n < 1):
+        state = tl.SoftmaxState(1)
+    tl.softmax_step(tl.load(x, 0, 8), state)  # after
+
+
+def copied_after_it(x, n, y):
+    with tl.when(n < 1):
+        m = n + 3
+    tl.scalar(m)  # after
+
+
+def counted_after_it(x, n, y):
+    with tl.when(n < 1):
+        numbers = tl.range(n)
+    with tl.when(n < 1):
+        bound = n + 2
+        numbers = tl.range(bound)
+    for i in numbers:  # after
+        tl.store(y, i, tl.zeros(1))
+
+
+def transposed_after_it(x, n, y):
+    with tl.when(n < 1):
+        t = tl.load(x, 0, 8).T
+    tl.store(y, 0, tl.full((1, 1), 1) @ t.T)  # after
+
+
+def product_after_it(x, n, y):
+    a = tl.zeros((8, 8))
+    with tl.when(n < 1):
+        product = a @ a
+    a += product  # after
+
+
+def part_after_it(x, n, y):
+    t = tl.load(x, 0, 8)
+    with tl.when(n < 1):
+        part = t[0:4]
+    tl.store(y, 0, part)  # after
+
+
+def other_arm(x, n, y):
+    with tl.when(n < 1):
+        t = tl.full(8, 1)
+    with tl.when(n >= 1):
+        t = tl.full(8, 2)
+    tl.store(y, 0, t)  # after
+
+
+def value_of_a_loop_inside(x, n, y):
+    with tl.when(n < 1):
+        for i in tl.range(3):
+            t = tl.full(8, i)
+    tl.store(y, 0, t)  # after
+
+
+@pytest.mark.parametrize("k", [after_a_condition, asserted_after_it, state_after_it, copied_after_it, counted_after_it, transposed_after_it,
+                               product_after_it, part_after_it, other_arm, value_of_a_loop_inside], ids=lambda k: k.__name__)
+def test_nothing_made_under_a_condition_is_used_after_it(chip, k):
+    with pytest.raises(jal.CompileError, match="is used after it") as e:
+        jal.kernel(k).compile(F, int, F, device=chip)
+    assert (e.value.file, e.value.line) == (__file__, line_of("after", k))
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_names_of_a_condition_serve_again_after_it(run, n):
+    """What lived inside only is no value that a later block would have to carry; what lies outside may be seen from inside."""
+    def k(x, n, y):
+        a, total = tl.load(x, (0, 0), (4, 4)), tl.zeros((4, 4))
+        with tl.when(n < 1):
+            t, m, parts, flipped, alias = tl.full(4, 3), n + 3, [tl.full(4, 1)], a.T, a
+            tl.store(y, (0, 0), t * m + parts[0])
+            a[0:1] += 1
+        for i in tl.range(3):
+            t, m = tl.full(4, i), i * 2
+            parts = [t, t + 1]
+            total = total + parts[1]
+        with tl.when(n >= 1):
+            t = tl.full(4, 7)
+            tl.store(y, (0, 0), t)
+            total = total + t
+        acc = tl.zeros((4, 4))
+        with tl.when(n < 1):
+            acc = acc + a @ a
+        tl.store(y, (1, 0), tl.full(4, m))
+        tl.store(y, (2, 0), total[0:1])
+        tl.store(y, (3, 0), flipped[0:1])
+        tl.store(y, (4, 0), alias[0:1])
+        tl.store(y, (5, 0), acc)
+
+    x = normal(4, 4)
+    a = x.astype(np.float64)
+    a[0] += n < 1
+    first = [[10] * 4, [4] * 4, [6] * 4] if n < 1 else [[7] * 4, [4] * 4, [13] * 4]
+    close(run(k, x, n, out=(9, 4)), np.vstack([first, a.T[:1], a[:1], a @ a * (n < 1)]), rtol=1e-5, atol=1e-5)
