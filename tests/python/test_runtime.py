@@ -474,9 +474,12 @@ def test_timeline_between_host_and_device(device, stream):
 
 def test_failure_reaches_who_waits_for_it(device, stream, refuses):
     x, t, event, other = ones(device), jal.Timeline(device), jal.Event(device), jal.Stream(device)
+    gate = jal.Timeline(device)
+    stream.wait(gate, 1)  # a stream that has failed already would refuse the signal
     trap_at_2[4](x, stream=stream)
     stream.signal(t, 1)
     event.record(stream)
+    gate.signal(1)
     with refuses(jal.DependencyError, "timeline"):
         t.wait(1)
     with pytest.raises(jal.KernelError, match="TRAP 77"):
