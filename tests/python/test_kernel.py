@@ -263,8 +263,14 @@ def test_equal_constants_of_other_types_are_other_constants(device):
         tl.store(y, 0, tl.full(1, {int: 1, float: 2, bool: 3}[type(C[0])]))
 
     y = jal.zeros(1, device=device)
-    for value, want in ((1, 1), (1.0, 2), (True, 3), (1, 1)):
+    @jal.kernel
+    def plain(y, *, C):
+        tl.store(y, 0, tl.full(1, {int: 1, float: 2, bool: 3}[type(C)]))
+
+    for value, want in ((1, 1), (1.0, 2), (True, 3), (1, 1), (True, 3)):
         k[1](y, C=(value,))
+        assert y.item() == want
+        plain[1](y, C=value)
         assert y.item() == want
 
 

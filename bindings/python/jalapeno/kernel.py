@@ -99,6 +99,7 @@ class JitKernel:
                 self.parameters.append(p.name)
         self._compiled: dict[tuple, Compiled] = {}
         self._loaded: dict[tuple, Kernel] = {}
+        self._called: dict[tuple | None, tuple[Kernel, dict[str, Any]]] = {}
         functools.update_wrapper(self, function)
 
     # ---- Launching ----
@@ -111,15 +112,15 @@ class JitKernel:
         raise TypeError(f"{self.name}(...): a kernel needs a grid: {self.name}[grid](...)")
 
     def _launch(self, grid: Any, /, *args: Any, stream: Stream | None = None, **constants: Any) -> None:
-        # The common call costs one look-up: no constants, types seen before.
-        if not constants:
-            device, signature = _core.signature(args)
-            kernel = self._loaded.get((device, signature))
-            if kernel is not None and device:
-                _core.launch(kernel, grid if grid.__class__ is int or not callable(grid) else grid(dict(self.defaults)), args, stream)
-                return
-        kernel, bound = self._specialise(args, constants)
-        _core.launch(kernel, grid(bound) if callable(grid) else grid, args, stream)
+        # The common call costs one look-up: types and constants seen before.
+        key = _call_key(args, constants)
+        found = self._called.get(key)
+        if found is None:
+            found = self._specialise(args, constants)
+            if key is not None:
+                self._called[key] = found
+        kernel, bound = found
+        _core.launch(kernel, grid if grid.__class__ is int or not callable(grid) else grid(dict(bound)), args, stream)
 
     def prepare(self, grid: Any, /, *args: Any, **constants: Any) -> PreparedLaunch:
         """The launch with everything fixed: its launch(stream=None) writes one packet. Keeps the arrays alive."""
@@ -181,10 +182,9 @@ class JitKernel:
             if kernel is None or kernel.device is not device:
                 compiled = self._compile(sorts, bound, device)
                 self._loaded = {k: v for k, v in self._loaded.items() if not v.device.closed}
+                self._called = {k: v for k, v in self._called.items() if not v[0].device.closed}
                 kernel = Module(device, compiled.image)[self.name]
                 self._loaded[key] = kernel
-            if not constants:
-                self._loaded[_core.signature(args)] = kernel
         return kernel, bound
 
     def compile(self, /, *args: Any, device: Device | None = None, **constants: Any) -> Compiled:
@@ -294,6 +294,20 @@ def kernel(function: Callable[..., None] | None = None, *, name: str | None = No
     if function is None:
         return lambda f: JitKernel(f, name)
     return JitKernel(function, name)
+
+
+_PLAIN = frozenset({int, bool, str, DType, type(None)})
+
+
+def _call_key(args: tuple, constants: dict[str, Any]) -> tuple | None:
+    """Equal for calls that the same specialisation serves; None where only _specialise can tell."""
+    device, signature = _core.signature(args)
+    if not device:
+        return None
+    if not constants:
+        return device, signature
+    classes = tuple([v.__class__ for v in constants.values()])  # 1 and True are equal, their classes are not
+    return (device, signature, classes, tuple(constants.items())) if _PLAIN.issuperset(classes) else None
 
 
 def _hashable(constants: dict[str, Any]) -> tuple:

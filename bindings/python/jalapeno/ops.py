@@ -14,8 +14,9 @@ otherwise. Arithmetic is float32 whatever the operands hold; integers are exact 
 from __future__ import annotations
 
 import builtins
+import contextlib
 import math
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import numpy as np
 
@@ -91,6 +92,15 @@ def _last_dense(x: Array) -> Array:
     return x if x.ndim == 0 or x.shape[-1] <= 1 or x.strides[-1] == x.itemsize else x.contiguous()
 
 
+@contextlib.contextmanager
+def _dense(result: Array) -> Iterator[Array]:
+    """Kernels write whole rows: where the result is a view with gaps, what they write is copied into it at the end."""
+    target = result if result.is_contiguous else empty(result.shape, result.dtype, result.device)
+    yield target
+    if target is not result:
+        result.copy_from(target)
+
+
 def _library(device: Device, name: str) -> Kernel:
     kernels = device.__dict__.setdefault("_library", {})
     found = kernels.get(name)
@@ -111,24 +121,18 @@ def _cores(device: Device) -> int:
 _COLUMNS = 4096
 
 
-def _elementwise(name: str, arguments: int, body: Callable[..., tl.Tile]) -> JitKernel:
-    """A kernel over flat arrays; the grid strides over blocks."""
-    if arguments == 1:
-        def f(x, out):  # type: ignore[no-untyped-def]
-            for i in tl.range(tl.program_id(0) * _COLUMNS, out.shape[0], tl.num_programs(0) * _COLUMNS, stages=2):
-                tl.store(out, i, body(tl.load(x, i, _COLUMNS)))
-    else:
-        def f(x, y, out):  # type: ignore[no-untyped-def,misc]
-            for i in tl.range(tl.program_id(0) * _COLUMNS, out.shape[0], tl.num_programs(0) * _COLUMNS, stages=2):
-                tl.store(out, i, body(tl.load(x, i, _COLUMNS), tl.load(y, i, _COLUMNS)))
-    return JitKernel(f, name)
-
-
-def _with_number(name: str, body: Callable[..., tl.Tile]) -> JitKernel:
-    def f(x, number, out):  # type: ignore[no-untyped-def]
+def _elementwise(name: str, body: Callable[..., tl.Tile], right: str = "") -> JitKernel:
+    """A kernel over flat arrays; the grid strides over blocks. What body takes beside x: nothing, an "array" or a "number"."""
+    def each(x, y, out):  # type: ignore[no-untyped-def]
         for i in tl.range(tl.program_id(0) * _COLUMNS, out.shape[0], tl.num_programs(0) * _COLUMNS, stages=2):
-            tl.store(out, i, body(tl.load(x, i, _COLUMNS), number))
-    return JitKernel(f, name)
+            operands = [tl.load(x, i, _COLUMNS)]
+            if right:
+                operands.append(tl.load(y, i, _COLUMNS) if right == "array" else y)
+            tl.store(out, i, body(*operands))
+
+    def unary(x, out):  # type: ignore[no-untyped-def]
+        each(x, None, out)
+    return JitKernel(each if right else unary, name)
 
 
 def _by_rows(name: str, body: Callable[..., tl.Tile]) -> JitKernel:
@@ -169,13 +173,10 @@ def _blocks(n: int, device: Device) -> int:
 def _unary(name: str, x: Any, out: Array | None) -> Array:
     _array(x, f"{name}: x")
     result = _out(name, out, x.shape, None if out is not None else float32, x.device)
-    if not x.size:
-        return result
-    target = result if result.is_contiguous else empty(x.shape, result.dtype, x.device)
-    _kernel(name, lambda: _elementwise(name, 1, _UNARY[name]))[_blocks(x.size, x.device)](
-        x.contiguous().reshape(x.size), target.reshape(x.size))
-    if target is not result:
-        result.copy_from(target)
+    if x.size:
+        with _dense(result) as target:
+            _kernel(name, lambda: _elementwise(name, _UNARY[name]))[_blocks(x.size, x.device)](
+                x.contiguous().reshape(x.size), target.reshape(x.size))
     return result
 
 
@@ -184,38 +185,38 @@ def _binary(name: str, a: Any, b: Any, out: Array | None) -> Array:
     if not isinstance(a, Array) and not isinstance(b, Array):
         raise TypeError(f"{name} of {type(a).__name__} and {type(b).__name__}, expected at least one jalapeno.Array")
     for left, right, swap in ((a, b, False), (b, a, True)):
-        if not isinstance(right, (int, float, np.bool_, np.integer, np.floating)):
-            continue
-        x = _array(left, f"{name}: operand")
-        result = _out(name, out, x.shape, None if out is not None else float32, x.device)
-        if x.size:
-            made = _kernel(f"{name}_number{'_r' * swap}", lambda: _with_number(
-                f"{name}_number", (lambda t, s: body(s, t)) if swap else body))
-            target = result if result.is_contiguous else empty(x.shape, result.dtype, x.device)
-            made[_blocks(x.size, x.device)](x.contiguous().reshape(x.size), float(right), target.reshape(x.size))
-            if target is not result:
-                result.copy_from(target)
-        return result
+        if isinstance(right, (int, float, np.bool_, np.integer, np.floating)):
+            return _binary_number(name, left, float(right), swap, out)
     x = a if isinstance(a, Array) else _converted(name, "a", a, b.device)
     y = b if isinstance(b, Array) else _converted(name, "b", b, x.device)
     _array(x, f"{name}: a"), _array(y, f"{name}: b")
     device = _together(name, a=x, b=y)
     try:
-        shape = _broadcast_shapes(x.shape, y.shape)
+        shape = np.broadcast_shapes(x.shape, y.shape)
     except ValueError:
         raise ValueError(f"{name}: shapes {x.shape} and {y.shape} do not broadcast") from None
     result = _out(name, out, shape, None if out is not None else float32, device)
-    if not result.size:
-        return result
-    target = result if result.is_contiguous else empty(shape, result.dtype, device)
-    if x.shape == y.shape:
-        n = result.size
-        _kernel(name, lambda: _elementwise(name, 2, body))[_blocks(n, device)](
-            x.contiguous().reshape(n), y.contiguous().reshape(n), target.reshape(n))
-    else:
-        _broadcast(name, body, x, y, target)
-    if target is not result:
-        result.copy_from(target)
+    n = result.size
+    if n:
+        with _dense(result) as target:
+            if x.shape == y.shape:
+                _kernel(name, lambda: _elementwise(name, body, "array"))[_blocks(n, device)](
+                    x.contiguous().reshape(n), y.contiguous().reshape(n), target.reshape(n))
+            else:
+                _broadcast(name, body, x, y, target)
+    return result
+
+
+def _binary_number(name: str, x: Array, number: float, swap: bool, out: Array | None) -> Array:
+    """x with a number, or, swapped, the number with x."""
+    _array(x, f"{name}: operand")
+    body = _BINARY[name]
+    result = _out(name, out, x.shape, None if out is not None else float32, x.device)
+    if x.size:
+        made = _kernel(f"{name}_number{'_r' * swap}", lambda: _elementwise(
+            f"{name}_number", (lambda t, s: body(s, t)) if swap else body, "number"))
+        with _dense(result) as target:
+            made[_blocks(x.size, x.device)](x.contiguous().reshape(x.size), number, target.reshape(x.size))
     return result
 
 
@@ -225,10 +226,6 @@ def _converted(name: str, what: str, value: Any, device: Device) -> Array:
         return array(value, device=device)
     except (TypeError, ValueError) as e:
         raise type(e)(f"{name}: {what} is a {type(value).__name__}: {e}") from None
-
-
-def _broadcast_shapes(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
-    return np.broadcast_shapes(a, b)
 
 
 def _broadcast(name: str, body: Callable[[Any, Any], Any], x: Array, y: Array, target: Array) -> None:
@@ -485,9 +482,9 @@ _REDUCTIONS: dict[str, tuple[float, Callable[..., Any], Callable[..., Any]]] = {
 }
 
 
-def _block(columns: int) -> tuple[int, int]:
-    """(rows, columns) of a tile for rows of so many columns."""
-    wide = builtins.max(16, builtins.min(4096, 1 << (columns - 1).bit_length()))
+def _block(columns: int, most: int) -> tuple[int, int]:
+    """(rows, columns) of a tile for rows of so many columns, of which it takes at most so many at a time."""
+    wide = builtins.max(16, builtins.min(most, 1 << (columns - 1).bit_length()))
     return builtins.max(1, builtins.min(64, 65536 // wide)), wide
 
 
@@ -511,13 +508,11 @@ def _reduce(function: str, kind: str, x: Any, axis: int | None, keepdims: bool, 
         raise ValueError(f"{function}: shape {x.shape} has nothing along the axis")
     result = _out(function, out, shape, None if out is not None else float32, x.device)
     if result.size:
-        target = result if result.is_contiguous else empty(shape, result.dtype, x.device)
-        rows, columns = _block(builtins.max(1, matrix.shape[1]))
+        rows, columns = _block(builtins.max(1, matrix.shape[1]), 4096)
         programs = builtins.min(-(-matrix.shape[0] // rows), _cores(x.device))
-        _kernel(kind, lambda: _reduction(kind, *_REDUCTIONS[kind]))[programs](
-            matrix, factor, target.reshape(matrix.shape[0], 1), ROWS=rows, COLUMNS=columns)
-        if target is not result:
-            result.copy_from(target)
+        with _dense(result) as target:
+            _kernel(kind, lambda: _reduction(kind, *_REDUCTIONS[kind]))[programs](
+                matrix, factor, target.reshape(matrix.shape[0], 1), ROWS=rows, COLUMNS=columns)
     return result
 
 
@@ -551,14 +546,11 @@ def softmax(x: Array, out: Array | None = None) -> Array:
     result = _out("softmax", out, x.shape, float32, x.device)
     if not result.size or x.shape[-1] > _NARROW:
         return _over_rows("softmax", result, [x], lambda rows, target: (rows[0], target))
-    target = result if result.is_contiguous else empty(x.shape, float32, x.device)
-    matrix = _rows(target)
-    columns = builtins.max(16, 1 << (x.shape[-1] - 1).bit_length())
-    rows = builtins.max(1, builtins.min(64, 65536 // columns))
-    _kernel("softmax", _softmax_kernel)[builtins.min(-(-matrix.shape[0] // rows), _cores(x.device))](
-        _rows(_last_dense(x) if x.ndim <= 2 else x.contiguous()), matrix, ROWS=rows, COLUMNS=columns)
-    if target is not result:
-        result.copy_from(target)
+    rows, columns = _block(x.shape[-1], _NARROW)
+    with _dense(result) as target:
+        matrix = _rows(target)
+        _kernel("softmax", _softmax_kernel)[builtins.min(-(-matrix.shape[0] // rows), _cores(x.device))](
+            _rows(_last_dense(x) if x.ndim <= 2 else x.contiguous()), matrix, ROWS=rows, COLUMNS=columns)
     return result
 
 
@@ -588,13 +580,11 @@ def _over_rows(name: str, result: Array, inputs: list[Array], arguments: Callabl
                columns: int = 0) -> Array:
     if not result.size:
         return result
-    target = result if result.is_contiguous else empty(result.shape, result.dtype, result.device)
-    matrix = _rows(target)
-    rows = builtins.min(matrix.shape[0], _cores(result.device))
-    grid = (builtins.max(1, -(-matrix.shape[1] // columns)), matrix.shape[0]) if columns else rows
-    _run(result.device, name, grid, *arguments([_rows(x.contiguous()) for x in inputs], matrix))
-    if target is not result:
-        result.copy_from(target)
+    with _dense(result) as target:
+        matrix = _rows(target)
+        rows = builtins.min(matrix.shape[0], _cores(result.device))
+        grid = (builtins.max(1, -(-matrix.shape[1] // columns)), matrix.shape[0]) if columns else rows
+        _run(result.device, name, grid, *arguments([_rows(x.contiguous()) for x in inputs], matrix))
     return result
 
 

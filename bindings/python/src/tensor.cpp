@@ -208,7 +208,6 @@ void copy(const Tensor& to, const Tensor& from, const StreamRef& stream) {
 struct BufferHold {
   MemoryRef memory;
   std::vector<Py_ssize_t> shape, strides;
-  std::string format;
 };
 const char* buffer_format(const DType& d) {
   static const std::pair<const char*, const char*> kFormats[] = {{"float32", "f"}, {"uint16", "H"}, {"float16", "e"},
