@@ -123,16 +123,16 @@ _COLUMNS = 4096
 
 def _elementwise(name: str, body: Callable[..., tl.Tile], right: str = "") -> JitKernel:
     """A kernel over flat arrays; the grid strides over blocks. What body takes beside x: nothing, an "array" or a "number"."""
-    def each(x, y, out):  # type: ignore[no-untyped-def]
+    def each(x: Any, y: Any, out: Any) -> None:
         for i in tl.range(tl.program_id(0) * _COLUMNS, out.shape[0], tl.num_programs(0) * _COLUMNS, stages=2):
             operands = [tl.load(x, i, _COLUMNS)]
             if right:
                 operands.append(tl.load(y, i, _COLUMNS) if right == "array" else y)
             tl.store(out, i, body(*operands))
 
-    def unary(x, out):  # type: ignore[no-untyped-def]
+    def alone(x: Any, out: Any) -> None:
         each(x, None, out)
-    return JitKernel(each if right else unary, name)
+    return JitKernel(each, name) if right else JitKernel(alone, name)
 
 
 def _by_rows(name: str, body: Callable[..., tl.Tile]) -> JitKernel:
