@@ -34,6 +34,7 @@ Device::Device(const std::string& uri) : uri_(uri), transport_(open_transport(ur
                                      std::to_string(identity_.hbm_bytes) + " bytes of HBM need");
   hbm_pages_.add(0, identity_.hbm_bytes / hw::kPageBytes);
   contexts_.resize(identity_.contexts), queues_.resize(identity_.queues), queue_events_.resize(identity_.queues, -1);
+  interrupts_ = std::vector<std::atomic<uint64_t>>(identity_.queues);
   epoll_ = epoll_create1(EPOLL_CLOEXEC);
   stop_event_ = os().eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   if (epoll_ < 0 || stop_event_ < 0) {
@@ -43,7 +44,7 @@ Device::Device(const std::string& uri) : uri_(uri), transport_(open_transport(ur
   }
   epoll_event e{EPOLLIN, {.u64 = UINT64_MAX}};
   epoll_ctl(epoll_, EPOLL_CTL_ADD, stop_event_, &e);
-  e = {EPOLLRDHUP | EPOLLHUP, {.u64 = UINT64_MAX - 1}};
+  e = {EPOLLIN, {.u64 = UINT64_MAX - 1}};
   epoll_ctl(epoll_, EPOLL_CTL_ADD, transport_->liveness_fd(), &e);
   listener_ = std::thread([this] { listen(); });
   driver_log().debug("opened {}: {} cores, {} MiB HBM, configuration {}", uri, identity_.cores,
@@ -143,10 +144,12 @@ void Device::declare_lost(const std::string& cause) {
     lost_.store(true, std::memory_order_release);
   }
   driver_log().error("{}: device lost: {}", uri_, cause);
+  transport_->revoke();
   notify();
 }
 
 void Device::wake() {
+  if (identity_.capabilities & hw::kCapabilityDoorbellEvents) return;
   before_second_look();
   if (std::atomic_ref(device_page().asleep).load(std::memory_order_relaxed) != 0) transport_->post32(hw::reg::kWake, 1);
 }
@@ -179,11 +182,11 @@ WaitResult Device::wait(const hw::Timeline& timeline, uint64_t value, int64_t ti
   for (;;) {
     const uint32_t seen = event_count();
     if (queue != kNoQueue) {
-      std::atomic_ref arm(
-          doorbell(queue).interrupt_arm);  // several waiters: the earliest value counts, the others arm again
-      uint64_t old = arm.load(std::memory_order_relaxed);
-      while (old > value && !arm.compare_exchange_weak(old, value, std::memory_order_release)) {
-      }
+      // Several waiters: the earliest value counts, the others arm again. A lock, because there are no atomic
+      // read-modify-writes across PCI Express.
+      std::lock_guard lock(arm_mutex_);
+      std::atomic_ref arm(doorbell(queue).interrupt_arm);
+      if (arm.load(std::memory_order_relaxed) > value) arm.store(value, std::memory_order_release);
       before_second_look();
     }
     if (reached()) return WaitResult::kReached;
@@ -191,6 +194,8 @@ WaitResult Device::wait(const hw::Timeline& timeline, uint64_t value, int64_t ti
     const int64_t left = deadline - monotonic_ns();
     if (left <= 0) return WaitResult::kTimeout;
     wait_event(seen, left);
+    if (event_count() == seen && !lost())  // nothing for a while: is it there at all?
+      if (const std::string cause = transport_->gone(); !cause.empty()) declare_lost(cause);
   }
 }
 
@@ -204,12 +209,15 @@ void Device::listen() {
       const uint64_t what = events[k].data.u64;
       if (what == UINT64_MAX) return;
       if (what == UINT64_MAX - 1) {
-        declare_lost("the device's process is gone");
-        epoll_ctl(epoll_, EPOLL_CTL_DEL, transport_->liveness_fd(), nullptr);
+        if (const std::string cause = transport_->gone(); !cause.empty()) {
+          declare_lost(cause);
+          epoll_ctl(epoll_, EPOLL_CTL_DEL, transport_->liveness_fd(), nullptr);
+        }
         continue;
       }
-      uint64_t count;
-      (void)os().read(queue_events_[what], &count, sizeof count);
+      uint64_t count = 0;
+      if (os().read(queue_events_[what], &count, sizeof count) == sizeof count)
+        interrupts_[what].fetch_add(count, std::memory_order_relaxed);
       interrupted = true;
     }
     if (interrupted) notify();

@@ -72,6 +72,8 @@ class Device {
   }
   void wait_event(uint32_t seen, int64_t timeout_ns);
   void notify();  // counts an event and wakes all waiters
+  // Interrupts of a queue's vector since the device was opened.
+  uint64_t interrupts(uint32_t queue) const { return interrupts_[queue].load(std::memory_order_relaxed); }
 
   // For AddressSpace and Queue
   uint32_t take_context();
@@ -108,11 +110,13 @@ class Device {
   RangeAllocator hbm_pages_;
   std::vector<bool> contexts_, queues_;
   std::vector<int> queue_events_;  // eventfd of each vector that was ever used
+  std::vector<std::atomic<uint64_t>> interrupts_;
 
   std::atomic<bool> lost_{false};
   mutable std::mutex lost_mutex_;
   std::string lost_cause_;
 
+  std::mutex arm_mutex_;
   uint32_t events_ = 0;
   int epoll_ = -1, stop_event_ = -1;
   std::thread listener_;

@@ -76,7 +76,7 @@ DmaMemory::DmaMemory(Transport& transport, IovaSpace& space, uint64_t bytes, int
   if (node >= 0 && numa_available() >= 0) numa_tonode_memory(data_, bytes_, node);
   iova_ = space_.take(bytes_);
   try {
-    transport_.map_dma(file.fd, 0, iova_, bytes_, true);
+    transport_.map_dma({data_, file.fd, bytes_}, iova_, true);
   } catch (...) {
     space_.give(iova_);
     os().munmap(data_, bytes_);

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -29,6 +30,10 @@ Os& os() {
       ::poll,
       ::read,
       ::write,
+      [](const char* path, int flags) { return ::open(path, flags); },
+      [](int fd, unsigned long request, void* argument) { return ::ioctl(fd, request, argument); },
+      ::pread,
+      ::pwrite,
       ::close,
       [](uint32_t* word, uint32_t expected, int64_t timeout_ns) {
         timespec t{static_cast<time_t>(timeout_ns / 1'000'000'000), static_cast<long>(timeout_ns % 1'000'000'000)};
@@ -37,6 +42,7 @@ Os& os() {
       [](uint32_t* word) {
         return static_cast<int>(syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT32_MAX, nullptr, nullptr, 0));
       },
+      "",
   };
   return table;
 }

@@ -24,10 +24,15 @@ struct Os {
   int (*poll)(pollfd* fds, nfds_t count, int timeout_ms);
   ssize_t (*read)(int fd, void* out, size_t bytes);
   ssize_t (*write)(int fd, const void* data, size_t bytes);
+  int (*open)(const char* path, int flags);
+  int (*ioctl)(int fd, unsigned long request, void* argument);
+  ssize_t (*pread)(int fd, void* out, size_t bytes, off_t offset);
+  ssize_t (*pwrite)(int fd, const void* data, size_t bytes, off_t offset);
   int (*close)(int fd);
   // Waits while *word == expected, at most timeout_ns. Returns 0 or an errno.
   int (*futex_wait)(uint32_t* word, uint32_t expected, int64_t timeout_ns);
   int (*futex_wake_all)(uint32_t* word);
+  const char* root;  // "": where /sys and /dev are
 };
 
 // The table in use. Tests replace entries while no device is open.

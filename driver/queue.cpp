@@ -12,10 +12,16 @@ namespace jalapeno::driver {
 namespace {
 // Behind the ring: the timeline, the fault record, then the owner's bytes.
 constexpr uint64_t kTimelineOffset = 0, kFaultOffset = 256, kOwnerOffset = 512;
+
+// Before memory is mapped for a device that is gone: the first cause is what to tell.
+Device& still_there(Device& device) {
+  device.throw_if_lost();
+  return device;
+}
 }  // namespace
 
 Queue::Queue(Device& device, uint32_t context, uint32_t priority, uint32_t ring_log2, uint64_t extra_bytes)
-    : device_(device),
+    : device_(still_there(device)),
       context_(context),
       priority_(priority),
       ring_log2_(ring_log2),

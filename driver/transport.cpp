@@ -4,6 +4,7 @@
 #include <atomic>
 
 #include "error.hpp"
+#include "vfio.hpp"
 #include "vfio_user.hpp"
 
 namespace jalapeno::driver {
@@ -21,9 +22,7 @@ std::unique_ptr<Transport> open_transport(const std::string& uri) {
     return std::make_unique<VfioUserTransport>(emulator.socket, uri, std::move(emulator.keep));
   }
   if (uri.rfind("emu:", 0) == 0) return VfioUserTransport::connect(uri.substr(4));
-  if (uri.rfind("vfio:", 0) == 0)
-    throw Error(Code::kNotSupported,
-                uri + ": the kernel VFIO transport is not part of this version; it reaches emulated chips only (emu:)");
+  if (uri.rfind("vfio:", 0) == 0) return std::make_unique<VfioTransport>(uri.substr(5));
   throw Error(Code::kInvalidValue, "device URI \"" + uri + "\": expected emu:, emu:/path/to.sock or vfio:DDDD:BB:DD.F");
 }
 

@@ -24,16 +24,24 @@ class Transport {
   // A mappable BAR; the mapping lives as long as the transport and stays readable when the device is gone.
   virtual std::span<std::byte> map_bar(uint32_t bar) = 0;
 
-  // Lets the device reach `bytes` of the file from `offset` at `iova`. All are multiples of the page size.
-  virtual void map_dma(int fd, uint64_t offset, hw::Iova iova, uint64_t bytes, bool device_writes) = 0;
+  // Host memory to be reached by the device: `bytes` at `data`, which are the file's from its begin. Page-aligned.
+  struct HostMemory {
+    std::byte* data;
+    int fd;
+    uint64_t bytes;
+  };
+  virtual void map_dma(const HostMemory& memory, hw::Iova iova, bool device_writes) = 0;
   virtual void unmap_dma(hw::Iova iova, uint64_t bytes) noexcept = 0;
 
   virtual void set_interrupt(uint32_t vector, int eventfd) = 0;  // the descriptor stays the caller's
+  // Function level reset. DMA mappings and interrupts stay.
   virtual void reset() = 0;
 
-  // Becomes readable (or hung up) when the device goes away.
+  // Readable when something happened to the device itself. gone() says what, "" when it is still there; it never waits.
   virtual int liveness_fd() const = 0;
-  virtual bool alive() = 0;
+  virtual std::string gone() = 0;
+  // Gives the device up: no register access and no DMA from now on, mapped BARs become plain memory. Idempotent.
+  virtual void revoke() noexcept = 0;
   virtual std::string describe() const = 0;
 };
 

@@ -1,6 +1,7 @@
 #include "vfio_user.hpp"
 
 #include <fcntl.h>
+#include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -63,7 +64,13 @@ VfioUserTransport::VfioUserTransport(int socket, std::string name, std::shared_p
     if (info.regions <= hw::kBarHbm || info.irqs <= vu::kIrqMsix)
       throw Error(Code::kNoDevice, name_ + ": not a Jalapeno function: it has " + std::to_string(info.regions) +
                                        " regions and " + std::to_string(info.irqs) + " interrupt kinds");
+    set_command();
+    liveness_ = epoll_create1(EPOLL_CLOEXEC);
+    epoll_event e{EPOLLRDHUP | EPOLLHUP, {.fd = socket_}};
+    if (liveness_ < 0 || epoll_ctl(liveness_, EPOLL_CTL_ADD, socket_, &e) != 0)
+      throw Error(Code::kOperatingSystem, name_ + ": epoll: " + error_text(errno));
   } catch (...) {
+    if (liveness_ >= 0) os().close(liveness_);
     os().close(socket_);
     throw;
   }
@@ -72,6 +79,7 @@ VfioUserTransport::VfioUserTransport(int socket, std::string name, std::shared_p
 VfioUserTransport::~VfioUserTransport() {
   for (auto& bar : bars_)
     if (!bar.empty()) os().munmap(bar.data(), bar.size());
+  os().close(liveness_);
   os().close(socket_);
 }
 
@@ -173,9 +181,9 @@ std::vector<std::byte> VfioUserTransport::request(vu::Command command, const voi
   return out;
 }
 
-void VfioUserTransport::region_access(bool write, uint32_t offset, void* data, uint32_t bytes) {
+void VfioUserTransport::region_access(bool write, uint32_t region, uint32_t offset, void* data, uint32_t bytes) {
   std::byte buffer[sizeof(vu::RegionAccess) + 8];
-  const vu::RegionAccess a{offset, hw::kBarRegisters, bytes};
+  const vu::RegionAccess a{offset, region, bytes};
   std::memcpy(buffer, &a, sizeof a);
   std::memcpy(buffer + sizeof a, data, bytes);
   auto reply = request(write ? vu::kRegionWrite : vu::kRegionRead, buffer, sizeof a + (write ? bytes : 0));
@@ -186,16 +194,20 @@ void VfioUserTransport::region_access(bool write, uint32_t offset, void* data, u
 
 uint32_t VfioUserTransport::read32(uint32_t offset) {
   uint32_t v = 0;
-  region_access(false, offset, &v, sizeof v);
+  region_access(false, hw::kBarRegisters, offset, &v, sizeof v);
   return v;
 }
 uint64_t VfioUserTransport::read64(uint32_t offset) {
   uint64_t v = 0;
-  region_access(false, offset, &v, sizeof v);
+  region_access(false, hw::kBarRegisters, offset, &v, sizeof v);
   return v;
 }
-void VfioUserTransport::write32(uint32_t offset, uint32_t value) { region_access(true, offset, &value, sizeof value); }
-void VfioUserTransport::write64(uint32_t offset, uint64_t value) { region_access(true, offset, &value, sizeof value); }
+void VfioUserTransport::write32(uint32_t offset, uint32_t value) {
+  region_access(true, hw::kBarRegisters, offset, &value, sizeof value);
+}
+void VfioUserTransport::write64(uint32_t offset, uint64_t value) {
+  region_access(true, hw::kBarRegisters, offset, &value, sizeof value);
+}
 
 void VfioUserTransport::post32(uint32_t offset, uint32_t value) noexcept {
   struct {
@@ -230,9 +242,16 @@ std::span<std::byte> VfioUserTransport::map_bar(uint32_t bar) {
   return bars_[bar] = {static_cast<std::byte*>(p), r.size};
 }
 
-void VfioUserTransport::map_dma(int fd, uint64_t offset, hw::Iova iova, uint64_t bytes, bool device_writes) {
-  vu::DmaMap d{sizeof d, vu::kMapReadable | (device_writes ? vu::kMapWritable : 0), offset, hw::raw(iova), bytes};
-  request(vu::kDmaMap, &d, sizeof d, fd);
+void VfioUserTransport::set_command() {
+  uint16_t v = 0;
+  region_access(false, vu::kConfigRegion, hw::pci::kCommand, &v, sizeof v);
+  v |= hw::pci::kCommandMemory | hw::pci::kCommandBusMaster;
+  region_access(true, vu::kConfigRegion, hw::pci::kCommand, &v, sizeof v);
+}
+
+void VfioUserTransport::map_dma(const HostMemory& memory, hw::Iova iova, bool device_writes) {
+  vu::DmaMap d{sizeof d, vu::kMapReadable | (device_writes ? vu::kMapWritable : 0), 0, hw::raw(iova), memory.bytes};
+  request(vu::kDmaMap, &d, sizeof d, memory.fd);
 }
 
 void VfioUserTransport::unmap_dma(hw::Iova iova, uint64_t bytes) noexcept {
@@ -249,11 +268,15 @@ void VfioUserTransport::set_interrupt(uint32_t vector, int eventfd) {
   request(vu::kDeviceSetIrqs, &s, sizeof s, eventfd);
 }
 
-void VfioUserTransport::reset() { request(vu::kDeviceReset, nullptr, 0); }
+void VfioUserTransport::reset() {
+  request(vu::kDeviceReset, nullptr, 0);
+  set_command();
+}
 
-bool VfioUserTransport::alive() {
+std::string VfioUserTransport::gone() {
   pollfd p{socket_, POLLRDHUP, 0};
-  return os().poll(&p, 1, 0) == 0 || !(p.revents & (POLLRDHUP | POLLHUP | POLLERR));
+  const bool left = os().poll(&p, 1, 0) != 0 && (p.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
+  return left ? "the device's process is gone" : "";
 }
 
 }  // namespace jalapeno::driver

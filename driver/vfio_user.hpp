@@ -22,12 +22,13 @@ class VfioUserTransport final : public Transport {
   void write64(uint32_t offset, uint64_t value) override;
   void post32(uint32_t offset, uint32_t value) noexcept override;
   std::span<std::byte> map_bar(uint32_t bar) override;
-  void map_dma(int fd, uint64_t offset, hw::Iova iova, uint64_t bytes, bool device_writes) override;
+  void map_dma(const HostMemory& memory, hw::Iova iova, bool device_writes) override;
   void unmap_dma(hw::Iova iova, uint64_t bytes) noexcept override;
   void set_interrupt(uint32_t vector, int eventfd) override;
   void reset() override;
-  int liveness_fd() const override { return socket_; }
-  bool alive() override;
+  int liveness_fd() const override { return liveness_; }
+  std::string gone() override;
+  void revoke() noexcept override {}  // nobody waits for the device to be let go
   std::string describe() const override { return name_; }
 
  private:
@@ -37,11 +38,12 @@ class VfioUserTransport final : public Transport {
                                  int* reply_fd = nullptr, uint32_t flags = 0);
   void transmit(const hw::vfio_user::Header& header, const void* payload, size_t bytes, int fd, int64_t deadline);
   void receive(void* out, size_t bytes, int* fd, int64_t deadline);
-  void region_access(bool write, uint32_t offset, void* data, uint32_t bytes);
+  void region_access(bool write, uint32_t region, uint32_t offset, void* data, uint32_t bytes);
+  void set_command();  // memory accesses and bus mastering on
   [[noreturn]] void lost(const std::string& what);
 
   std::shared_ptr<void> keep_;  // an embedded emulator: ends after the socket is closed
-  int socket_;
+  int socket_, liveness_ = -1;
   std::string name_;
   std::mutex mutex_;
   uint16_t next_id_ = 1;

@@ -81,7 +81,17 @@ void Chip::set_interrupt(uint32_t vector, int eventfd) {
   interrupts_[vector] = eventfd;
 }
 
-void Chip::reset() {
+void Chip::set_bus_master(bool on) {
+  if (memory_.set_host_reachable(on)) host_epoch_.fetch_add(1);
+}
+
+void Chip::unplug() {
+  memory_.unmap_all_host();
+  host_epoch_.fetch_add(1);
+  for (uint32_t v = 0; v < kVectors; ++v) set_interrupt(v, -1);
+}
+
+void Chip::reset_function() {
   control_waiting_.fetch_add(1);
   deadline_ns_.store(0);  // stops a running program at its next look at the clock
   {
@@ -93,14 +103,11 @@ void Chip::reset() {
     }
     for (Context& c : contexts_) c = Context{};
     order_.clear();
-    memory_.unmap_all_host();
-    host_epoch_.fetch_add(1);
     host_map_ = memory_.host_map(), host_memory_ = Memory(host_map_.get());
     staged_ = Queue{};
     health_.store(hw::kHealthReady);
     epoch_.fetch_add(1);
   }
-  for (uint32_t v = 0; v < kVectors; ++v) set_interrupt(v, -1);
   control_waiting_.fetch_sub(1);
 }
 
@@ -278,7 +285,7 @@ bool Chip::write_register(uint64_t offset, uint32_t bytes, uint64_t value) {
     return true;
   }
   if (at == reg::kControl) {
-    if (word & hw::kControlReset) reset();
+    if (word & hw::kControlReset) reset_function();
     return true;
   }
   control_waiting_.fetch_add(1);

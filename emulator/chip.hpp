@@ -37,6 +37,7 @@ class Chip {
   bool read_register(uint64_t offset, uint32_t bytes, uint64_t& value);
   bool write_register(uint64_t offset, uint32_t bytes, uint64_t value);
 
+  uint64_t serial() const { return uuid_[0]; }
   int doorbell_fd() const { return doorbell_fd_; }
   uint64_t doorbell_bytes() const { return doorbell_bytes_; }
   int hbm_fd() const { return memory_.hbm_fd(); }
@@ -46,8 +47,10 @@ class Chip {
                 bool write);  // throws std::runtime_error
   void unmap_host(uint64_t iova, uint64_t bytes);
   void set_interrupt(uint32_t vector, int eventfd);  // takes the descriptor, -1 detaches
-  void reset();  // function level reset: queues, contexts, DMA mappings and interrupts are gone
-  void scrub();  // HBM reads as zero again
+  void set_bus_master(bool on);                      // off: host memory is out of reach
+  void reset_function();  // queues and contexts are gone; DMA mappings and interrupts are the slot's and stay
+  void unplug();          // whoever held the slot is gone, and its mappings and interrupts with it
+  void scrub();           // HBM reads as zero again
 
  private:
   struct Context {

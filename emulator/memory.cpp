@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace jalapeno::emu {
 namespace {
@@ -127,14 +128,31 @@ void MemorySystem::map_host(int fd, uint64_t offset, uint64_t iova, uint64_t byt
     refuse("the file is too small");
   if (int seals = fcntl(fd, F_GET_SEALS); seals < 0 || !(seals & F_SEAL_SHRINK))
     refuse("the file can shrink; seal it with F_SEAL_SHRINK");
-  auto mapping = std::make_shared<Mapping>(fd, offset, bytes, write);
   std::lock_guard lock(mutex_);
+  auto file = mapping_of(fd, st, write);
   auto at =
       std::lower_bound(host_.begin(), host_.end(), iova, [](const HostRange& r, uint64_t v) { return r.iova < v; });
   if ((at != host_.end() && at->iova < iova + bytes) ||
       (at != host_.begin() && std::prev(at)->iova + std::prev(at)->bytes > iova))
     refuse("already mapped");
-  host_.insert(at, HostRange{iova, bytes, read, write, std::move(mapping)});
+  std::byte* data = file->data() + offset;
+  host_.insert(at, HostRange{iova, bytes, read, write, std::move(file), data});
+}
+
+std::shared_ptr<Mapping> MemorySystem::mapping_of(int fd, const struct stat& st, bool writable) {
+  std::weak_ptr<Mapping>& known = files_[{st.st_dev, st.st_ino, writable}];
+  auto found = known.lock();
+  if (!found) {
+    found = std::make_shared<Mapping>(fd, 0, static_cast<uint64_t>(st.st_size), writable);
+    std::erase_if(files_, [&](const auto& f) { return &f.second != &known && f.second.expired(); });
+    known = found;
+  }
+  return found;
+}
+
+bool MemorySystem::set_host_reachable(bool reachable) {
+  std::lock_guard lock(mutex_);
+  return std::exchange(host_reachable_, reachable) != reachable;
 }
 
 void MemorySystem::unmap_host(uint64_t iova, uint64_t bytes) {
@@ -151,9 +169,20 @@ void MemorySystem::unmap_all_host() {
 
 void MemorySystem::append_host(std::vector<Extent>& extents, std::vector<std::shared_ptr<Mapping>>& keep) const {
   std::lock_guard lock(mutex_);
+  if (!host_reachable_) return;
+  const size_t first = extents.size();
   for (const HostRange& r : host_) {
-    extents.push_back({r.iova | hw::kHostWindow, r.bytes, r.mapping->data(), r.read, r.write, false});
-    keep.push_back(r.mapping);
+    const uint64_t begin = r.iova | hw::kHostWindow;
+    if (std::find(keep.begin(), keep.end(), r.file) == keep.end()) keep.push_back(r.file);
+    if (extents.size() > first) {
+      Extent& last = extents.back();
+      if (last.begin + last.bytes == begin && last.host + last.bytes == r.data && last.read == r.read &&
+          last.write == r.write) {
+        last.bytes += r.bytes;
+        continue;
+      }
+    }
+    extents.push_back({begin, r.bytes, r.data, r.read, r.write, false});
   }
 }
 

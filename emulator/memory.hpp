@@ -7,11 +7,15 @@
 #include <cstdint>
 #include <jalapeno_hw/packets.hpp>
 #include <jalapeno_hw/registers.hpp>
+#include <map>
 #include <memory>
 #include <mutex>
+#include <tuple>
 #include <vector>
 
 #include "fault.hpp"
+
+struct stat;
 
 namespace jalapeno::emu {
 
@@ -104,6 +108,8 @@ class MemorySystem {
   void map_host(int fd, uint64_t offset, uint64_t iova, uint64_t bytes, bool read, bool write);
   void unmap_host(uint64_t iova, uint64_t bytes);  // every mapping inside the range
   void unmap_all_host();
+  // While it is not, host mappings are kept but in no map. True: that changed.
+  bool set_host_reachable(bool reachable);
   // Walks the page table at `root` and joins it with the host's mappings. An invalid table maps nothing.
   std::shared_ptr<const AddressMap> build(uint64_t root) const;
   // Only the host's mappings.
@@ -113,7 +119,8 @@ class MemorySystem {
   struct HostRange {
     uint64_t iova, bytes;
     bool read, write;
-    std::shared_ptr<Mapping> mapping;
+    std::shared_ptr<Mapping> file;
+    std::byte* data;  // in the file's mapping
   };
   void append_host(std::vector<Extent>& extents, std::vector<std::shared_ptr<Mapping>>& keep) const;
 
@@ -123,6 +130,11 @@ class MemorySystem {
   std::vector<bool> populated_;  // by page of HBM
   mutable std::mutex mutex_;
   std::vector<HostRange> host_;  // sorted by iova, disjoint
+  bool host_reachable_ = false;
+  // A virtual machine maps its memory in pages of 4 KiB, thousands of them, all from one file: mapped once.
+  using FileKey = std::tuple<uint64_t, uint64_t, bool>;  // device, inode, writable
+  std::map<FileKey, std::weak_ptr<Mapping>> files_;
+  std::shared_ptr<Mapping> mapping_of(int fd, const struct stat& st, bool writable);
 };
 
 }  // namespace jalapeno::emu

@@ -110,9 +110,11 @@ bool send_reply(int socket, const vu::Header& request, uint32_t error, const voi
 
 }  // namespace
 
-Server::Server(Chip& chip) : chip_(chip), stop_event_(eventfd(0, EFD_CLOEXEC)) {
+Server::Server(Chip& chip)
+    : chip_(chip),
+      stop_event_(eventfd(0, EFD_CLOEXEC)),
+      config_(hw::kBar0Bytes, chip.doorbell_bytes(), chip.hbm_bar_bytes(), kVectors, chip.serial()) {
   if (stop_event_ < 0) throw std::runtime_error(std::string("eventfd: ") + std::strerror(errno));
-  reset_config();
 }
 
 Server::~Server() { close(stop_event_); }
@@ -122,18 +124,10 @@ void Server::stop() {
   (void)!write(stop_event_, &one, sizeof one);
 }
 
-void Server::reset_config() {
-  std::memset(config_, 0, sizeof config_);
-  auto put16 = [&](uint32_t at, uint16_t v) { std::memcpy(config_ + at, &v, 2); };
-  auto put32 = [&](uint32_t at, uint32_t v) { std::memcpy(config_ + at, &v, 4); };
-  put16(0x00, hw::kPciVendorId), put16(0x02, hw::kPciDeviceId);
-  put16(0x06, 0x0010);                                               // status: has a capability list
-  put32(0x08, 0x12000000 | 1);                                       // class: processing accelerator; revision 1
-  put32(0x10, 0x4), put32(0x18, 0x4 | 0x8), put32(0x20, 0x4 | 0x8);  // BARs 0, 2, 4: 64-bit, the last two prefetchable
-  put16(0x2C, hw::kPciVendorId), put16(0x2E, 1);
-  config_[0x34] = 0x40;
-  put16(0x40, 0x11);  // MSI-X; table and pending bits in BAR 0 past the registers
-  put16(0x42, kVectors - 1);
+void Server::reset_function() {
+  config_.reset();
+  chip_.set_bus_master(config_.bus_master());
+  chip_.reset_function();
 }
 
 // The reply to the version request that a second client sends, whatever it says in it.
@@ -184,8 +178,36 @@ void Server::serve(int socket) {
     if (!handle(socket, m)) break;
   }
   close(socket);
-  chip_.reset();
-  reset_config();
+  reset_function();
+  chip_.unplug();
+}
+
+bool Server::access(const vu::RegionAccess& at, std::byte* data, bool write) {
+  if (at.region == vu::kConfigRegion) {
+    if (at.offset >= PciConfig::kBytes || at.count > PciConfig::kBytes - at.offset) return false;
+    const auto offset = static_cast<uint32_t>(at.offset);
+    if (!write) {
+      config_.read(offset, {data, at.count});
+    } else if (config_.write(offset, {data, at.count})) {
+      reset_function();
+    } else {
+      chip_.set_bus_master(config_.bus_master());
+    }
+    return true;
+  }
+  if (at.region != hw::kBarRegisters) return false;
+  if (at.offset >= hw::kMsixTableOffset) {
+    // Whoever routes the interrupts keeps the table; vectors are eventfds here, and nothing is ever pending.
+    if (!write) std::memset(data, 0, at.count);
+    return at.offset < hw::kBar0Bytes && at.count <= hw::kBar0Bytes - at.offset;
+  }
+  if (at.count != 4 && at.count != 8) return false;
+  uint64_t value = 0;
+  if (write) std::memcpy(&value, data, at.count);
+  const bool good =
+      write ? chip_.write_register(at.offset, at.count, value) : chip_.read_register(at.offset, at.count, value);
+  if (!write && good) std::memcpy(data, &value, at.count);
+  return good;
 }
 
 bool Server::handle(int socket, Message& m) {
@@ -243,8 +265,8 @@ bool Server::handle(int socket, Message& m) {
       const uint32_t index = r.index;
       r = vu::RegionInfo{sizeof r, 0, index, 0, 0, 0};
       int fd = -1;
-      if (index == hw::kBarRegisters) r.size = 0x4000, r.flags = vu::kRegionReadable | vu::kRegionWritable;
-      if (index == vu::kConfigRegion) r.size = 4096, r.flags = vu::kRegionReadable | vu::kRegionWritable;
+      if (index == hw::kBarRegisters) r.size = hw::kBar0Bytes, r.flags = vu::kRegionReadable | vu::kRegionWritable;
+      if (index == vu::kConfigRegion) r.size = PciConfig::kBytes, r.flags = vu::kRegionReadable | vu::kRegionWritable;
       if (index == hw::kBarDoorbells) r.size = chip_.doorbell_bytes(), fd = chip_.doorbell_fd();
       if (index == hw::kBarHbm) r.size = chip_.hbm_bar_bytes(), fd = chip_.hbm_fd();
       if (index >= vu::kRegions) return refuse(EINVAL);
@@ -254,7 +276,10 @@ bool Server::handle(int socket, Message& m) {
     case vu::kDeviceGetIrqInfo: {
       vu::IrqInfo q{};
       if (!m.get(q)) return refuse(EINVAL);
-      q = vu::IrqInfo{sizeof q, vu::kIrqEventfd, q.index, q.index == vu::kIrqMsix ? kVectors : 0};
+      q = vu::IrqInfo{sizeof q, vu::kIrqEventfd, q.index,
+                      q.index == vu::kIrqMsix    ? kVectors
+                      : q.index == vu::kIrqError ? 1
+                                                 : 0};
       return reply(&q, sizeof q);
     }
     case vu::kDeviceSetIrqs: {
@@ -283,27 +308,10 @@ bool Server::handle(int socket, Message& m) {
       std::vector<std::byte> out(sizeof a + (is_write ? 0 : a.count));
       std::memcpy(out.data(), &a, sizeof a);
       std::byte* data = is_write ? m.payload.data() + sizeof a : out.data() + sizeof a;
-      bool good = false;
-      if (a.region == vu::kConfigRegion && a.offset <= 4096 && a.count <= 4096 - a.offset) {
-        good = true;
-        for (uint32_t k = 0; k < a.count; ++k) {
-          const uint64_t at = a.offset + k;
-          if (!is_write)
-            data[k] = at < sizeof config_ ? std::byte{config_[at]} : std::byte{0};
-          else if (at == 0x04 || at == 0x05 || at == 0x3C || at == 0x42 || at == 0x43)
-            config_[at] = std::to_integer<uint8_t>(data[k]);
-        }
-      } else if (a.region == hw::kBarRegisters && (a.count == 4 || a.count == 8)) {
-        uint64_t value = 0;
-        if (is_write) std::memcpy(&value, data, a.count);
-        good =
-            is_write ? chip_.write_register(a.offset, a.count, value) : chip_.read_register(a.offset, a.count, value);
-        if (!is_write && good) std::memcpy(data, &value, a.count);
-      }
-      return good ? reply(out.data(), out.size()) : refuse(EINVAL);
+      return access(a, data, is_write) ? reply(out.data(), out.size()) : refuse(EINVAL);
     }
     case vu::kDeviceReset:
-      chip_.reset();
+      reset_function();
       return reply(nullptr, 0);
     default:
       return refuse(EOPNOTSUPP);

@@ -2,9 +2,11 @@
 // sizes and descriptors are checked, what cannot be understood ends the connection, never the process.
 #pragma once
 #include <atomic>
+#include <jalapeno_hw/vfio_user.hpp>
 #include <thread>
 
 #include "chip.hpp"
+#include "pci_config.hpp"
 
 namespace jalapeno::emu {
 
@@ -25,11 +27,12 @@ class Server {
   struct Message;
   bool handle(int socket, Message& message);  // false: end the connection
   void refuse(int client);
+  bool access(const hw::vfio_user::RegionAccess& at, std::byte* data, bool write);  // false: not possible
+  void reset_function();
   Chip& chip_;
   int listener_ = -1;  // while serving: who else knocks is told that the chip is in use
   int stop_event_;
-  uint8_t config_[256];  // PCI configuration space, the first 256 of 4096 bytes
-  void reset_config();
+  PciConfig config_;
 };
 
 }  // namespace jalapeno::emu

@@ -1,11 +1,10 @@
 #include "context.hpp"
 
-#include <dirent.h>
 
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <jalapeno_driver/log.hpp>
+#include <jalapeno_driver/vfio.hpp>
 #include <sstream>
 
 #include "module.hpp"
@@ -260,27 +259,6 @@ jalErrorRecord Context::describe(const hw::FaultRecord& f, const Stream& stream)
 
 namespace {
 
-// PCI functions with our ids.
-std::vector<std::string> pci_devices() {
-  std::vector<std::string> out;
-  DIR* dir = opendir("/sys/bus/pci/devices");
-  if (dir == nullptr) return out;
-  while (dirent* entry = readdir(dir)) {
-    const std::string name = entry->d_name, path = "/sys/bus/pci/devices/" + name;
-    auto id = [&](const char* file) {
-      std::ifstream in(path + "/" + file);
-      unsigned v = 0;
-      in >> std::hex >> v;
-      return v;
-    };
-    if (name[0] != '.' && id("vendor") == hw::kPciVendorId && id("device") == hw::kPciDeviceId)
-      out.push_back("vfio:" + name);
-  }
-  closedir(dir);
-  std::sort(out.begin(), out.end());
-  return out;
-}
-
 std::vector<std::string> device_uris() {
   std::vector<std::string> out;
   if (const char* text = std::getenv("JAL_DEVICE_URI"); text != nullptr && *text != 0) {
@@ -289,7 +267,8 @@ std::vector<std::string> device_uris() {
       if (!uri.empty()) out.push_back(uri);
     return out;
   }
-  out = pci_devices();
+  for (const driver::PciFunction& f : driver::pci_functions())
+    if (f.is_jalapeno()) out.push_back("vfio:" + f.address);
   if (out.empty()) out.push_back("emu:");
   return out;
 }

@@ -8,10 +8,27 @@ namespace jalapeno::hw {
 inline constexpr uint16_t kPciVendorId = 0x1DA1;  // assumed: no id is public
 inline constexpr uint16_t kPciDeviceId = 0x4A4C;
 
-inline constexpr uint32_t kBarRegisters = 0;  // trapped, 32- and 64-bit accesses, naturally aligned
-inline constexpr uint32_t kBarDoorbells = 2;  // mapped by the driver
-inline constexpr uint32_t kBarHbm = 4;        // mapped by the driver; HBM physical address 0 upwards
-inline constexpr uint32_t kRegisterBarBytes = 0x1000;
+inline constexpr uint32_t kPciClass = 0x120000;  // processing accelerator
+
+// Configuration space, as far as the driver reads or writes it.
+namespace pci {
+inline constexpr uint32_t kCommand = 0x04;  // u16
+inline constexpr uint16_t kCommandMemory = 1u << 1, kCommandBusMaster = 1u << 2;
+inline constexpr uint32_t kStatus = 0x06, kCapabilities = 0x34;
+inline constexpr uint32_t kPowerId = 0x01, kExpressId = 0x10, kMsixId = 0x11;
+// Where this function has its capabilities; a driver follows the list.
+inline constexpr uint32_t kPowerCap = 0x40, kMsixCap = 0x48, kExpressCap = 0x60;
+// In the PCI Express capability
+inline constexpr uint32_t kDeviceControl = 0x08, kLinkStatus = 0x12;
+inline constexpr uint16_t kDeviceControlReset = 1u << 15;
+inline constexpr uint32_t kAssumedLinkSpeed = 5, kAssumedLinkWidth = 16;  // 32 GT/s x16
+}  // namespace pci
+
+inline constexpr uint32_t kBarRegisters = 0;           // trapped, 32- and 64-bit accesses, naturally aligned
+inline constexpr uint32_t kBarDoorbells = 2;           // mapped by the driver
+inline constexpr uint32_t kBarHbm = 4;                 // mapped by the driver; HBM physical address 0 upwards
+inline constexpr uint32_t kRegisterBarBytes = 0x1000;  // of registers; behind them in the BAR:
+inline constexpr uint32_t kMsixTableOffset = 0x2000, kMsixPendingOffset = 0x3800, kBar0Bytes = 0x4000;
 
 // Versions are major << 16 | minor. Majors must match; the device's minor may be newer.
 inline constexpr uint32_t kInterfaceVersion = 1u << 16 | 0;
@@ -88,6 +105,7 @@ inline constexpr uint32_t kTelemetryEnd = 0x490;
 inline constexpr uint32_t kMagicValue = 0x504C414A;  // "JALP"
 inline constexpr uint32_t kCapabilityEmulated = 1u << 0;
 inline constexpr uint32_t kCapabilityAssumedRates = 1u << 1;  // rates come from a configuration, not from a data sheet
+inline constexpr uint32_t kCapabilityDoorbellEvents = 1u << 2;  // a store to a doorbell page is an event: never asleep
 inline constexpr uint32_t kControlReset = 1;
 inline constexpr uint32_t kHealthReady = 1u << 0;
 inline constexpr uint32_t kHealthFatal = 1u << 1;

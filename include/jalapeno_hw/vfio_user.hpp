@@ -52,7 +52,7 @@ inline constexpr uint32_t kRegionReadable = 1, kRegionWritable = 2, kRegionMappa
 struct IrqInfo {
   uint32_t argsz, flags, index, count;
 };
-inline constexpr uint32_t kIrqEventfd = 1, kIrqMsix = 2;
+inline constexpr uint32_t kIrqEventfd = 1, kIrqMsix = 2, kIrqError = 3;
 struct IrqSet {
   uint32_t argsz, flags, index, start, count;
 };

@@ -177,7 +177,8 @@ TEST_F(MemoryTest, StreamOrderedAllocationReusesAtOnceInItsStream) {
 }
 
 TEST_F(MemoryTest, PeerCopiesGoBetweenDevices) {
-  Device second("emu:?hbm=64M");
+  const char* peer = std::getenv("JAL_TEST_PEER_URI");
+  Device second(peer != nullptr ? peer : "emu:?hbm=64M");
   const auto in = numbers(300000);
   Buffer<int32_t> a(device, std::span<const int32_t>(in)), b(second, in.size());
   check(jalMemcpyPeerAsync(b.data(), a.data(), a.bytes(), stream.get()));

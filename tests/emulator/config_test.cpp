@@ -71,11 +71,32 @@ TEST(Memory, DmaMapRefusesFilesThatAreTooSmallOrCanShrink) {
   EXPECT_NE(message([&] { m.map_host(fd, 100, 0x10000, 4096, true, true); }).find("aligned"), std::string::npos);
   EXPECT_EQ(message([&] { m.map_host(fd, 0, 0x10000, 8192, true, false); }), "");
   EXPECT_NE(message([&] { m.map_host(fd, 0, 0x11000, 4096, true, true); }).find("already mapped"), std::string::npos);
+  EXPECT_TRUE(m.host_map()->extents().empty()) << "no bus master: host memory is out of reach";
+  EXPECT_TRUE(m.set_host_reachable(true));
+  EXPECT_FALSE(m.set_host_reachable(true)) << "no change";
   const auto map = m.host_map();
   Memory view(map.get());
   EXPECT_NE(view.span(0x10000 | hw::kHostWindow, 8192, hw::kAccessRead), nullptr);
   EXPECT_EQ(view.span(0x10000 | hw::kHostWindow, 8193, hw::kAccessRead), nullptr);
   EXPECT_EQ(view.span(0x10000 | hw::kHostWindow, 16, hw::kAccessWrite), nullptr) << "mapped for reading only";
+  close(fd);
+}
+
+// A virtual machine maps page by page, all from one file: that must cost neither a mapping nor an extent each.
+TEST(Memory, PagesOfOneFileThatFollowEachOtherAreOneExtent) {
+  constexpr uint64_t kPages = 70'000;  // more than the kernel lets a process map
+  MemorySystem m(64 << 20);
+  const int fd = memfd_create("x", MFD_ALLOW_SEALING);
+  ASSERT_EQ(ftruncate(fd, kPages * 4096), 0);
+  ASSERT_EQ(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK), 0);
+  m.set_host_reachable(true);
+  for (uint64_t p = 0; p < kPages; ++p) m.map_host(fd, p * 4096, 0x100000 + p * 4096, 4096, true, true);
+  m.map_host(fd, 0, 0x80000000, 4096, true, true);
+  EXPECT_EQ(m.host_map()->extents().size(), 2u);
+  m.unmap_host(0x100000 + 4096, 4096);
+  EXPECT_EQ(m.host_map()->extents().size(), 3u);
+  m.unmap_host(0, UINT64_MAX);
+  EXPECT_TRUE(m.host_map()->extents().empty());
   close(fd);
 }
 

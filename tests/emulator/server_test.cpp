@@ -86,6 +86,90 @@ class ServerTest : public ::testing::Test {
 
 TEST_F(ServerTest, AnswersRegisterReads) { EXPECT_EQ(magic(), hw::kMagicValue); }
 
+// What BIOS, kernel and QEMU do with configuration space, byte offsets typed from the PCI specification.
+TEST_F(ServerTest, ConfigurationSpaceIsThatOfAFunctionThatResets) {
+  auto config = [&](uint64_t at, uint32_t bytes) {
+    vu::RegionAccess a{at, vu::kConfigRegion, bytes};
+    std::vector<std::byte> out;
+    EXPECT_EQ(request(vu::kRegionRead, &a, sizeof a, &out), 0) << at;
+    uint64_t v = 0;
+    std::memcpy(&v, out.data() + sizeof a, bytes);
+    return v;
+  };
+  auto set = [&](uint64_t at, uint64_t value, uint32_t bytes) {
+    std::byte b[sizeof(vu::RegionAccess) + 8];
+    const vu::RegionAccess a{at, vu::kConfigRegion, bytes};
+    std::memcpy(b, &a, sizeof a);
+    std::memcpy(b + sizeof a, &value, bytes);
+    return request(vu::kRegionWrite, b, sizeof a + bytes);
+  };
+  EXPECT_EQ(config(0, 4), 0x4A4C1DA1u);
+  EXPECT_EQ(config(0x0B, 1), 0x12u) << "class: processing accelerator";
+  ASSERT_TRUE(config(6, 2) & 0x10) << "has a capability list";
+  std::vector<uint64_t> found;
+  uint64_t express = 0;
+  for (uint64_t at = config(0x34, 1); at != 0 && found.size() < 20; at = config(at + 1, 1)) {
+    found.push_back(config(at, 1));
+    if (found.back() == 0x10) express = at;
+    if (found.back() == 0x11) {
+      EXPECT_EQ((config(at + 2, 2) & 0x7FF) + 1, kVectors);
+      EXPECT_LE((config(at + 4, 4) & ~7u) + kVectors * 16, config(at + 8, 4) & ~7u) << "the table ends before the PBA";
+    }
+  }
+  EXPECT_EQ(found, (std::vector<uint64_t>{1, 0x11, 0x10}));
+  ASSERT_NE(express, 0u);
+  EXPECT_TRUE(config(express + 4, 4) & 1u << 28) << "function level reset";
+
+  const std::pair<uint64_t, uint64_t> bars[] = {
+      {0x10, hw::kBar0Bytes}, {0x18, chip().doorbell_bytes()}, {0x20, chip().hbm_bar_bytes()}};
+  for (const auto& [at, bytes] : bars) {
+    ASSERT_EQ(set(at, UINT64_MAX, 8), 0);
+    EXPECT_EQ(~(config(at, 8) & ~uint64_t{0xF}) + 1, bytes) << "BAR at " << at;
+  }
+  ASSERT_EQ(set(0, 0, 4), 0);
+  EXPECT_EQ(config(0, 4), 0x4A4C1DA1u) << "identity cannot be written";
+
+  uint64_t epoch = 0, after = 0;
+  chip().read_register(hw::reg::kEpoch, 4, epoch);
+  ASSERT_EQ(set(4, 6, 2), 0);
+  EXPECT_EQ(config(4, 2), 6u);
+  ASSERT_EQ(set(express + 8, 0x8000, 2), 0);
+  chip().read_register(hw::reg::kEpoch, 4, after);
+  EXPECT_EQ(after, epoch + 1);
+  EXPECT_EQ(config(4, 2), 0u) << "a reset switches bus mastering off";
+  EXPECT_EQ(config(express + 8, 2) & 0x8000, 0u) << "the reset bit reads 0";
+  EXPECT_EQ(config(0x10, 8), 0x4u) << "and the BARs are unassigned";
+
+  vu::RegionAccess beyond{4094, vu::kConfigRegion, 4};
+  EXPECT_EQ(request(vu::kRegionRead, &beyond, sizeof beyond), EINVAL);
+  beyond.offset = UINT64_MAX - 1;
+  EXPECT_EQ(request(vu::kRegionRead, &beyond, sizeof beyond), EINVAL);
+}
+
+TEST_F(ServerTest, InterruptTableReadsAsNothingPending) {
+  for (uint64_t at : {uint64_t{hw::kMsixTableOffset}, uint64_t{hw::kMsixPendingOffset}}) {
+    vu::RegionAccess a{at, hw::kBarRegisters, 8};
+    std::vector<std::byte> out;
+    ASSERT_EQ(request(vu::kRegionRead, &a, sizeof a, &out), 0);
+    uint64_t v = 1;
+    std::memcpy(&v, out.data() + sizeof a, 8);
+    EXPECT_EQ(v, 0u);
+  }
+  vu::RegionAccess past{hw::kBar0Bytes - 4, hw::kBarRegisters, 8};
+  EXPECT_EQ(request(vu::kRegionRead, &past, sizeof past), EINVAL);
+}
+
+// QEMU drops ranges that were never mapped, all at once, and maps memory that has no file.
+TEST_F(ServerTest, MappingsAreTakenAsQemuSendsThem) {
+  vu::DmaMap rom{sizeof rom, vu::kMapReadable, 0, 0xFEB00000, 65536};
+  EXPECT_EQ(request(vu::kDmaMap, &rom, sizeof rom), 0);
+  vu::DmaUnmap huge{sizeof huge, 0, 0, uint64_t{1} << 63};
+  EXPECT_EQ(request(vu::kDmaUnmap, &huge, sizeof huge), 0);
+  vu::DmaUnmap all{sizeof all, vu::kUnmapAll, 0, 0};
+  EXPECT_EQ(request(vu::kDmaUnmap, &all, sizeof all), 0);
+  EXPECT_EQ(magic(), hw::kMagicValue);
+}
+
 TEST_F(ServerTest, RefusesWhatItDoesNotKnowAndGoesOn) {
   EXPECT_EQ(request(99, nullptr, 0), EOPNOTSUPP);
   vu::RegionAccess a{0x10000, 0, 4};
