@@ -3,7 +3,9 @@
 #include <sched.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
@@ -46,6 +48,11 @@ Device::Device(const std::string& uri) : uri_(uri), transport_(open_transport(ur
   epoll_ctl(epoll_, EPOLL_CTL_ADD, stop_event_, &e);
   e = {EPOLLIN, {.u64 = UINT64_MAX - 1}};
   epoll_ctl(epoll_, EPOLL_CTL_ADD, transport_->liveness_fd(), &e);
+  e = {EPOLLIN, {.u64 = UINT64_MAX - 2}};
+  if (monitor_.fd() >= 0) epoll_ctl(epoll_, EPOLL_CTL_ADD, monitor_.fd(), &e);
+  timespec now{};
+  clock_gettime(CLOCK_REALTIME, &now);
+  opened_unix_ns_ = int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
   listener_ = std::thread([this] { listen(); });
   driver_log().debug("opened {}: {} cores, {} MiB HBM, configuration {}", uri, identity_.cores,
                      identity_.hbm_bytes >> 20, identity_.config_name);
@@ -128,6 +135,35 @@ Telemetry Device::telemetry() {
                    u64(reg::kFaults),
                    u64(reg::kEccCorrected),
                    u64(reg::kEccUncorrected)};
+}
+
+Snapshot Device::snapshot() {
+  Snapshot s;
+  auto text = [](char* out, size_t size, const std::string& in) { in.copy(out, size - 1); };
+  s.pid = getpid();
+  s.opened_unix_ns = opened_unix_ns_;
+  text(s.uri, sizeof s.uri, uri_);
+  text(s.config_name, sizeof s.config_name, identity_.config_name);
+  const Identity& i = identity_;
+  s.interface_version = i.interface_version, s.isa_version = i.isa_version, s.capabilities = i.capabilities;
+  s.cores = i.cores, s.queues = i.queues, s.contexts = i.contexts, s.links = i.links;
+  s.hbm_megabytes_per_second = i.hbm_megabytes_per_second, s.core_clock_khz = i.core_clock_khz;
+  s.link_megabits_per_second = i.link_megabits_per_second, s.peak_gigaflops_bf16 = i.peak_gigaflops_bf16;
+  s.power_limit_milliwatts = i.power_limit_milliwatts;
+  s.hbm_bytes = i.hbm_bytes, s.hbm_free_bytes = free_hbm() * hw::kPageBytes;
+  s.uuid[0] = i.uuid[0], s.uuid[1] = i.uuid[1];
+  {
+    std::lock_guard lock(mutex_);
+    s.queues_used = static_cast<uint32_t>(std::count(queues_.begin(), queues_.end(), true));
+  }
+  for (const auto& n : interrupts_) s.interrupts += n.load(std::memory_order_relaxed);
+  try {
+    s.telemetry = telemetry();
+    s.health = health(), s.epoch = epoch();
+  } catch (const Error& e) {
+    text(s.lost, sizeof s.lost, e.what());
+  }
+  return s;
 }
 
 void Device::throw_if_lost() const {
@@ -213,6 +249,10 @@ void Device::listen() {
           declare_lost(cause);
           epoll_ctl(epoll_, EPOLL_CTL_DEL, transport_->liveness_fd(), nullptr);
         }
+        continue;
+      }
+      if (what == UINT64_MAX - 2) {
+        monitor_.answer([this] { return snapshot(); });
         continue;
       }
       uint64_t count = 0;

@@ -13,6 +13,7 @@
 
 #include "address_space.hpp"
 #include "dma_memory.hpp"
+#include "monitor.hpp"
 #include "transport.hpp"
 
 namespace jalapeno::driver {
@@ -23,15 +24,6 @@ struct Identity {
       power_limit_milliwatts, dollars_per_hour_micro;
   uint64_t hbm_bytes, uuid[2];
   std::string config_name;
-};
-
-// A snapshot of the telemetry registers. Counters never go back; energy and device time are modelled on an emulated
-// chip.
-struct Telemetry {
-  uint32_t temperature_millicelsius, power_milliwatts;
-  uint64_t energy_microjoules, device_ns, busy_cores_ns, busy_matrix_ns, busy_vector_ns, busy_dma_ns, busy_copy_ns;
-  uint64_t hbm_read_bytes, hbm_write_bytes, host_bytes, packets, launches, instances, instructions, faults,
-      ecc_corrected, ecc_uncorrected;
 };
 
 enum class WaitResult { kReached, kTimeout };
@@ -51,6 +43,8 @@ class Device {
   hw::DoorbellPage& doorbell(uint32_t queue) { return reinterpret_cast<hw::DoorbellPage*>(doorbells_.data())[queue]; }
 
   Telemetry telemetry();
+  // For whoever looks from outside. Does not throw: of a lost device it says why.
+  Snapshot snapshot();
   uint32_t health() { return transport_->read32(hw::reg::kHealth); }
   uint32_t epoch() { return transport_->read32(hw::reg::kEpoch); }
 
@@ -117,6 +111,8 @@ class Device {
   std::string lost_cause_;
 
   std::mutex arm_mutex_;
+  Monitor monitor_;
+  int64_t opened_unix_ns_ = 0;
   uint32_t events_ = 0;
   int epoll_ = -1, stop_event_ = -1;
   std::thread listener_;
