@@ -17,13 +17,13 @@ F, I = jal.float32, jal.int32
 @pytest.fixture(scope="module")
 def chip():
     """Finds races between engines, reads of what nothing wrote and boxes outside their arrays in every test here."""
-    with jal.Device("emu:?hbm=256M&check=races,uninit,oob") as device:
+    with jal.Device("emu:?hbm=256M&watchdog_ms=60000&check=races,uninit,oob") as device:
         yield device
 
 
 @pytest.fixture(scope="module")
 def plain():
-    with jal.Device("emu:?hbm=256M") as device:
+    with jal.Device("emu:?hbm=256M&watchdog_ms=60000") as device:
         yield device
 
 
