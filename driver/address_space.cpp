@@ -60,6 +60,7 @@ uint64_t AddressSpace::new_table() {
     table_pages_.push_back(page);
     next_table_ = page * hw::kPageBytes, tables_end_ = next_table_ + hw::kPageBytes;
     std::memset(device_.hbm().data() + next_table_, 0, hw::kPageBytes);
+    if (Trace* t = device_.trace()) t->hbm(next_table_, device_.hbm().subspan(next_table_, hw::kPageBytes));
   }
   next_table_ += kTableBytes;
   return next_table_ - kTableBytes;
@@ -70,14 +71,16 @@ void AddressSpace::map_page(uint64_t va, uint64_t entry) {
   for (int level = 0;; ++level) {
     auto& slot = reinterpret_cast<uint64_t*>(device_.hbm().data() + table)[hw::table_index(va, level)];
     std::atomic_ref word(slot);
-    if (level == 2) {
-      word.store(entry, std::memory_order_relaxed);
-      return;
-    }
+    auto store = [&](uint64_t value) {
+      word.store(value, std::memory_order_relaxed);
+      if (Trace* t = device_.trace())
+        t->hbm(table + 8 * hw::table_index(va, level), std::as_bytes(std::span(&value, 1)));
+    };
+    if (level == 2) return store(entry);
     uint64_t next = word.load(std::memory_order_relaxed);
     if (!(next & hw::pte::kValid)) {
       next = new_table() | hw::pte::kValid;
-      word.store(next, std::memory_order_relaxed);
+      store(next);
     }
     table = next & hw::pte::kAddressMask;
   }
@@ -113,6 +116,11 @@ void AddressSpace::free(const HbmBlock& block) {
   if (!device_.lost()) device_.invalidate_context(context_);
   device_.give_hbm(block.physical / hw::kPageBytes, pages);
   addresses_.give(hw::raw(block.address) / hw::kPageBytes, pages + kGuardPages);
+}
+
+void AddressSpace::write(const HbmBlock& block, std::span<const std::byte> data) {
+  if (Trace* t = device_.trace()) t->hbm(block.physical, data);
+  std::memcpy(aperture(block).data(), data.data(), data.size());
 }
 
 std::span<std::byte> AddressSpace::aperture(const HbmBlock& block) const {

@@ -47,8 +47,9 @@ class AddressSpace {
   HbmBlock allocate(uint64_t bytes, uint64_t permissions = hw::pte::kRead | hw::pte::kWrite);
   // The device must be done with the block.
   void free(const HbmBlock& block);
-  // The block through the HBM aperture, for what must be there before the device runs: code.
-  std::span<std::byte> aperture(const HbmBlock& block) const;
+  // The begin of the block, through the HBM aperture: for what must be there before the device runs, such as code.
+  void write(const HbmBlock& block, std::span<const std::byte> data);
+  std::span<std::byte> aperture(const HbmBlock& block) const;  // the block's bytes as they are, to look at
   // Drops what the device caches of this context: translations and decoded programs.
   void invalidate();
   uint64_t free_bytes() const;

@@ -25,8 +25,11 @@ std::string version_text(uint32_t v) { return std::to_string(v >> 16) + "." + st
 
 }  // namespace
 
-Device::Device(const std::string& uri) : uri_(uri), transport_(open_transport(uri)) {
+Device::Device(const std::string& uri)
+    : uri_(uri), trace_(Trace::from_environment(uri)), transport_(open_transport(uri)) {
+  if (trace_) transport_ = traced(std::move(transport_), *trace_);
   read_identity();
+  if (trace_) trace_->versions(identity_.interface_version, identity_.isa_version);
   doorbells_ = transport_->map_bar(hw::kBarDoorbells);
   hbm_ = transport_->map_bar(hw::kBarHbm);
   if (doorbells_.size() < size_t{identity_.queues + 1} * sizeof(hw::DoorbellPage) || hbm_.size() < identity_.hbm_bytes)
@@ -190,6 +193,15 @@ void Device::wake() {
   if (std::atomic_ref(device_page().asleep).load(std::memory_order_relaxed) != 0) transport_->post32(hw::reg::kWake, 1);
 }
 
+void Device::signal(hw::Timeline& timeline, uint64_t value) {
+  if (trace_) trace_->signal(timeline, value);
+  std::atomic_ref word(timeline.value);
+  uint64_t old = word.load(std::memory_order_relaxed);
+  while (old < value && !word.compare_exchange_weak(old, value, std::memory_order_release)) {
+  }
+  wake();
+}
+
 void Device::notify() {
   std::atomic_ref(events_).fetch_add(1, std::memory_order_acq_rel);
   os().futex_wake_all(&events_);
@@ -256,8 +268,9 @@ void Device::listen() {
         continue;
       }
       uint64_t count = 0;
-      if (os().read(queue_events_[what], &count, sizeof count) == sizeof count)
-        interrupts_[what].fetch_add(count, std::memory_order_relaxed);
+      if (os().read(queue_events_[what], &count, sizeof count) == sizeof count && trace_)
+        trace_->interrupt(static_cast<uint32_t>(what));
+      interrupts_[what].fetch_add(count, std::memory_order_relaxed);
       interrupted = true;
     }
     if (interrupted) notify();

@@ -14,6 +14,7 @@
 #include "address_space.hpp"
 #include "dma_memory.hpp"
 #include "monitor.hpp"
+#include "trace.hpp"
 #include "transport.hpp"
 
 namespace jalapeno::driver {
@@ -55,6 +56,9 @@ class Device {
 
   // Tells a sleeping device to look at the doorbells. One load when it is awake.
   void wake();
+  // Raises a timeline from the host's side, and wakes a device that may wait for it. Never lowers it.
+  void signal(hw::Timeline& timeline, uint64_t value);
+  Trace* trace() const { return trace_.get(); }  // nullptr: nobody records
   // Waits until *timeline >= value: spins briefly, then sleeps on the device's interrupts. `queue` is the one whose
   // completion raises the value (its interrupt gets armed), or kNoQueue for a timeline that is signalled with an
   // interrupt. timeout_ns < 0 waits for ever. Throws Error(kDeviceLost).
@@ -95,6 +99,7 @@ class Device {
   }
 
   std::string uri_;
+  std::unique_ptr<Trace> trace_;  // before the transport, which writes to it
   std::unique_ptr<Transport> transport_;
   Identity identity_{};
   std::span<std::byte> doorbells_, hbm_;

@@ -54,7 +54,15 @@ void IovaSpace::give(hw::Iova iova) {
 }
 
 DmaMemory::DmaMemory(Transport& transport, IovaSpace& space, uint64_t bytes, int node)
-    : transport_(transport), space_(space) {
+    : transport_(transport), space_(&space) {
+  make(bytes, node);
+}
+DmaMemory::DmaMemory(Transport& transport, hw::Iova at, uint64_t bytes)
+    : transport_(transport), space_(nullptr), iova_(at) {
+  make(bytes, -1);
+}
+
+void DmaMemory::make(uint64_t bytes, int node) {
   if (bytes == 0 || bytes > uint64_t{1} << 46)
     throw Error(Code::kInvalidValue, "DMA memory of " + std::to_string(bytes) + " bytes");
   bytes_ = (bytes + kPage - 1) & ~(kPage - 1);
@@ -74,11 +82,11 @@ DmaMemory::DmaMemory(Transport& transport, IovaSpace& space, uint64_t bytes, int
                 "mapping DMA memory of " + std::to_string(bytes_) + " bytes: " + error_text(errno));
   data_ = static_cast<std::byte*>(p);
   if (node >= 0 && numa_available() >= 0) numa_tonode_memory(data_, bytes_, node);
-  iova_ = space_.take(bytes_);
+  if (space_ != nullptr) iova_ = space_->take(bytes_);
   try {
     transport_.map_dma({data_, file.fd, bytes_}, iova_, true);
   } catch (...) {
-    space_.give(iova_);
+    if (space_ != nullptr) space_->give(iova_);
     os().munmap(data_, bytes_);
     throw;
   }
@@ -86,7 +94,7 @@ DmaMemory::DmaMemory(Transport& transport, IovaSpace& space, uint64_t bytes, int
 
 DmaMemory::~DmaMemory() {
   transport_.unmap_dma(iova_, bytes_);
-  space_.give(iova_);
+  if (space_ != nullptr) space_->give(iova_);
   os().munmap(data_, bytes_);
 }
 

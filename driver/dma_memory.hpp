@@ -25,6 +25,7 @@ class DmaMemory {
   // Rounds up to whole pages, zeroed; hugepages when `bytes` fills some and the host has them; placed on
   // NUMA node `node` (-1: wherever). Throws Error naming the size and what ran out.
   DmaMemory(Transport& transport, IovaSpace& space, uint64_t bytes, int node = -1);
+  DmaMemory(Transport& transport, hw::Iova at, uint64_t bytes);  // at an address that the caller has chosen
   ~DmaMemory();
   DmaMemory(const DmaMemory&) = delete;
   DmaMemory& operator=(const DmaMemory&) = delete;
@@ -37,7 +38,8 @@ class DmaMemory {
 
  private:
   Transport& transport_;
-  IovaSpace& space_;
+  void make(uint64_t bytes, int node);
+  IovaSpace* space_;  // nullptr: the address is the caller's
   std::byte* data_ = nullptr;
   uint64_t bytes_ = 0;
   hw::Iova iova_{};

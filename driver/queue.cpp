@@ -60,6 +60,10 @@ void Queue::enable() {
 }
 
 void Queue::ring() {
+  if (Trace* t = device_.trace()) {
+    t->packets(number_, ring_, entries_, traced_, tail_, completed());
+    traced_ = tail_;
+  }
   before_doorbell();
   std::atomic_ref(device_.doorbell(number_).tail).store(tail_, std::memory_order_release);
   device_.wake();

@@ -57,7 +57,10 @@ class Queue {
   uint32_t number() const { return number_; }
   Device& device() const { return device_; }
   WaitResult wait(uint64_t value, int64_t timeout_ns) const {
-    return device_.wait(*timeline_, value, timeout_ns, number_);
+    const WaitResult r = device_.wait(*timeline_, value, timeout_ns, number_);
+    if (Trace* t = device_.trace(); t != nullptr && r == WaitResult::kReached)
+      t->done(number_, value, static_cast<uint32_t>(failure(*timeline_, value)));
+    return r;
   }
 
   // Packets that are not done, oldest first. While the device still runs, some may end meanwhile.
@@ -81,7 +84,7 @@ class Queue {
   hw::Timeline* timeline_;
   hw::FaultRecord* fault_;
   hw::DeviceAddr timeline_address_;
-  uint64_t tail_ = 0;
+  uint64_t tail_ = 0, traced_ = 0;
 };
 
 }  // namespace jalapeno::driver

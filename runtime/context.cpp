@@ -1,6 +1,5 @@
 #include "context.hpp"
 
-
 #include <cstdlib>
 #include <cstring>
 #include <jalapeno_driver/log.hpp>
@@ -116,6 +115,7 @@ Context::Line Context::take_line() {
   Line line = free_lines_.back();
   free_lines_.pop_back();
   std::memset(static_cast<void*>(line.host), 0, sizeof *line.host);
+  if (driver::Trace* t = device_.trace()) t->host_written(line.host, sizeof *line.host);
   return line;
 }
 
@@ -135,6 +135,7 @@ void Context::poison(hw::DeviceAddr address, uint64_t value) {
     std::atomic_ref(t.failed_value).store(value, std::memory_order_relaxed);
     std::atomic_ref(t.status).store(static_cast<uint32_t>(hw::Status::kDiscarded), std::memory_order_relaxed);
     word.store(value, std::memory_order_release);
+    if (driver::Trace* trace = device_.trace()) trace->host_written(&t, sizeof t);
   }
 }
 
@@ -173,8 +174,7 @@ void Context::run_host_calls() {
         driver::runtime_log().error("host function: {}", e.what());
       }
       call.stream->call_finished(call.value);
-      std::atomic_ref(call.done->value).store(call.value, std::memory_order_release);
-      device_.wake();
+      device_.signal(*call.done, call.value);
       call.function = nullptr;
       std::shared_ptr<Stream> last = std::move(call.stream);
       lock.lock();

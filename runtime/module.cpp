@@ -186,7 +186,7 @@ Module::Module(Context& context, const void* image, size_t bytes, std::string na
   const uint64_t code_bytes = parsed.code.size() * sizeof(hw::Instruction);
   const driver::HbmBlock block =
       context.space().allocate(std::max<uint64_t>(code_bytes, 1), hw::pte::kRead | hw::pte::kExecute);
-  std::memcpy(context.space().aperture(block).data(), parsed.code.data(), code_bytes);
+  context.space().write(block, std::as_bytes(std::span(parsed.code)));
   context.space().invalidate();
   std::shared_ptr<void> memory(nullptr, [space = &context.space(), block](void*) {
     try {

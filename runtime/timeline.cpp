@@ -13,7 +13,7 @@ class Timeline {
 
   Timeline(std::shared_ptr<Context> context, uint64_t initial)
       : context_(std::move(context)), line_(context_->take_line()) {
-    std::atomic_ref(line_.host->value).store(initial, std::memory_order_release);
+    context_->device().signal(*line_.host, initial);
   }
   ~Timeline() { context_->give_line(line_); }
 
@@ -22,11 +22,7 @@ class Timeline {
   hw::DeviceAddr address() const { return line_.device; }
   uint64_t value() const { return std::atomic_ref(line_.host->value).load(std::memory_order_acquire); }
   void signal(uint64_t value) {
-    std::atomic_ref word(line_.host->value);
-    uint64_t old = word.load(std::memory_order_relaxed);
-    while (old < value && !word.compare_exchange_weak(old, value, std::memory_order_release)) {
-    }
-    context_->device().wake();  // a queue may be waiting for it
+    context_->device().signal(*line_.host, value);
     context_->device().notify();
   }
   void wait(uint64_t value, uint64_t timeout_ns) {

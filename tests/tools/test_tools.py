@@ -298,3 +298,130 @@ def test_doctor_names_each_defect_and_its_remedy(machine, defect, level, said, f
 def test_doctor_tells_a_small_limit_of_locked_memory(machine):
     r = subprocess.run(["bash", "-c", f"ulimit -l 4096; {DOCTOR} --look-only --root {machine.root}"], capture_output=True, text=True)
     assert r.returncode == 1 and "PROBLEM  locked memory: the limit is 4096 KiB" in r.stdout and "LimitMEMLOCK=infinity" in r.stdout
+
+
+# ---- jalapeno-trace ----
+TRACE, LLM = BIN / "jalapeno-trace", BIN / "jalapeno-llm"
+MODEL = pathlib.Path(__file__).parents[2] / "samples/llm/model/storyteller-3m-bf16.gguf"
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A trace of the language model, and what it said."""
+    file = tmp_path_factory.mktemp("trace") / "llm.trace"
+    code, out, err = run(TRACE, "record", "-o", file, "--", LLM, "--model", MODEL, "--device", "emu:?hbm=256M", "-n", "40", "--temperature", "0",
+                         "--prompt", "Once")
+    assert code == 0, err
+    return file, out
+
+
+def test_recording_changes_nothing(recorded):
+    code, out, _ = run(LLM, "--model", MODEL, "--device", "emu:?hbm=256M", "-n", "40", "--temperature", "0", "--prompt", "Once")
+    assert (code, out) == (0, recorded[1])
+    assert recorded[0].stat().st_mode & 0o77 == 0, "weights and texts are nobody else's"
+
+
+@pytest.mark.parametrize("own_process", [False, True])
+def test_a_recorded_run_replays_to_the_same_bytes(recorded, chip, own_process):
+    code, out, err = run(TRACE, "replay", recorded[0], *(["--device", chip] if own_process else []))
+    assert code == 0, out + err
+    m = re.search(r"(\d+) records, (\d+) packets, (\d+) results compared in .*: all as recorded", out)
+    assert m and int(m[2]) > 40 and int(m[3]) >= 40, "one result a token at least"
+
+
+def test_a_changed_weight_is_found(recorded, tmp_path):
+    """A difference must be found: one bit of what goes to the device is turned."""
+    data = bytearray(recorded[0].read_bytes())
+    weights = max(hosts(data), key=lambda h: h[1])
+    data[weights[0] + weights[1] // 2 + 1] ^= 0x40
+    damaged = tmp_path / "changed.trace"
+    damaged.write_bytes(data)
+    code, out, _ = run(TRACE, "replay", damaged)
+    assert code == 1 and re.search(r"\d+ differ", out) and "differ from the recorded ones" in out
+
+
+def hosts(data):
+    """(offset, bytes) of every piece of host memory in a trace."""
+    at = 536
+    while at + 16 <= len(data):
+        kind, size = int.from_bytes(data[at:at + 4], "little"), int.from_bytes(data[at + 4:at + 8], "little")
+        if kind == 8:
+            yield at + 32, size - 16
+        at += (16 + size + 7) & ~7
+
+
+def test_show_names_what_the_data_sheet_names(recorded):
+    code, out, _ = run(TRACE, "show", recorded[0])
+    assert code == 0
+    for line in ("read  Magic -> 0x504c414a", "read  HbmBytes -> 0x10000000", "write QueueCommand <- 0x1", "map   iova 0x100000000",
+                 " COPY host 0x", " LAUNCH code 0x", "done  queue 0 reached", "wrote iova 0x"):
+        assert line in out, line
+    assert re.search(r"^ +[0-9.]+  end   of \d+ records$", out.splitlines()[-1])
+
+
+def test_registers_are_those_of_the_data_sheet(chip):
+    code, out, _ = run(TRACE, "registers", chip)
+    assert code == 0
+    printed = {(m[2], int(m[1], 16)) for m in re.finditer(r"^(0x[0-9a-f]{3}) (\w+) +0x", out, re.M)}
+    sheet = (pathlib.Path(__file__).parents[2] / "docs/hardware.md").read_text()
+    written = set()
+    for offsets, names in re.findall(r"^\| (0x[^|]+) \| [^|]+ \| ([\w, ]+) \|", sheet, re.M):
+        at = [int(o, 16) for o in re.findall("0x[0-9A-Fa-f]{3}", offsets)]
+        names = names.strip().split(", ")
+        if ".." in offsets:  # so many of 64 bits, one after the other
+            at = [at[0] + 8 * k for k in range(len(names))]
+        written |= set(zip(names, at, strict=True))
+    assert printed == written
+    assert re.search(r"^0x000 Magic +0x504c414a$", out, re.M)
+
+
+def test_a_killed_program_leaves_a_trace_that_replays(tmp_path, chip):
+    file = tmp_path / "killed.trace"
+    child = subprocess.Popen([HOLD, chip], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"JAL_TRACE": str(file)})
+    assert child.stdout.readline() == "held\n"
+    for _ in range(12):  # more than a buffer holds
+        child.stdin.write("work\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == "done\n"
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    code, out, _ = run(TRACE, "replay", file)
+    assert code == 0 and "cut off" in out
+    assert "cut off here" in run(TRACE, "show", file)[1]
+
+
+@pytest.mark.parametrize("damage, said", [
+    (lambda d: b"", "0 bytes, a trace begins with 536"),
+    (lambda d: b"x" + d[1:], "a trace with 0x3145434152544c4a"),
+    (lambda d: d[:536] + b"\x63" + d[537:], "unknown kind 99"),
+    (lambda d: d[:540] + b"\x09" + d[541:], "a record of kind 1 with 9 bytes, expected 16"),
+])
+def test_damaged_traces_are_named(recorded, tmp_path, damage, said):
+    file = tmp_path / "damaged.trace"
+    file.write_bytes(damage(recorded[0].read_bytes()))
+    for command in ("show", "replay"):
+        code, _, err = run(TRACE, command, file)
+        assert code == 2 and said in err and str(file) in err
+
+
+def test_random_damage_never_crashes_a_replay(recorded, tmp_path):
+    import random
+    data, chance = recorded[0].read_bytes(), random.Random(1)
+    small = data[:536 + 40000]
+    for n in range(30):
+        d = bytearray(small)
+        for _ in range(chance.randint(1, 20)):
+            d[chance.randrange(536, len(d))] = chance.randrange(256)
+        (tmp_path / "x.trace").write_bytes(d)
+        code, _, err = run(TRACE, "show", tmp_path / "x.trace")
+        assert code in (0, 2), (n, err)
+        code, _, err = run(TRACE, "replay", tmp_path / "x.trace", timeout=100)
+        assert code in (0, 1, 2), (n, code, err)
+
+
+def test_traces_that_cannot_be_written_are_told(tmp_path):
+    code, _, err = run(TRACE, "record", "-o", tmp_path / "none/x.trace", "--", LLM, "--model", MODEL, "-n", "1", "--prompt", "x")
+    assert code != 0 and "JAL_TRACE" in err and "No such file" in err
+    assert run(TRACE, "replay", tmp_path / "absent")[0] == 2
+    assert run(TRACE)[0] == 2
+    assert run(TRACE, "record", "--", "/nonexistent/program")[0] == 127
