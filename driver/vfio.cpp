@@ -15,7 +15,6 @@
 #include <filesystem>
 #include <fstream>
 #include <jalapeno_hw/registers.hpp>
-#include <regex>
 
 #include "error.hpp"
 #include "log.hpp"
@@ -47,6 +46,14 @@ std::string hex(uint64_t v, int digits) {
   char text[24];
   std::snprintf(text, sizeof text, "0x%0*llx", digits, static_cast<unsigned long long>(v));
   return text;
+}
+
+// dddd:bb:dd.f, lower-case hexadecimal as sysfs has it.
+bool is_address(const std::string& text) {
+  static constexpr std::string_view kForm = "xxxx:xx:xx.x";
+  return text.size() == kForm.size() && std::equal(text.begin(), text.end(), kForm.begin(), [](char c, char form) {
+           return form == 'x' ? (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f') : c == form;
+         });
 }
 
 std::string list(const std::vector<PciFunction>& functions) {
@@ -90,8 +97,7 @@ std::vector<PciFunction> group_members(const std::string& group) {
 }
 
 std::optional<PciFunction> pci_function(const std::string& address) {
-  static const std::regex form("[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\\.[0-7]");
-  if (!std::regex_match(address, form))
+  if (!is_address(address))
     throw Error(Code::kInvalidValue, "device URI \"vfio:" + address + "\": expected a PCI address as in 0000:3b:00.0");
   const fs::path folder = sys("bus/pci/devices/" + address);
   std::error_code none;

@@ -105,7 +105,7 @@ void examine_function(const PciFunction& f, Findings& out) {
                                            : "udev has not made it: udevadm trigger");
       else if (access(at(node).c_str(), R_OK | W_OK) != 0)
         problem(fmt::format("uid {} may not open {}", getuid(), node),
-                "install scripts/udev/60-jalapeno.rules and join the group jalapeno, or run as root");
+                "install the udev rule (driver/host/60-jalapeno.rules) and join the group jalapeno, or run as root");
       else
         good("may be opened: " + node);
     }
