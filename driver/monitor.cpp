@@ -32,10 +32,24 @@ socklen_t fill(sockaddr_un& address, const std::string& name) {
   return static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + n);
 }
 
-bool may_look(int socket) {
-  ucred peer{};
+// Who is at the other end of a socket; uid -1: nobody knows.
+ucred peer_of(int socket) {
+  ucred peer{0, static_cast<uid_t>(-1), static_cast<gid_t>(-1)};
   socklen_t size = sizeof peer;
-  return getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0 && (peer.uid == geteuid() || peer.uid == 0);
+  (void)getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size);
+  return peer;
+}
+bool may_look(int socket) {
+  const uid_t uid = peer_of(socket).uid;
+  return uid == geteuid() || uid == 0;
+}
+
+// Text from another process, on its way to a terminal.
+template <size_t N>
+void clean(char (&text)[N]) {
+  text[N - 1] = 0;
+  for (char* c = text; *c != 0; ++c)
+    if (static_cast<unsigned char>(*c) < ' ' || *c == 127) *c = '?';
 }
 
 bool receive(int socket, void* out, size_t bytes) {
@@ -56,13 +70,14 @@ std::optional<Snapshot> ask(const std::string& name) {
   sockaddr_un address{};
   const socklen_t size = fill(address, name);
   Snapshot s;
-  // Whoever answers says who it is; that it is another user's process under our name is no reason to believe it.
+  // The names are anyone's to take: other users' processes are believed by root only.
   const bool good = connect(fd, reinterpret_cast<const sockaddr*>(&address), size) == 0 &&
                     (may_look(fd) || geteuid() == 0) && receive(fd, &s, 2 * sizeof(uint32_t)) &&
                     s.version == Snapshot::kVersion && s.bytes == sizeof s &&
                     receive(fd, reinterpret_cast<char*>(&s) + 2 * sizeof(uint32_t), sizeof s - 2 * sizeof(uint32_t));
+  s.pid = peer_of(fd).pid;  // as this process sees it; the other one may live in a container
   close(fd);
-  s.uri[sizeof s.uri - 1] = s.config_name[sizeof s.config_name - 1] = s.lost[sizeof s.lost - 1] = 0;
+  clean(s.uri), clean(s.config_name), clean(s.lost);
   return good ? std::optional(s) : std::nullopt;
 }
 

@@ -17,6 +17,8 @@
 #include <thread>
 #include <vector>
 
+#include "support/descriptors.hpp"
+
 namespace jalapeno {
 void install_embedded_emulator();
 }
@@ -151,6 +153,29 @@ TEST_F(DeviceTest, ResetEndsEverythingAndTheNextOpenWorks) {
   ASSERT_TRUE(q.push(hw::Packet{}));
   q.ring();
   EXPECT_EQ(q.wait(1, kPatienceNs), WaitResult::kReached);
+}
+
+// JAL_TEST_RESETS of them; work between them, descriptors as before.
+TEST_F(DeviceTest, ManyResetsLeaveNothingBehind) {
+  const char* text = std::getenv("JAL_TEST_RESETS");
+  const int resets = text != nullptr ? std::atoi(text) : 50;
+  Device d(uri());
+  const int before = test::open_descriptors();
+  const uint32_t epoch = d.epoch();
+  for (int n = 0; n < resets; ++n) {
+    if (n % 10 == 0) {
+      AddressSpace space(d);
+      Queue q(d, space.context(), 0, 6, 0);
+      ASSERT_TRUE(q.push(hw::Packet{}));
+      q.ring();
+      ASSERT_EQ(q.wait(1, kPatienceNs), WaitResult::kReached) << n;
+    }
+    d.transport().reset();
+  }
+  EXPECT_EQ(d.epoch(), epoch + static_cast<uint32_t>(resets));
+  EXPECT_EQ(d.health(), hw::kHealthReady);
+  EXPECT_EQ(d.free_hbm(), d.identity().hbm_bytes / hw::kPageBytes);
+  EXPECT_LE(test::open_descriptors(), before + 2) << "one queue's interrupt, and an embedded chip's copy of it";
 }
 
 TEST_F(DeviceTest, SecondProcessIsToldThatTheDeviceIsBusy) {
