@@ -355,12 +355,14 @@ void Model::forward(const Pass& pass, bool all_logits) {
     // A head that is no whole number of blocks cannot be written in blocks.
     const jalDType attended_type = l.o.input() == jalQ8_0 && h_.head % 32 != 0 ? jalF32 : l.o.input();
     const jalTensor attended = tensor(attention_.data(), attended_type, {n, q_width});
+    // Many rows use each block of keys longer, as long as the cores are full.
+    const uint32_t rows = h_.heads * blocks(n, 128) >= cores_ ? 128 : 64;
     if (pass.step)
       launch(stream_, {h_.kv_heads, n}, kernel("attention_decode_" + attention_suffix), heads(q), keys, values,
              pass.position, pass.table, heads(attended), group, scale);
     else
-      launch(stream_, {h_.heads, blocks(n, 64)}, kernel("attention_paged_" + attention_suffix), heads(q), keys, values,
-             pass.position, tensor(pass.table.data, jalI32, {pages_}), heads(attended), group, scale);
+      launch(stream_, {h_.heads, blocks(n, rows)}, kernel("attention_paged_" + attention_suffix), heads(q), keys,
+             values, pass.position, tensor(pass.table.data, jalI32, {pages_}), heads(attended), group, scale);
     multiply(l.o, attended, x, true);
     norm = tensor(norm_.data(), l.gate_up.input(), {n, h_.width});
     launch(stream_, {n}, kernel("rmsnorm"), x, l.ffn_norm.vector(), norm, h_.eps);

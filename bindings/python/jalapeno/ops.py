@@ -656,7 +656,8 @@ def attention(q: Array, k: Array, v: Array, *, position: int = 0, scale: float |
     result = _out("attention", out, q.shape, None if out is not None else float32, device)
     if result.size:
         group = heads // (k.shape[1] // d)
-        _run(device, f"attention_causal_{_CODES[k.dtype.name]}_d{d}", (heads, -(-t // 64)), _last_dense(q), _last_dense(k),
+        rows = 128 if heads * -(-t // 128) >= _cores(device) else 64  # of a program; many use each block of keys longer
+        _run(device, f"attention_causal_{_CODES[k.dtype.name]}_d{d}", (heads, -(-t // rows)), _last_dense(q), _last_dense(k),
              _last_dense(v),
              _position("attention", position, t, k.shape[0], device), result, group, float(1 / math.sqrt(d) if scale is None else scale))
     return result
