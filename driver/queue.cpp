@@ -91,6 +91,7 @@ uint64_t Queue::reset() {
     std::atomic_ref(timeline_->resume_value).store(tail_ + 1, std::memory_order_release);
   std::atomic_ref(timeline_->value).store(tail_, std::memory_order_release);
   *fault_ = {};
+  if (Trace* t = device_.trace()) t->queue_reset(number_, *timeline_);
   enable();
   device_.wake();  // who waited for a dropped packet can go on now
   return dropped;

@@ -173,6 +173,14 @@ void Trace::host_written(const void* data, uint64_t bytes) {
   if (const uint64_t iova = iova_of(data)) capture(iova | hw::kHostWindow, bytes, false);
 }
 
+void Trace::queue_reset(uint32_t queue, const hw::Timeline& timeline) {
+  {
+    std::lock_guard lock(mutex_);
+    pending_[queue].clear();
+  }
+  host_written(&timeline, sizeof timeline);
+}
+
 uint64_t Trace::iova_of(const void* data) const {
   const auto* at = static_cast<const std::byte*>(data);
   for (const auto& [iova, memory] : maps_)

@@ -329,6 +329,14 @@ def test_a_recorded_run_replays_to_the_same_bytes(recorded, chip, own_process):
     assert m and int(m[2]) > 40 and int(m[3]) >= 40, "one result a token at least"
 
 
+@pytest.mark.parametrize("sample", ["03_vector_add", "04_streams_and_events", "05_graph", "06_matmul", "07_error_handling"])
+def test_events_graphs_faults_and_resets_replay(sample, tmp_path):
+    code, _, err = run(TRACE, "record", "-o", tmp_path / "x.trace", "--", BIN / sample)
+    assert code == 0, err
+    code, out, err = run(TRACE, "replay", tmp_path / "x.trace")
+    assert code == 0 and "all as recorded" in out, out + err
+
+
 def test_a_changed_weight_is_found(recorded, tmp_path):
     """A difference must be found: one bit of what goes to the device is turned."""
     data = bytearray(recorded[0].read_bytes())
