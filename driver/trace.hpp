@@ -93,7 +93,8 @@ class Trace {
                uint64_t completed);
   void host_written(const void* data, uint64_t bytes);  // memory the device reads, written outside of any packet
   void signal(const hw::Timeline& timeline, uint64_t value);
-  void queue_reset(uint32_t queue, const hw::Timeline& timeline);  // the host has set its timeline, packets were dropped
+  void queue_reset(uint32_t queue,
+                   const hw::Timeline& timeline);  // the host has set its timeline, packets were dropped
   void interrupt(uint32_t vector);
   void done(uint32_t queue, uint64_t value, uint32_t status);
 
