@@ -26,7 +26,7 @@ std::string version_text(uint32_t v) { return std::to_string(v >> 16) + "." + st
 }  // namespace
 
 Device::Device(const std::string& uri)
-    : uri_(uri), trace_(Trace::from_environment(uri)), transport_(open_transport(uri)) {
+    : uri_(uri), full_uri_(full_uri(uri)), trace_(Trace::from_environment(uri)), transport_(open_transport(uri)) {
   if (trace_) transport_ = traced(std::move(transport_), *trace_);
   read_identity();
   if (trace_) trace_->versions(identity_.interface_version, identity_.isa_version);
@@ -145,7 +145,7 @@ Snapshot Device::snapshot() {
   auto text = [](char* out, size_t size, const std::string& in) { in.copy(out, size - 1); };
   s.pid = getpid();
   s.opened_unix_ns = opened_unix_ns_;
-  text(s.uri, sizeof s.uri, uri_);
+  text(s.uri, sizeof s.uri, full_uri_);
   text(s.config_name, sizeof s.config_name, identity_.config_name);
   const Identity& i = identity_;
   s.interface_version = i.interface_version, s.isa_version = i.isa_version, s.capabilities = i.capabilities;

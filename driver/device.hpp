@@ -98,7 +98,7 @@ class Device {
     return *reinterpret_cast<hw::DevicePage*>(doorbells_.data() + size_t{identity_.queues} * sizeof(hw::DoorbellPage));
   }
 
-  std::string uri_;
+  std::string uri_, full_uri_;
   std::unique_ptr<Trace> trace_;  // before the transport, which writes to it
   std::unique_ptr<Transport> transport_;
   Identity identity_{};

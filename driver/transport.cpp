@@ -2,6 +2,7 @@
 #include "transport.hpp"
 
 #include <atomic>
+#include <filesystem>
 
 #include "error.hpp"
 #include "vfio.hpp"
@@ -13,6 +14,13 @@ std::atomic<EmbeddedLauncher> embedded_launcher{nullptr};
 }
 
 void set_embedded_launcher(EmbeddedLauncher launcher) { embedded_launcher.store(launcher); }
+
+std::string full_uri(const std::string& uri) {
+  if (uri.rfind("emu:", 0) != 0 || uri.size() == 4 || uri[4] == '?') return uri;
+  std::error_code none;
+  const auto path = std::filesystem::weakly_canonical(std::filesystem::absolute(uri.substr(4), none), none);
+  return none ? uri : "emu:" + path.string();
+}
 
 std::unique_ptr<Transport> open_transport(const std::string& uri) {
   if (uri == "emu:" || uri.rfind("emu:?", 0) == 0) {

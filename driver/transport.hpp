@@ -47,6 +47,8 @@ class Transport {
 
 // The URI kinds: "vfio:0000:3b:00.0", "emu:/path/to.sock". "emu:" and "emu:?key=value&..." start an emulator inside
 // this process through the launcher below. Throws Error.
+// The URI by which any process would name the device: paths are absolute.
+std::string full_uri(const std::string& uri);
 std::unique_ptr<Transport> open_transport(const std::string& uri);
 
 // An emulator inside this process: a connected socket, and what keeps it running. Destroying `keep` after the

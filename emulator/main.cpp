@@ -33,6 +33,9 @@ int listen_at(const std::string& path) {
   if (lock < 0) throw std::runtime_error("--socket " + path + ": " + std::strerror(errno));
   if (flock(lock, LOCK_EX | LOCK_NB) != 0)
     throw std::runtime_error("--socket " + path + ": another emulator serves it");
+  struct stat there {};
+  if (lstat(path.c_str(), &there) == 0 && !S_ISSOCK(there.st_mode))
+    throw std::runtime_error("--socket " + path + ": is there already and is no socket");
   unlink(path.c_str());
   const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
   const mode_t old = umask(0177);

@@ -104,6 +104,9 @@ int code(const std::vector<tools::Entry>& entries) {
 
 int reset(const std::vector<std::string>& uris) {
   for (const std::string& uri : uris) try {
+      if (uri == "emu:" || uri.rfind("emu:?", 0) == 0)
+        throw driver::Error(driver::Code::kInvalidValue,
+                            uri + ": is a chip inside the process that opens it; nobody else can reset it");
       driver::Device d(uri);
       const uint32_t before = d.epoch();
       d.transport().reset();
@@ -153,7 +156,9 @@ int main(int argc, char** argv) try {
     else if (prometheus)
       std::printf("%s", tools::to_prometheus(entries).c_str());
     else if (entries.empty())
-      std::printf("no Jalapeno device: no PCI function 1da1:4a4c, and no process of this user holds an emulated one\n");
+      std::printf(
+          "no Jalapeno device: no PCI function 1da1:4a4c, and no process of this user that answers holds an emulated "
+          "one\n");
     else
       print(entries, nullptr);
     return code(entries);

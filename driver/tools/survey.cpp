@@ -55,7 +55,8 @@ double ratio(uint64_t a, double b) { return b > 0 ? std::min(1.0, static_cast<do
 
 std::vector<Entry> survey(const std::vector<std::string>& uris) {
   const std::vector<Snapshot> held = driver::held_devices();
-  std::vector<std::string> all = uris;
+  std::vector<std::string> all;
+  for (const std::string& uri : uris) all.push_back(driver::full_uri(uri));
   if (all.empty()) {
     for (const auto& f : driver::pci_functions())
       if (f.is_jalapeno()) all.push_back("vfio:" + f.address);
@@ -132,6 +133,11 @@ nlohmann::json to_json(const std::vector<Entry>& entries) {
       d["memory"] = {{"total_bytes", s.hbm_bytes},
                      {"used_bytes", s.hbm_bytes - s.hbm_free_bytes},
                      {"megabytes_per_second", s.hbm_megabytes_per_second}};
+      if (s.lost[0] != 0) {  // nothing is known of it any more
+        d["modelled"] = d["counters"] = json();
+        devices.push_back(std::move(d));
+        continue;
+      }
       d["modelled"] = {{"temperature_celsius", t.temperature_millicelsius * 1e-3},
                        {"power_watts", t.power_milliwatts * 1e-3},
                        {"power_limit_watts", s.power_limit_milliwatts * 1e-3},
@@ -233,7 +239,7 @@ std::string to_prometheus(const std::vector<Entry>& entries) {
   for (const Metric& m : kMetrics) {
     out += fmt::format("# HELP jalapeno_{0} {2}.\n# TYPE jalapeno_{0} {1}\n", m.name, m.type, m.help);
     for (const Entry& e : entries)
-      if (e.snapshot)
+      if (e.snapshot && (e.snapshot->lost[0] == 0 || &m == kMetrics))
         out += fmt::format("jalapeno_{}{{uri=\"{}\",uuid=\"{}\"}} {}\n", m.name, quoted(e.uri), uuid_text(*e.snapshot),
                            m.value(*e.snapshot));
   }

@@ -138,7 +138,9 @@ int play(const std::string& file, const std::string& uri) {
   fmt::print("{} records, {} packets, {} results compared in {:.2f} s: {}\n", r.records, r.packets, r.results,
              r.seconds, r.differences == 0 ? "all as recorded" : fmt::format("{} differ", r.differences));
   if (r.differences > 0) fmt::print("the first {}\n", r.first_difference);
-  if (!r.complete) fmt::print("the trace was cut off: the recorded process ended without closing the device\n");
+  if (!r.complete)
+    fmt::print(
+        "the trace was cut off: it is not the whole file, or the recorded process ended without closing the device\n");
   return r.differences == 0 ? 0 : 1;
 }
 
