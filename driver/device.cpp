@@ -53,9 +53,7 @@ Device::Device(const std::string& uri)
   epoll_ctl(epoll_, EPOLL_CTL_ADD, transport_->liveness_fd(), &e);
   e = {EPOLLIN, {.u64 = UINT64_MAX - 2}};
   if (monitor_.fd() >= 0) epoll_ctl(epoll_, EPOLL_CTL_ADD, monitor_.fd(), &e);
-  timespec now{};
-  clock_gettime(CLOCK_REALTIME, &now);
-  opened_unix_ns_ = int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
+  opened_unix_ns_ = unix_ns();
   listener_ = std::thread([this] { listen(); });
   driver_log().debug("opened {}: {} cores, {} MiB HBM, configuration {}", uri, identity_.cores,
                      identity_.hbm_bytes >> 20, identity_.config_name);

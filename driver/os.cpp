@@ -53,6 +53,12 @@ int64_t monotonic_ns() {
   return int64_t{t.tv_sec} * 1'000'000'000 + t.tv_nsec;
 }
 
+int64_t unix_ns() {
+  timespec t{};
+  clock_gettime(CLOCK_REALTIME, &t);
+  return int64_t{t.tv_sec} * 1'000'000'000 + t.tv_nsec;
+}
+
 std::string error_text(int error) {
   char buffer[128];
   return strerror_r(error, buffer, sizeof buffer);

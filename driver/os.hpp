@@ -39,6 +39,7 @@ struct Os {
 Os& os();
 
 int64_t monotonic_ns();
+int64_t unix_ns();  // wall clock
 std::string error_text(int error);
 
 }  // namespace jalapeno::driver

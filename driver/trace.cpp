@@ -65,9 +65,7 @@ Trace::Trace(const std::string& file, const std::string& uri) : file_(file), beg
   fd_ = open(file.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC,
              0600);  // it holds what went to the device: weights, texts
   if (fd_ < 0) throw Error(Code::kOperatingSystem, "JAL_TRACE: " + file + ": " + error_text(errno));
-  timespec now{};
-  clock_gettime(CLOCK_REALTIME, &now);
-  header_.started_unix_ns = int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
+  header_.started_unix_ns = unix_ns();
   uri.copy(header_.uri, sizeof header_.uri - 1);
   std::ifstream in("/proc/self/cmdline");
   std::string command;

@@ -21,16 +21,16 @@ std::string word(const std::string& file) {
   return line;
 }
 
-Entry look(const std::string& uri, const std::vector<Snapshot>& held) {
+// `told`: what a holder says of it; nullptr when none does.
+Entry look(const std::string& uri, const Snapshot* told) {
   Entry e{uri, "unreachable", "", std::nullopt, std::nullopt, {}};
   try {
     if (uri.rfind("vfio:", 0) == 0) e.function = driver::pci_function(uri.substr(5));
-    const auto holder = std::find_if(held.begin(), held.end(), [&](const Snapshot& s) { return uri == s.uri; });
-    if (holder != held.end()) {
-      e.snapshot = *holder;
-      if (auto p = driver::process(holder->pid)) e.holders.push_back(*p);
-      e.state = holder->lost[0] != 0 ? "lost" : "held";
-      e.problem = holder->lost;
+    if (told != nullptr) {
+      e.snapshot = *told;
+      if (auto p = driver::process(told->pid)) e.holders.push_back(*p);
+      e.state = told->lost[0] != 0 ? "lost" : "held";
+      e.problem = told->lost;
       return e;
     }
     driver::Device d(uri);
@@ -66,11 +66,10 @@ std::vector<Entry> survey(const std::vector<std::string>& uris) {
   std::vector<Entry> out;
   for (const std::string& uri : all) {
     // Embedded chips have no names of their own: several processes may hold an "emu:" each.
-    std::vector<Snapshot> same;
+    const size_t before = out.size();
     for (const Snapshot& s : held)
-      if (uri == s.uri) same.push_back(s);
-    if (same.empty()) out.push_back(look(uri, {}));
-    for (const Snapshot& s : same) out.push_back(look(uri, {s}));
+      if (uri == s.uri) out.push_back(look(uri, &s));
+    if (out.size() == before) out.push_back(look(uri, nullptr));
   }
   return out;
 }
