@@ -1,11 +1,15 @@
 #include "address_space.hpp"
 
+#include <sys/random.h>
+
 #include <atomic>
+#include <cerrno>
 #include <cstring>
 
 #include "device.hpp"
 #include "error.hpp"
 #include "fences.hpp"
+#include "os.hpp"
 
 namespace jalapeno::driver {
 
@@ -116,6 +120,19 @@ void AddressSpace::free(const HbmBlock& block) {
   if (!device_.lost()) device_.invalidate_context(context_);
   device_.give_hbm(block.physical / hw::kPageBytes, pages);
   addresses_.give(hw::raw(block.address) / hw::kPageBytes, pages + kGuardPages);
+}
+
+uint64_t AddressSpace::fabric_key() {
+  std::lock_guard lock(mutex_);
+  if (fabric_key_ == 0) {
+    uint64_t key = 0;
+    while (key == 0)
+      if (getrandom(&key, sizeof key, 0) != sizeof key)
+        throw Error(Code::kOperatingSystem, "getrandom: " + error_text(errno));
+    device_.export_context(context_, key);
+    fabric_key_ = key;
+  }
+  return fabric_key_;
 }
 
 void AddressSpace::write(const HbmBlock& block, std::span<const std::byte> data) {

@@ -42,6 +42,8 @@ class AddressSpace {
   AddressSpace& operator=(const AddressSpace&) = delete;
 
   uint32_t context() const { return context_; }
+  // Opens the context to other chips of the fabric, once; see Window.
+  uint64_t fabric_key();
   // Whole pages, at least `bytes`, unmapped pages on both sides. Contents are undefined. Thread-safe.
   // Throws Error(kOutOfDeviceMemory) naming the size, what is free and the largest free run.
   HbmBlock allocate(uint64_t bytes, uint64_t permissions = hw::pte::kRead | hw::pte::kWrite);
@@ -65,6 +67,7 @@ class AddressSpace {
   std::vector<uint64_t> table_pages_;  // HBM pages that hold tables
   uint64_t next_table_ = 0, tables_end_ = 0;
   uint64_t root_;
+  uint64_t fabric_key_ = 0;  // 0: nobody may open a window to it
 };
 
 }  // namespace jalapeno::driver

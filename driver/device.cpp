@@ -39,6 +39,7 @@ Device::Device(const std::string& uri)
                                      std::to_string(identity_.hbm_bytes) + " bytes of HBM need");
   hbm_pages_.add(0, identity_.hbm_bytes / hw::kPageBytes);
   contexts_.resize(identity_.contexts), queues_.resize(identity_.queues), queue_events_.resize(identity_.queues, -1);
+  windows_.resize(identity_.windows);
   interrupts_ = std::vector<std::atomic<uint64_t>>(identity_.queues);
   epoll_ = epoll_create1(EPOLL_CLOEXEC);
   stop_event_ = os().eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -99,6 +100,8 @@ void Device::read_identity() {
   i.peak_gigaflops_bf16 = t.read32(reg::kPeakGigaflopsBf16);
   i.power_limit_milliwatts = t.read32(reg::kPowerLimitMilliwatts);
   i.dollars_per_hour_micro = t.read32(reg::kDollarsPerHourMicro);
+  i.fabric_address = t.read64(reg::kFabricAddress);
+  i.windows = t.read32(reg::kWindows);
   i.uuid[0] = t.read64(reg::kUuid), i.uuid[1] = t.read64(reg::kUuid + 8);
   char name[65] = {};
   for (uint32_t k = 0; k < 8; ++k) {
@@ -106,7 +109,7 @@ void Device::read_identity() {
     std::memcpy(name + 8 * k, &word, 8);
   }
   i.config_name = name;
-  if (i.queues == 0 || i.queues > 4096 || i.contexts == 0 || i.hbm_bytes < 2 * hw::kPageBytes)
+  if (i.queues == 0 || i.queues > 4096 || i.contexts == 0 || i.windows > 1u << 14 || i.hbm_bytes < 2 * hw::kPageBytes)
     throw Error(Code::kNoDevice, uri_ + ": reports " + std::to_string(i.queues) + " queues, " +
                                      std::to_string(i.contexts) + " contexts, " + std::to_string(i.hbm_bytes) +
                                      " bytes of HBM");
@@ -135,7 +138,12 @@ Telemetry Device::telemetry() {
                    u64(reg::kInstructions),
                    u64(reg::kFaults),
                    u64(reg::kEccCorrected),
-                   u64(reg::kEccUncorrected)};
+                   u64(reg::kEccUncorrected),
+                   u64(reg::kBusyFabricNs),
+                   u64(reg::kFabricReadBytes),
+                   u64(reg::kFabricWriteBytes),
+                   u64(reg::kFabricErrors),
+                   t.read32(reg::kLinksUp)};
 }
 
 Snapshot Device::snapshot() {
@@ -309,6 +317,48 @@ void Device::invalidate_context(uint32_t context) {
   std::lock_guard lock(mutex_);
   transport_->write32(hw::reg::kContextSelect, context);
   transport_->write32(hw::reg::kContextCommand, hw::kContextInvalidate);
+}
+
+void Device::export_context(uint32_t context, uint64_t key) {
+  throw_if_lost();
+  std::lock_guard lock(mutex_);
+  transport_->write32(hw::reg::kContextSelect, context);
+  transport_->write64(hw::reg::kContextFabricKey, key);
+  transport_->write32(hw::reg::kContextCommand, hw::kContextExport);
+}
+
+uint32_t Device::take_window() {
+  throw_if_lost();
+  std::lock_guard lock(mutex_);
+  for (uint32_t w = 0; w < windows_.size(); ++w)
+    if (!windows_[w]) {
+      windows_[w] = true;
+      return w;
+    }
+  throw Error(Code::kBusy, uri_ + ": all " + std::to_string(windows_.size()) + " fabric windows are in use");
+}
+
+void Device::give_window(uint32_t window) {
+  std::lock_guard lock(mutex_);
+  windows_[window] = false;
+}
+
+uint32_t Device::enable_window(uint32_t window, uint32_t context, uint64_t peer, uint64_t key) {
+  throw_if_lost();
+  std::lock_guard lock(mutex_);
+  transport_->write32(hw::reg::kWindowSelect, window);
+  transport_->write32(hw::reg::kWindowContext, context);
+  transport_->write64(hw::reg::kWindowPeer, peer);
+  transport_->write64(hw::reg::kWindowKey, key);
+  transport_->write32(hw::reg::kWindowCommand, hw::kWindowEnable);
+  return transport_->read32(hw::reg::kWindowState);
+}
+
+void Device::disable_window(uint32_t window) {
+  if (lost()) return;
+  std::lock_guard lock(mutex_);
+  transport_->write32(hw::reg::kWindowSelect, window);
+  transport_->write32(hw::reg::kWindowCommand, hw::kWindowDisable);
 }
 
 uint64_t Device::take_hbm(uint64_t pages) {

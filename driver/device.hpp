@@ -22,8 +22,8 @@ namespace jalapeno::driver {
 struct Identity {
   uint32_t interface_version, isa_version, capabilities, cores, spm_bytes, acc_bytes, queues, contexts, links;
   uint32_t hbm_megabytes_per_second, core_clock_khz, link_megabits_per_second, peak_gigaflops_bf16,
-      power_limit_milliwatts, dollars_per_hour_micro;
-  uint64_t hbm_bytes, uuid[2];
+      power_limit_milliwatts, dollars_per_hour_micro, windows;
+  uint64_t hbm_bytes, uuid[2], fabric_address;
   std::string config_name;
 };
 
@@ -86,6 +86,11 @@ class Device {
     hw::Iova ring, timeline, fault;
     uint64_t start;
   };
+  void export_context(uint32_t context, uint64_t key);
+  uint32_t take_window();
+  void give_window(uint32_t window);
+  uint32_t enable_window(uint32_t window, uint32_t context, uint64_t peer, uint64_t key);  // its state
+  void disable_window(uint32_t window);
   uint32_t take_queue();
   void give_queue(uint32_t queue);
   void enable_queue(uint32_t queue, const QueueSetup& setup);
@@ -107,7 +112,7 @@ class Device {
 
   mutable std::mutex mutex_;  // register sequences and the allocators below
   RangeAllocator hbm_pages_;
-  std::vector<bool> contexts_, queues_;
+  std::vector<bool> contexts_, queues_, windows_;
   std::vector<int> queue_events_;  // eventfd of each vector that was ever used
   std::vector<std::atomic<uint64_t>> interrupts_;
 

@@ -16,12 +16,13 @@ struct Telemetry {
   uint32_t temperature_millicelsius, power_milliwatts;
   uint64_t energy_microjoules, device_ns, busy_cores_ns, busy_matrix_ns, busy_vector_ns, busy_dma_ns, busy_copy_ns;
   uint64_t hbm_read_bytes, hbm_write_bytes, host_bytes, packets, launches, instances, instructions, faults,
-      ecc_corrected, ecc_uncorrected;
+      ecc_corrected, ecc_uncorrected, busy_fabric_ns, fabric_read_bytes, fabric_write_bytes, fabric_errors;
+  uint32_t links_up;  // a bit for each
 };
 
 // Everything about a device at a moment, plain bytes of this machine.
 struct Snapshot {
-  static constexpr uint32_t kVersion = 1;
+  static constexpr uint32_t kVersion = 2;
   uint32_t version = kVersion, bytes = sizeof(Snapshot);
   int32_t pid = 0;
   int64_t opened_unix_ns = 0;

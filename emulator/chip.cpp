@@ -29,6 +29,11 @@ int sealed_memfd(const char* name, uint64_t bytes) {
   return fd;
 }
 
+uint64_t random_word() {
+  static std::random_device random;
+  return uint64_t{random()} << 32 | random();
+}
+
 }  // namespace
 
 Chip::Chip(const EmulatorOptions& options, uint32_t index)
@@ -36,6 +41,7 @@ Chip::Chip(const EmulatorOptions& options, uint32_t index)
       config_(load_config(options.config_file)),
       plan_(options.faults),
       index_(index),
+      uuid_{random_word(), random_word()},
       memory_(usable_hbm(options, config_)),
       doorbell_bytes_(std::bit_ceil(uint64_t{kQueueCount + 1} * sizeof(hw::DoorbellPage))),
       doorbell_fd_(sealed_memfd("jalapeno-doorbells", doorbell_bytes_)),
@@ -43,10 +49,10 @@ Chip::Chip(const EmulatorOptions& options, uint32_t index)
       doorbells_(reinterpret_cast<hw::DoorbellPage*>(doorbell_mapping_->data())),
       queues_(kQueueCount),
       contexts_(kContextCount),
+      windows_(kWindowCount),
       interrupts_(kVectors, -1),
-      pool_(config_, options_) {
-  std::random_device random;
-  for (uint64_t& half : uuid_) half = uint64_t{random()} << 32 | random();
+      pool_(config_, options_),
+      port_(uuid_[0], memory_, [this](uint64_t key) { return lookup_export(key); }) {
   for (uint32_t q = 0; q < kQueueCount; ++q) doorbells_[q].interrupt_arm = hw::kNotArmed;
   processor_ = std::thread([this] { serve(); });
 }
@@ -54,7 +60,7 @@ Chip::Chip(const EmulatorOptions& options, uint32_t index)
 Chip::~Chip() {
   stop_.store(true);
   deadline_ns_.store(0);
-  wake_.release();
+  port_.wake();
   processor_.join();
   for (int fd : interrupts_)
     if (fd >= 0) close(fd);
@@ -101,7 +107,9 @@ void Chip::reset_function() {
       std::atomic_ref(doorbells_[q].tail).store(0, std::memory_order_relaxed);
       std::atomic_ref(doorbells_[q].interrupt_arm).store(hw::kNotArmed, std::memory_order_relaxed);
     }
-    for (Context& c : contexts_) c = Context{};
+    for (uint32_t c = 0; c < kContextCount; ++c) withdraw(c), contexts_[c] = Context{};
+    for (Window& w : windows_) w = Window{};
+    links_down_.store(0);
     order_.clear();
     host_map_ = memory_.host_map(), host_memory_ = Memory(host_map_.get());
     staged_ = Queue{};
@@ -134,6 +142,14 @@ uint64_t Chip::counter(uint32_t offset) const {
       return whole(counters_.dma_ns);
     case hw::reg::kBusyCopyNs:
       return whole(counters_.copy_ns);
+    case hw::reg::kBusyFabricNs:
+      return whole(counters_.fabric_ns);
+    case hw::reg::kFabricReadBytes:
+      return counters_.fabric_read;
+    case hw::reg::kFabricWriteBytes:
+      return counters_.fabric_write;
+    case hw::reg::kFabricErrors:
+      return counters_.fabric_errors;
     case hw::reg::kHbmReadBytes:
       return counters_.hbm_read;
     case hw::reg::kHbmWriteBytes:
@@ -249,6 +265,23 @@ bool Chip::read_register(uint64_t offset, uint32_t bytes, uint64_t& value) {
     case reg::kDollarsPerHourMicro:
       value = static_cast<uint64_t>(config_.dollars_per_hour * 1e6);
       break;
+    case reg::kFabricAddress:
+      value = uuid_[0];
+      break;
+    case reg::kFabricAddress + 4:
+      value = uuid_[0] >> 32;
+      break;
+    case reg::kWindows:
+      value = kWindowCount;
+      break;
+    case reg::kLinksUp:
+      value = ((uint64_t{1} << std::min(config_.links, 32u)) - 1) & ~uint64_t{links_down_.load()};
+      break;
+    case reg::kWindowState: {
+      std::lock_guard lock(mutex_);
+      value = window_select_ < kWindowCount ? windows_[window_select_].state : hw::kWindowOff;
+      break;
+    }
     case reg::kHealth:
       value = health_.load();
       break;
@@ -281,7 +314,11 @@ bool Chip::write_register(uint64_t offset, uint32_t bytes, uint64_t value) {
   if ((bytes != 4 && bytes != 8) || offset % bytes != 0 || offset + bytes > hw::kRegisterBarBytes) return false;
   const uint32_t at = static_cast<uint32_t>(offset), word = static_cast<uint32_t>(value);
   if (at == reg::kWake) {
-    wake_.release();
+    port_.wake();
+    return true;
+  }
+  if (at == reg::kWindowCommand) {
+    window_command(word);
     return true;
   }
   if (at == reg::kControl) {
@@ -300,6 +337,21 @@ bool Chip::write_register(uint64_t offset, uint32_t bytes, uint64_t value) {
         break;
       case reg::kContextCommand:
         context_command(word);
+        break;
+      case reg::kContextFabricKey:
+        context_key_ = value;
+        break;
+      case reg::kWindowSelect:
+        window_select_ = word;
+        break;
+      case reg::kWindowContext:
+        staged_window_.context = word;
+        break;
+      case reg::kWindowPeer:
+        staged_window_.peer = value;
+        break;
+      case reg::kWindowKey:
+        staged_window_.key = value;
         break;
       case reg::kQueueSelect:
         queue_select_ = word;
@@ -341,19 +393,89 @@ void Chip::context_command(uint32_t command) {
   Context& c = contexts_[context_select_];
   switch (command) {
     case hw::kContextEnable:
+      withdraw(context_select_);
       c = Context{};
       c.enabled = true, c.root = context_root_;
       break;
     case hw::kContextDisable:
+      withdraw(context_select_);
+      for (Window& w : windows_)
+        if (w.context == context_select_) w = Window{};
       c = Context{};
       break;
+    case hw::kContextExport:
+      export_context(context_select_);
+      break;
     case hw::kContextInvalidate:
+      port_.changed();
       c.map.reset();
       c.programs.clear(), c.last = nullptr;
       break;
     default:
       break;
   }
+}
+
+void Chip::export_context(uint32_t context) {
+  Context& c = contexts_[context];
+  withdraw(context);
+  if (!c.enabled || context_key_ == 0) return;
+  c.key = context_key_, c.token = random_word() | 1;
+  std::atomic_ref(port_.page().exported[context]).store(c.token, std::memory_order_release);
+  port_.listen();
+}
+
+// Windows that others have to it end: their chips look at the token before they build a map.
+void Chip::withdraw(uint32_t context) {
+  Context& c = contexts_[context];
+  if (c.token == 0) return;
+  c.key = c.token = 0;
+  std::atomic_ref(port_.page().exported[context]).store(0, std::memory_order_release);
+  port_.changed();
+}
+
+std::optional<FabricPort::Export> Chip::lookup_export(uint64_t key) {
+  control_waiting_.fetch_add(1);
+  std::optional<FabricPort::Export> found;
+  {
+    std::lock_guard lock(mutex_);
+    for (uint32_t c = 0; c < kContextCount; ++c)
+      if (key != 0 && contexts_[c].key == key) found = FabricPort::Export{c, contexts_[c].root, contexts_[c].token};
+  }
+  control_waiting_.fetch_sub(1);
+  return found;
+}
+
+// The other chip is asked without this chip's lock: it may be asking the same of this one.
+void Chip::window_command(uint32_t command) {
+  Window w;
+  uint32_t number;
+  {
+    std::lock_guard lock(mutex_);
+    w = staged_window_, number = window_select_;
+  }
+  if (number >= kWindowCount || w.context >= kContextCount) return;
+  if (command == hw::kWindowEnable) {
+    auto [state, remote] = FabricPort::reach(w.peer, w.key);
+    w.state = state, w.remote = std::move(remote);
+  } else if (command == hw::kWindowDisable) {
+    w = Window{};
+  } else {
+    return;
+  }
+  control_waiting_.fetch_add(1);
+  {
+    std::lock_guard lock(mutex_);
+    for (uint32_t context : {windows_[number].context, w.context}) contexts_[context].map.reset();
+    windows_[number] = std::move(w);
+  }
+  control_waiting_.fetch_sub(1);
+}
+
+bool Chip::windows_current(const Context& context) {
+  for (const Context::Seen& s : context.seen)
+    if (s.remote->generation() != s.generation) return false;
+  return true;
 }
 
 void Chip::queue_command(uint32_t command) {

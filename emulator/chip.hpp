@@ -1,19 +1,20 @@
 // One chip: registers, doorbells, queues, contexts, and the thread of its command processor.
 // What a PCIe slot can see of it is this interface; the vfio-user server is its only caller.
 #pragma once
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <jalapeno_hw/packets.hpp>
 #include <jalapeno_hw/registers.hpp>
 #include <memory>
 #include <mutex>
-#include <semaphore>
 #include <thread>
 #include <unordered_map>
 #include <vector>
 
 #include "config.hpp"
 #include "core.hpp"
+#include "fabric.hpp"
 #include "faults.hpp"
 #include "memory.hpp"
 #include "worker_pool.hpp"
@@ -21,7 +22,8 @@
 namespace jalapeno::emu {
 
 inline constexpr uint32_t kQueueCount = 256;
-inline constexpr uint32_t kContextCount = 64;
+inline constexpr uint32_t kContextCount = kFabricContexts;
+inline constexpr uint32_t kWindowCount = 1024;
 inline constexpr uint32_t kVectors = kQueueCount + 1;  // the last one: device events
 
 class Chip {
@@ -56,11 +58,29 @@ class Chip {
   struct Context {
     bool enabled = false;
     uint64_t root = 0, epoch = 0;  // epoch of the host map that `map` was built with
+    uint64_t key = 0, token = 0;   // of its export
+    struct Seen {
+      std::shared_ptr<RemoteContext> remote;
+      uint64_t generation;
+    };
+    std::vector<Seen> seen;  // the chips behind its windows, as they were when `map` was built
     std::shared_ptr<const AddressMap> map;
     Memory memory;                                                          // through `map`
     std::unordered_map<uint64_t, std::unique_ptr<const Program>> programs;  // by code address
     const Program* last = nullptr;                                          // of them: what ran last
     uint64_t last_code = 0;
+  };
+  struct Window {
+    uint32_t context = 0, state = hw::kWindowOff;
+    uint64_t peer = 0, key = 0;
+    std::shared_ptr<RemoteContext> remote;  // while it is up
+  };
+  // A group as its memory says, checked; pointers into this chip's mappings.
+  struct Group {
+    hw::FabricGroup* group;
+    hw::FabricPeer* peers;
+    uint32_t ranks, rank;
+    uint64_t sequence;
   };
   // When a timeline reached its last values, in modelled time: a wait for one of them is over then, however far the
   // emulator has run ahead since.
@@ -92,6 +112,8 @@ class Chip {
     Reached reached;                                          // of its own timeline
     uint64_t block = 0, block_count = 0, block_position = 0;  // a CALL being run
     bool called = false, dirty = false, interrupt = false;
+    uint32_t arrived = 0;                              // ranks that an AWAIT has seen
+    uint64_t blocked_since_ns = 0, blocked_on_ns = 0;  // host time: the AWAIT, and its wait for that rank; 0: none
   };
   enum class Step { kIdle, kBlocked, kProgress };
 
@@ -119,6 +141,26 @@ class Chip {
   void queue_command(uint32_t command);
   void disable_queue(uint32_t q);
   Memory& context_memory(Queue& queue);
+  // Between chips (fabric_engine.cpp)
+  Group group_of(Queue& queue, hw::DeviceAddr address);
+  void post(Queue& queue, const hw::PostPacket& packet);
+  void post_lines(Queue& queue, const Group& g, hw::FabricLine line, const std::byte* data, uint64_t bytes,
+                  uint64_t stride);
+  bool await(Queue& queue, const hw::AwaitPacket& packet);
+  hw::FabricLine line_of(Queue& queue, const Group& g, uint32_t rank);
+  uint64_t posted_data(const Group& g, uint32_t rank) const;  // device address of what that rank put here
+  void move(Queue& queue, const hw::MovePacket& packet);
+  void reduce(Queue& queue, const hw::ReducePacket& packet);
+  void poison_group(Queue& queue, const hw::PostPacket& packet, hw::Status status);
+  RemoteContext* remote_of(uint64_t address);  // nullptr: the address is this chip's own
+  std::byte* reach(Queue& queue, uint64_t address, uint64_t bytes, hw::Access access);
+  void charge_fabric(Queue& queue, uint64_t read, uint64_t written, double latencies);
+  double fabric_rate();  // bytes a nanosecond over the links that are up; throws Fault when there is none
+  void window_command(uint32_t command);
+  void export_context(uint32_t context);
+  void withdraw(uint32_t context);
+  std::optional<FabricPort::Export> lookup_export(uint64_t key);
+  static bool windows_current(const Context& context);
   void engine(Queue& queue, double& engine_free, double duration);
   hw::DoorbellPage& doorbell(uint32_t q) const { return doorbells_[q]; }
   hw::DevicePage& device_page() const { return *reinterpret_cast<hw::DevicePage*>(doorbells_ + kQueueCount); }
@@ -141,7 +183,10 @@ class Chip {
   std::vector<Context> contexts_;
   std::vector<uint32_t> order_;  // enabled queues, highest priority first
   uint32_t context_select_ = 0, queue_select_ = 0;
-  uint64_t context_root_ = 0;
+  uint64_t context_root_ = 0, context_key_ = 0;
+  std::vector<Window> windows_;
+  uint32_t window_select_ = 0;
+  Window staged_window_;
   Queue staged_;  // what the queue registers hold before kQueueEnable
   std::atomic<uint64_t> host_epoch_{1};
   uint64_t host_memory_epoch_ = 0;
@@ -150,6 +195,10 @@ class Chip {
   std::atomic<uint64_t> deadline_ns_{0};
   Launch launch_;                  // the one being run
   std::vector<double> durations_;  // of its instances
+  // Of the reduction being run: reused
+  std::vector<const std::byte*> sources_;
+  std::vector<std::byte*> destinations_;
+  std::vector<std::array<uint64_t, 2>> inline_;
   std::atomic<uint32_t> epoch_{0}, heartbeat_{0}, health_{hw::kHealthReady};
 
   std::mutex interrupt_mutex_;
@@ -158,17 +207,19 @@ class Chip {
   // Telemetry; written by the processor only
   struct Counters {
     std::atomic<uint64_t> packets{0}, launches{0}, instances{0}, instructions{0}, faults{0}, ecc_corrected{0},
-        ecc_uncorrected{0};
+        ecc_uncorrected{0}, fabric_read{0}, fabric_write{0}, fabric_errors{0}, puts{0};
     std::atomic<uint64_t> hbm_read{0}, hbm_write{0}, host_bytes{0}, interrupts{0};
-    std::atomic<double> device_ns{0}, cores_ns{0}, matrix_ns{0}, vector_ns{0}, dma_ns{0}, copy_ns{0}, picojoules{0};
+    std::atomic<double> device_ns{0}, cores_ns{0}, matrix_ns{0}, vector_ns{0}, dma_ns{0}, copy_ns{0}, fabric_ns{0},
+        picojoules{0};
   } counters_;
-  double compute_free_ns_ = 0, copy_free_ns_ = 0;
+  double compute_free_ns_ = 0, copy_free_ns_ = 0, fabric_free_ns_ = 0;
+  std::atomic<uint32_t> links_down_{0};
   std::unordered_map<uint64_t, Reached> reached_;  // of signalled timelines, by address; emptied when there are many
   double idle_floor_ns_ = 0;                       // modelled time when every queue was last empty
   double power_energy_ = 0, power_time_ = 0, power_watts_ = 0;
 
   WorkerPool pool_;
-  std::binary_semaphore wake_{0};
+  FabricPort port_;
   std::atomic<bool> stop_{false};
   std::thread processor_;
 };

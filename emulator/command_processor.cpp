@@ -64,7 +64,15 @@ bool Chip::anything_to_fetch() const {
 }
 
 void Chip::serve() {
+  FabricPage& page = port_.page();
+  std::atomic_ref asleep(device_page().asleep), asleep_to_peers(page.asleep);
   auto last_work = std::chrono::steady_clock::now();
+  uint32_t seen = 0;
+  bool armed = false;
+  auto disarm = [&] {
+    armed = false;
+    asleep.store(0, std::memory_order_relaxed), asleep_to_peers.store(0, std::memory_order_relaxed);
+  };
   while (!stop_.load(std::memory_order_relaxed)) {
     bool progress = false, blocked = false;
     while (control_waiting_.load(std::memory_order_relaxed) != 0) sched_yield();  // the mutex is not fair
@@ -84,28 +92,28 @@ void Chip::serve() {
     heartbeat_.fetch_add(1, std::memory_order_relaxed);
     if (progress) {
       last_work = std::chrono::steady_clock::now();
+      if (armed) disarm();
       continue;
     }
-    if (const auto idle = std::chrono::steady_clock::now() - last_work; idle < kSpin) {
-      // Whoever has just been answered often asks again at once; later the host's threads may need this core.
-      if (idle < kEager)
-        relax();
-      else
-        sched_yield();
+    if (!armed) {
+      if (const auto idle = std::chrono::steady_clock::now() - last_work; idle < kSpin) {
+        // Whoever has just been answered often asks again at once; later the host's threads may need this core.
+        if (idle < kEager)
+          relax();
+        else
+          sched_yield();
+        continue;
+      }
+      // Armed wake-up: say that we sleep, fence, look once more. Driver and peers publish, fence, read the flag.
+      seen = std::atomic_ref(page.wake).load(std::memory_order_acquire);
+      asleep.store(1, std::memory_order_relaxed), asleep_to_peers.store(1, std::memory_order_relaxed);
+      store_load_fence();
+      armed = true;
       continue;
-    }
-    // Armed wake-up: say that we sleep, fence, look once more. The driver publishes its index, fences, reads the flag.
-    std::atomic_ref asleep(device_page().asleep);
-    asleep.store(1, std::memory_order_relaxed);
-    store_load_fence();
-    bool more;
-    {
-      std::lock_guard lock(mutex_);
-      more = !blocked && anything_to_fetch();
     }
     // A queue blocked on a timeline that another device signals is not woken by anyone: look again soon.
-    if (!more) (void)wake_.try_acquire_for(blocked ? std::chrono::milliseconds(1) : std::chrono::milliseconds(50));
-    asleep.store(0, std::memory_order_relaxed);
+    port_.sleep(seen, blocked ? 1'000'000 : 50'000'000);
+    disarm();
     if (!blocked) last_work = std::chrono::steady_clock::now();
   }
 }
@@ -165,8 +173,16 @@ Memory& Chip::context_memory(Queue& queue) {
   Context& c = contexts_[queue.context];
   if (!c.enabled) throw Fault(Status::kBadPacket, "context %u of the queue is not enabled", queue.context);
   const uint64_t epoch = host_epoch_.load();
-  if (c.map == nullptr || c.epoch != epoch) {
-    c.map = memory_.build(c.root), c.epoch = epoch;
+  if (c.map == nullptr || c.epoch != epoch || !windows_current(c)) {
+    std::vector<MemorySystem::Window> windows;
+    c.seen.clear();
+    for (uint32_t w = 0; w < kWindowCount; ++w) {
+      const auto& remote = windows_[w].remote;
+      if (remote == nullptr || windows_[w].context != queue.context) continue;
+      c.seen.push_back({remote, remote->generation()});  // before the table is walked: a later change shows
+      if (remote->exported()) windows.push_back({hw::raw(hw::window_base(w)), remote->hbm(), remote->root()});
+    }
+    c.map = memory_.build(c.root, windows), c.epoch = epoch;
     c.memory = Memory(c.map.get());
   }
   return c.memory;
@@ -189,7 +205,7 @@ bool Chip::run_packet(Queue& queue, const hw::Packet& packet) {
   }
   if (health_.load(std::memory_order_relaxed) & hw::kHealthFatal) return false;  // a dead chip does nothing
   if (packet.header.op != PacketOp::kLaunch && packet.header.op != PacketOp::kCopy &&
-      packet.header.op != PacketOp::kWait)
+      packet.header.op != PacketOp::kWait && packet.header.op != PacketOp::kAwait)
     queue.clock_ns += config_.packet_ns;
   switch (packet.header.op) {
     case PacketOp::kNop:
@@ -256,6 +272,17 @@ bool Chip::run_packet(Queue& queue, const hw::Packet& packet) {
       queue.block = hw::raw(p.block), queue.block_count = p.count, queue.block_position = 0;
       return true;
     }
+    case PacketOp::kPost:
+      post(queue, as<hw::PostPacket>(packet));
+      return true;
+    case PacketOp::kAwait:
+      return await(queue, as<hw::AwaitPacket>(packet));
+    case PacketOp::kMove:
+      move(queue, as<hw::MovePacket>(packet));
+      return true;
+    case PacketOp::kReduce:
+      reduce(queue, as<hw::ReducePacket>(packet));
+      return true;
   }
   throw Fault(Status::kBadPacket, "unknown packet opcode %u", static_cast<uint32_t>(packet.header.op))
       .value(static_cast<uint64_t>(packet.header.op));
@@ -420,7 +447,10 @@ void Chip::copy(Queue& queue, const hw::CopyPacket& p) {
   for (uint64_t r = 0; r < p.height; ++r)
     copy_bytes(memory, hw::raw(p.source) + r * p.source_pitch, hw::raw(p.destination) + r * p.destination_pitch,
                p.width_bytes);
-  charge_copy(queue, p.width_bytes * p.height, hw::is_host(p.source) || hw::is_host(p.destination));
+  const bool fetch = remote_of(hw::raw(p.source)) != nullptr, put = remote_of(hw::raw(p.destination)) != nullptr;
+  const uint64_t bytes = p.width_bytes * p.height;
+  if (fetch || put) return charge_fabric(queue, fetch ? bytes : 0, put ? bytes : 0, fetch ? 2 : 1);
+  charge_copy(queue, bytes, hw::is_host(p.source) || hw::is_host(p.destination));
 }
 
 bool Chip::wait(Queue& queue, const hw::TimelinePacket& p) {
@@ -504,6 +534,7 @@ void Chip::fail(uint32_t q, Fault fault) {
   Queue& queue = queues_[q];
   add(counters_.faults, 1);
   queue.state = hw::kQueueStateFailed;
+  queue.arrived = 0, queue.blocked_since_ns = queue.blocked_on_ns = 0;
   hw::FaultRecord& r = fault.record;
   r.queue = q, r.packet = queue.head;
   r.block = queue.called ? static_cast<uint32_t>(queue.block_position) : hw::kNoInstruction;
@@ -544,6 +575,8 @@ void Chip::discard(Queue& queue, const hw::Packet& packet) {
     if (packet.header.op == PacketOp::kSignal) {
       const auto p = as<hw::TimelinePacket>(packet);
       signal(queue, hw::raw(p.timeline), p.value, Status::kDiscarded);
+    } else if (packet.header.op == PacketOp::kPost) {
+      poison_group(queue, as<hw::PostPacket>(packet), Status::kDiscarded);
     } else if (packet.header.op == PacketOp::kCall) {
       const auto p = as<hw::CallPacket>(packet);
       if (p.count <= 1u << 20) discard_block(queue, hw::raw(p.block), 0, p.count, 1);
@@ -558,7 +591,7 @@ void Chip::discard_block(Queue& queue, uint64_t block, uint64_t from, uint64_t c
   for (uint64_t k = from; k < count; ++k) {
     hw::Packet packet;
     context_memory(queue).read(block + k * sizeof packet, &packet, sizeof packet);
-    if (packet.header.op == PacketOp::kSignal) discard(queue, packet);
+    if (packet.header.op == PacketOp::kSignal || packet.header.op == PacketOp::kPost) discard(queue, packet);
   }
 }
 

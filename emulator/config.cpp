@@ -60,6 +60,7 @@ ChipConfig load_config(const std::string& file) {
   c.launch_ns = number("launch_ns", 0, 1e6);
   c.packet_ns = number("packet_ns", 0, 1e6);
   c.link_gbits_per_second = number("link_gbits_per_second", 0, 1e6);
+  c.fabric_latency_ns = number("fabric_latency_ns", 0, 1e6);
   c.idle_watts = number("idle_watts", 0, 1e5);
   c.limit_watts = number("limit_watts", 1, 1e5);
   c.pj_per_mac_bf16 = number("pj_per_mac_bf16", 0, 1e3);
@@ -69,6 +70,7 @@ ChipConfig load_config(const std::string& file) {
   c.pj_per_hbm_byte = number("pj_per_hbm_byte", 0, 1e4);
   c.pj_per_spm_byte = number("pj_per_spm_byte", 0, 1e3);
   c.pj_per_host_byte = number("pj_per_host_byte", 0, 1e4);
+  c.pj_per_fabric_byte = number("pj_per_fabric_byte", 0, 1e4);
   c.pj_per_instruction = number("pj_per_instruction", 0, 1e5);
   c.dollars_per_hour = number("dollars_per_hour", 0, 4000);
   return c;

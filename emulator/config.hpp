@@ -12,9 +12,9 @@ struct ChipConfig {
   double core_clock_ghz, rate_f32, rate_8bit, vector_cycles_special, spm_bytes_per_cycle;
   uint64_t hbm_bytes;  // the chip's; an emulator may map less
   double hbm_gbytes_per_second, hbm_latency_ns, host_gbytes_per_second, host_latency_ns, launch_ns, packet_ns;
-  double link_gbits_per_second, idle_watts, limit_watts;
+  double link_gbits_per_second, fabric_latency_ns, idle_watts, limit_watts;
   double pj_per_mac_bf16, pj_per_mac_8bit, pj_per_mac_f32, pj_per_vector_op, pj_per_hbm_byte, pj_per_spm_byte;
-  double pj_per_host_byte, pj_per_instruction, dollars_per_hour;
+  double pj_per_host_byte, pj_per_fabric_byte, pj_per_instruction, dollars_per_hour;
 };
 
 struct EmulatorOptions {

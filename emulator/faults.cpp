@@ -15,13 +15,17 @@ constexpr Kind kKinds[] = {{"ecc_uncorrectable", FaultKind::kEccUncorrectable},
                            {"ecc_corrected", FaultKind::kEccCorrected},
                            {"hang", FaultKind::kHang},
                            {"drop_interrupt", FaultKind::kDropInterrupt},
-                           {"fatal", FaultKind::kFatal}};
+                           {"fatal", FaultKind::kFatal},
+                           {"link_down", FaultKind::kLinkDown},
+                           {"link_error", FaultKind::kLinkError}};
 struct Trigger {
   const char* name;
   FaultTrigger trigger;
 };
-constexpr Trigger kTriggers[] = {
-    {"launch", FaultTrigger::kLaunch}, {"packet", FaultTrigger::kPacket}, {"interrupt", FaultTrigger::kInterrupt}};
+constexpr Trigger kTriggers[] = {{"launch", FaultTrigger::kLaunch},
+                                 {"packet", FaultTrigger::kPacket},
+                                 {"interrupt", FaultTrigger::kInterrupt},
+                                 {"put", FaultTrigger::kPut}};
 
 }  // namespace
 
@@ -33,8 +37,8 @@ FaultPlan::FaultPlan(const std::string& text) {
     auto refuse = [&] {
       throw std::runtime_error(
           "fault \"" + word +
-          "\": expected KIND@TRIGGER:N with KIND ecc_uncorrectable, ecc_corrected, hang, drop_interrupt or fatal, "
-          "TRIGGER launch, packet or interrupt, and N counted from 1");
+          "\": expected KIND@TRIGGER:N with KIND ecc_uncorrectable, ecc_corrected, hang, drop_interrupt, fatal, "
+          "link_down or link_error, TRIGGER launch, packet, interrupt or put, and N counted from 1");
     };
     if (at == std::string::npos || colon == std::string::npos || colon < at) refuse();
     Order order{};

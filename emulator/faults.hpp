@@ -7,8 +7,8 @@
 
 namespace jalapeno::emu {
 
-enum class FaultKind { kEccUncorrectable, kEccCorrected, kHang, kDropInterrupt, kFatal };
-enum class FaultTrigger { kLaunch, kPacket, kInterrupt };
+enum class FaultKind { kEccUncorrectable, kEccCorrected, kHang, kDropInterrupt, kFatal, kLinkDown, kLinkError };
+enum class FaultTrigger { kLaunch, kPacket, kInterrupt, kPut };
 
 class FaultPlan {
  public:

@@ -193,29 +193,31 @@ std::shared_ptr<const AddressMap> MemorySystem::host_map() const {
   return std::make_shared<AddressMap>(std::move(extents), std::move(keep));
 }
 
-std::shared_ptr<const AddressMap> MemorySystem::build(uint64_t root) const {
-  std::vector<Extent> extents;
-  std::vector<std::shared_ptr<Mapping>> keep{hbm_};
+namespace {
+
+// What the page table at `root` of this HBM maps, from device address `base` on.
+void append_table(std::vector<Extent>& extents, const Mapping& hbm, uint64_t root, uint64_t base) {
   constexpr uint64_t kTableBytes = hw::kTableEntries * 8;
   auto walk = [&](auto&& self, uint64_t table, uint64_t va, int level) -> void {
-    if (table % kTableBytes != 0 || table + kTableBytes > hbm_bytes_) return;  // a table outside HBM maps nothing
+    // A table outside HBM maps nothing.
+    if (table % kTableBytes != 0 || table > hbm.bytes() || kTableBytes > hbm.bytes() - table) return;
     for (uint32_t i = 0; i < hw::kTableEntries; ++i) {
       // The client may write tables while we walk: load each entry once.
       uint64_t entry =
-          std::atomic_ref(reinterpret_cast<uint64_t*>(hbm_->data() + table)[i]).load(std::memory_order_relaxed);
+          std::atomic_ref(reinterpret_cast<uint64_t*>(hbm.data() + table)[i]).load(std::memory_order_relaxed);
       if (!(entry & hw::pte::kValid)) continue;
       uint64_t address = entry & hw::pte::kAddressMask, at = va | uint64_t{i} << (39 - 9 * level);
       if (level < 2) {
         self(self, address, at, level + 1);
         continue;
       }
-      if (address % hw::kPageBytes != 0 || address + hw::kPageBytes > hbm_bytes_) continue;
-      Extent e{at,
+      if (address % hw::kPageBytes != 0 || address > hbm.bytes() || hw::kPageBytes > hbm.bytes() - address) continue;
+      Extent e{base + at,
                hw::kPageBytes,
-               hbm_->data() + address,
+               hbm.data() + address,
                (entry & hw::pte::kRead) != 0,
                (entry & hw::pte::kWrite) != 0,
-               (entry & hw::pte::kExecute) != 0};
+               base == 0 && (entry & hw::pte::kExecute) != 0};  // code is a chip's own
       Extent* last = extents.empty() ? nullptr : &extents.back();
       if (last != nullptr && last->begin + last->bytes == e.begin && last->host + last->bytes == e.host &&
           last->read == e.read && last->write == e.write && last->execute == e.execute)
@@ -225,6 +227,18 @@ std::shared_ptr<const AddressMap> MemorySystem::build(uint64_t root) const {
     }
   };
   walk(walk, root, 0, 0);
+}
+
+}  // namespace
+
+std::shared_ptr<const AddressMap> MemorySystem::build(uint64_t root, const std::vector<Window>& windows) const {
+  std::vector<Extent> extents;
+  std::vector<std::shared_ptr<Mapping>> keep{hbm_};
+  append_table(extents, *hbm_, root, 0);
+  for (const Window& w : windows) {
+    append_table(extents, *w.hbm, w.root, w.base);
+    keep.push_back(w.hbm);
+  }
   append_host(extents, keep);
   return std::make_shared<AddressMap>(std::move(extents), std::move(keep));
 }

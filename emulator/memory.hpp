@@ -99,6 +99,7 @@ class MemorySystem {
 
   int hbm_fd() const { return hbm_fd_; }
   uint64_t hbm_bytes() const { return hbm_bytes_; }
+  const std::shared_ptr<Mapping>& hbm() const { return hbm_; }
   void scrub();  // HBM reads as zero again
   // Large writes are about to go there: brings host memory behind it in at once, where it is HBM and was not yet. One
   // page fault for every 4 KiB costs many times as much. Only the processor's thread calls it.
@@ -110,8 +111,15 @@ class MemorySystem {
   void unmap_all_host();
   // While it is not, host mappings are kept but in no map. True: that changed.
   bool set_host_reachable(bool reachable);
-  // Walks the page table at `root` and joins it with the host's mappings. An invalid table maps nothing.
-  std::shared_ptr<const AddressMap> build(uint64_t root) const;
+  // A context of another chip, and where it begins in this one.
+  struct Window {
+    uint64_t base;
+    const std::shared_ptr<Mapping>& hbm;
+    uint64_t root;
+  };
+  // Walks the page table at `root` and joins it with the windows, in order, and the host's mappings. An invalid table
+  // maps nothing.
+  std::shared_ptr<const AddressMap> build(uint64_t root, const std::vector<Window>& windows) const;
   // Only the host's mappings.
   std::shared_ptr<const AddressMap> host_map() const;
 

@@ -1,11 +1,13 @@
 #include "context.hpp"
 
+#include <bit>
 #include <cstdlib>
 #include <cstring>
 #include <jalapeno_driver/log.hpp>
 #include <jalapeno_driver/vfio.hpp>
 #include <sstream>
 
+#include "collectives/communicator.hpp"
 #include "module.hpp"
 #include "stream.hpp"
 
@@ -215,6 +217,29 @@ void Context::close() {
   graveyard_.clear();
 }
 
+void Context::add(const std::shared_ptr<Communicator>& communicator) {
+  std::lock_guard lock(mutex_);
+  std::erase_if(communicators_, [](const auto& c) { return c.expired(); });
+  communicators_.push_back(communicator);
+}
+
+std::shared_ptr<Communicator> Context::find_communicator(uint64_t cookie) {
+  std::lock_guard lock(mutex_);
+  for (const auto& weak : communicators_)
+    if (auto c = weak.lock(); c != nullptr && c->cookie() == cookie) return c;
+  return nullptr;
+}
+
+void Context::dropped_post(hw::DeviceAddr group) {
+  std::vector<std::weak_ptr<Communicator>> all;
+  {
+    std::lock_guard lock(mutex_);
+    all = communicators_;
+  }
+  for (const auto& weak : all)
+    if (auto c = weak.lock()) c->dropped(group);
+}
+
 void* Context::library_kernel(const std::string& name) {
   std::lock_guard lock(library_mutex_);
   if (auto it = library_.find(name); it != library_.end()) return it->second;
@@ -239,6 +264,7 @@ jalErrorRecord Context::describe(const hw::FaultRecord& f, const Stream& stream)
   std::copy(f.pid, f.pid + 3, r.grid_position);
   r.core = f.core, r.tile = f.tile, r.access = f.access, r.bytes = f.bytes, r.address = f.address;
   copy_text(r.detail, f.detail);
+  if (auto communicator = find_communicator(f.cookie)) copy_text(r.detail, communicator->explain(f));
   if (auto kernel = find_kernel(f.cookie)) {
     copy_text(r.kernel, kernel->name);
     if (const SourceLine* line = f.instruction != hw::kNoInstruction ? kernel->line_of(f.instruction) : nullptr;
@@ -373,7 +399,12 @@ jalError_t jalDeviceGetTelemetry(jalDevice_t device, jalTelemetry* out) {
                         t.faults,
                         t.ecc_corrected,
                         t.ecc_uncorrected,
-                        c.device().health() == jalapeno::hw::kHealthReady};
+                        c.device().health() == jalapeno::hw::kHealthReady,
+                        static_cast<uint32_t>(std::popcount(t.links_up)),
+                        t.busy_fabric_ns,
+                        t.fabric_read_bytes,
+                        t.fabric_write_bytes,
+                        t.fabric_errors};
   });
 }
 

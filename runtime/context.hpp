@@ -25,6 +25,7 @@ class Stream;
 class Module;
 class Kernel;
 struct KernelImage;
+class Communicator;
 
 inline constexpr uint64_t kForever = JAL_FOREVER;
 
@@ -52,6 +53,11 @@ class Context : public std::enable_shared_from_this<Context> {
   uint64_t add_kernel(const std::shared_ptr<const KernelImage>& image);
   std::shared_ptr<const KernelImage> find_kernel(uint64_t cookie);
   void* library_kernel(const std::string& name);  // handle
+
+  // Communicators of this device, by the cookie of their groups.
+  void add(const std::shared_ptr<Communicator>& communicator);
+  std::shared_ptr<Communicator> find_communicator(uint64_t cookie);
+  void dropped_post(hw::DeviceAddr group);  // a stream was reset before it posted
 
   // A cache line of pinned memory for a timeline.
   struct Line {
@@ -89,6 +95,7 @@ class Context : public std::enable_shared_from_this<Context> {
   std::vector<std::weak_ptr<Stream>> streams_;
   std::unordered_map<uint64_t, std::weak_ptr<const KernelImage>> kernels_;
   uint64_t next_cookie_ = 1;
+  std::vector<std::weak_ptr<Communicator>> communicators_;
   std::mutex library_mutex_;
   std::unordered_map<std::string, void*> library_;
 

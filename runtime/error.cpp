@@ -55,6 +55,11 @@ constexpr Entry kErrors[] = {
     {jalErrorRace, "jalErrorRace", "checked level: two engines touch the same bytes without an order"},
     {jalErrorUninitialized, "jalErrorUninitialized", "checked level: the kernel reads scratchpad bytes it never wrote"},
     {jalErrorOutOfBounds, "jalErrorOutOfBounds", "checked level: a DMA box lies wholly outside its tensor"},
+    {jalErrorPeerLost, "jalErrorPeerLost", "a rank of the communicator is gone"},
+    {jalErrorCollectiveMismatch, "jalErrorCollectiveMismatch", "the ranks called for different operations"},
+    {jalErrorCommAborted, "jalErrorCommAborted", "the communicator was aborted"},
+    {jalErrorCollectiveTimeout, "jalErrorCollectiveTimeout", "a rank did not come within the deadline"},
+    {jalErrorLinkDown, "jalErrorLinkDown", "no fabric link is up"},
 };
 
 const Entry* find(jalError_t code) {
@@ -147,6 +152,16 @@ jalError_t code_of(hw::Status status) {
       return jalErrorUninitialized;
     case hw::Status::kOutOfBounds:
       return jalErrorOutOfBounds;
+    case hw::Status::kPeerLost:
+      return jalErrorPeerLost;
+    case hw::Status::kMismatch:
+      return jalErrorCollectiveMismatch;
+    case hw::Status::kAborted:
+      return jalErrorCommAborted;
+    case hw::Status::kNoAnswer:
+      return jalErrorCollectiveTimeout;
+    case hw::Status::kLinkDown:
+      return jalErrorLinkDown;
   }
   return jalErrorUnknown;
 }

@@ -56,7 +56,7 @@ class Registry {
 // Where a stream was when memory was given back.
 struct Fence {
   std::weak_ptr<Stream> stream;
-  uint64_t value;
+  uint64_t value = 0;
   bool passed() const;
 };
 

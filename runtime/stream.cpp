@@ -385,6 +385,11 @@ void Stream::call(hw::DeviceAddr block, uint64_t count) {
   submit(lock, p, {"graph"});
 }
 
+void Stream::submit(std::span<const hw::Packet> packets, const char* name) {
+  std::unique_lock lock(mutex_);
+  for (size_t k = 0; k < packets.size(); ++k) submit(lock, packets[k], {name}, k + 1 == packets.size());
+}
+
 void Stream::host_function(std::function<void()> function, const char* name) {
   refuse_capture(name);
   std::unique_lock lock(mutex_);
@@ -425,7 +430,10 @@ uint64_t Stream::reset() {
   context_->device().throw_if_lost();
   capture_.reset();
   std::vector<hw::TimelinePacket> signals;
+  std::vector<hw::DeviceAddr> groups;
   queue_.each_pending([&](const hw::Packet& packet) {
+    if (packet.header.op == hw::PacketOp::kPost || packet.header.op == hw::PacketOp::kAwait)
+      groups.push_back(hw::DeviceAddr{packet.word[0]});
     if (packet.header.op != hw::PacketOp::kSignal) return;
     hw::TimelinePacket p;
     std::memcpy(&p, &packet, sizeof p);
@@ -442,6 +450,8 @@ uint64_t Stream::reset() {
   raise(call_request_);
   context_->device().notify();
   lock.unlock();
+  // The other ranks of dropped collectives must not wait for this one. After a failure the device has told them.
+  for (const hw::DeviceAddr group : groups) context_->dropped_post(group);
   context_->drop_calls_of(this);
   raise(call_done_);
   lock.lock();

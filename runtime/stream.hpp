@@ -3,6 +3,7 @@
 #include <jalapeno_driver/queue.hpp>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -65,6 +66,7 @@ class Stream : public std::enable_shared_from_this<Stream> {
   void signal(hw::DeviceAddr timeline, uint64_t value);
   void timestamp(hw::DeviceAddr destination);
   void call(hw::DeviceAddr block, uint64_t count);
+  void submit(std::span<const hw::Packet> packets, const char* name);  // one doorbell
   void host_function(std::function<void()> function, const char* name);
 
   // Throws the stream's error (check: also that of finished work), or Error(jalErrorWaitTimeout).

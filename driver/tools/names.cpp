@@ -30,15 +30,19 @@ constexpr RegisterName kRegisters[] = {
     {kUuid, 8, "Uuid"},
     {kPowerLimitMilliwatts, 4, "PowerLimitMilliwatts"},
     {kDollarsPerHourMicro, 4, "DollarsPerHourMicro"},
+    {kFabricAddress, 8, "FabricAddress"},
+    {kWindows, 4, "Windows"},
     {kConfigName, 8, "ConfigName"},
     {kControl, 4, "Control"},
     {kHealth, 4, "Health"},
     {kEpoch, 4, "Epoch"},
     {kHeartbeat, 4, "Heartbeat"},
     {kWake, 4, "Wake"},
+    {kLinksUp, 4, "LinksUp"},
     {kContextSelect, 4, "ContextSelect"},
     {kContextPageTable, 8, "ContextPageTable"},
     {kContextCommand, 4, "ContextCommand"},
+    {kContextFabricKey, 8, "ContextFabricKey"},
     {kQueueSelect, 4, "QueueSelect"},
     {kQueueContext, 4, "QueueContext"},
     {kQueueRing, 8, "QueueRing"},
@@ -49,6 +53,12 @@ constexpr RegisterName kRegisters[] = {
     {kQueueCommand, 4, "QueueCommand"},
     {kQueueState, 4, "QueueState"},
     {kQueueStart, 8, "QueueStart"},
+    {kWindowSelect, 4, "WindowSelect"},
+    {kWindowContext, 4, "WindowContext"},
+    {kWindowPeer, 8, "WindowPeer"},
+    {kWindowKey, 8, "WindowKey"},
+    {kWindowCommand, 4, "WindowCommand"},
+    {kWindowState, 4, "WindowState"},
     {kTemperatureMillicelsius, 4, "TemperatureMillicelsius"},
     {kPowerMilliwatts, 4, "PowerMilliwatts"},
     {kEnergyMicrojoules, 8, "EnergyMicrojoules"},
@@ -68,6 +78,10 @@ constexpr RegisterName kRegisters[] = {
     {kFaults, 8, "Faults"},
     {kEccCorrected, 8, "EccCorrected"},
     {kEccUncorrected, 8, "EccUncorrected"},
+    {kBusyFabricNs, 8, "BusyFabricNs"},
+    {kFabricReadBytes, 8, "FabricReadBytes"},
+    {kFabricWriteBytes, 8, "FabricWriteBytes"},
+    {kFabricErrors, 8, "FabricErrors"},
 };
 static_assert(std::is_sorted(std::begin(kRegisters), std::end(kRegisters),
                              [](const RegisterName& a, const RegisterName& b) { return a.offset < b.offset; }));
@@ -80,7 +94,11 @@ P as(const hw::Packet& packet) {
 }
 
 std::string address(hw::DeviceAddr a) {
-  return hw::is_host(a) ? fmt::format("host 0x{:x}", hw::raw(hw::iova_of(a))) : fmt::format("0x{:x}", hw::raw(a));
+  if (hw::is_host(a)) return fmt::format("host 0x{:x}", hw::raw(hw::iova_of(a)));
+  if (hw::raw(a) & hw::kFabricWindow)
+    return fmt::format("window {} 0x{:x}", (hw::raw(a) & ~hw::kFabricWindow) >> hw::kVaBits,
+                       hw::raw(a) & ((uint64_t{1} << hw::kVaBits) - 1));
+  return fmt::format("0x{:x}", hw::raw(a));
 }
 
 }  // namespace
@@ -138,6 +156,22 @@ std::string describe(const hw::Packet& packet) {
     }
     case hw::PacketOp::kBarrier:
       return "BARRIER";
+    case hw::PacketOp::kPost: {
+      const auto p = as<hw::PostPacket>(packet);
+      return fmt::format("POST to group {}, {} bytes from {}, signature 0x{:016x}", address(p.group), p.bytes,
+                         address(p.source), p.signature);
+    }
+    case hw::PacketOp::kAwait:
+      return "AWAIT group " + address(as<hw::AwaitPacket>(packet).group);
+    case hw::PacketOp::kMove: {
+      const auto p = as<hw::MovePacket>(packet);
+      return fmt::format("MOVE of group {} -> {}, {} bytes from {}", address(p.group), address(p.destination), p.bytes,
+                         p.rank == hw::kAllRanks ? "each rank" : fmt::format("rank {}", p.rank));
+    }
+    case hw::PacketOp::kReduce: {
+      const auto p = as<hw::ReducePacket>(packet);
+      return fmt::format("REDUCE of group {} -> {}, {} elements", address(p.group), address(p.destination), p.count);
+    }
   }
   return fmt::format("operation {} (unknown)", static_cast<unsigned>(packet.header.op));
 }

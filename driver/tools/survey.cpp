@@ -1,5 +1,7 @@
 #include "survey.hpp"
 
+#include <bit>
+
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -159,7 +161,12 @@ nlohmann::json to_json(const std::vector<Entry>& entries) {
                        {"interrupts", s.interrupts},
                        {"faults", t.faults},
                        {"ecc_corrected", t.ecc_corrected},
-                       {"ecc_uncorrected", t.ecc_uncorrected}};
+                       {"ecc_uncorrected", t.ecc_uncorrected},
+                       {"busy_fabric_ns", t.busy_fabric_ns},
+                       {"fabric_read_bytes", t.fabric_read_bytes},
+                       {"fabric_write_bytes", t.fabric_write_bytes},
+                       {"fabric_errors", t.fabric_errors},
+                       {"links_up", std::popcount(t.links_up)}};
     }
     devices.push_back(std::move(d));
   }
@@ -213,6 +220,14 @@ std::string to_prometheus(const std::vector<Entry>& entries) {
        [](const Snapshot& s) { return static_cast<double>(s.telemetry.ecc_corrected); }},
       {"ecc_uncorrected_total", "counter", "Errors of memory, not corrected",
        [](const Snapshot& s) { return static_cast<double>(s.telemetry.ecc_uncorrected); }},
+      {"fabric_read_bytes_total", "counter", "Bytes fetched from other chips",
+       [](const Snapshot& s) { return static_cast<double>(s.telemetry.fabric_read_bytes); }},
+      {"fabric_write_bytes_total", "counter", "Bytes put to other chips",
+       [](const Snapshot& s) { return static_cast<double>(s.telemetry.fabric_write_bytes); }},
+      {"fabric_errors_total", "counter", "Errors of fabric links",
+       [](const Snapshot& s) { return static_cast<double>(s.telemetry.fabric_errors); }},
+      {"links_up", "gauge", "Fabric links that are up",
+       [](const Snapshot& s) { return static_cast<double>(std::popcount(s.telemetry.links_up)); }},
   };
   auto quoted = [](const std::string& text) {
     std::string out;

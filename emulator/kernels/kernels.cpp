@@ -9,7 +9,8 @@ namespace jalapeno::emu {
 
 namespace JAL_KERNELS_ISA {
 void multiply(const MultiplyArgs&);  // multiply.cpp
-}
+void combine(const CombineArgs&);    // combine.cpp
+}  // namespace JAL_KERNELS_ISA
 
 namespace {
 
@@ -256,7 +257,7 @@ void scale_by_row(const float* a, float factor, const float* weight, float* out,
 }  // namespace
 
 const HostKernels JAL_KERNELS = {
-    JAL_KERNELS_NAME, load,        store,       JAL_KERNELS_ISA::multiply, unary, binary, binary_scalar,
-    reduce,           exp_shifted, scale_by_row};
+    JAL_KERNELS_NAME, load,        store,        JAL_KERNELS_ISA::multiply, unary, binary, binary_scalar,
+    reduce,           exp_shifted, scale_by_row, JAL_KERNELS_ISA::combine};
 
 }  // namespace jalapeno::emu

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <jalapeno_hw/isa.hpp>
+#include <jalapeno_hw/packets.hpp>
 
 namespace jalapeno::emu {
 
@@ -14,6 +15,18 @@ struct MultiplyArgs {
   uint32_t m, n, k;
   hw::DType a_type, b_type;
   bool rows_are_k, accumulate;
+};
+
+// out[i] = op over the ranks' element i, to every destination; a destination may be a source.
+struct CombineArgs {
+  const std::byte* const* sources;  // by rank
+  uint32_t ranks;
+  std::byte* const* destinations;
+  uint32_t destination_count;
+  size_t count;
+  hw::FabricType type;
+  hw::FabricOp op;
+  bool average, around_caches;
 };
 
 struct HostKernels {
@@ -28,6 +41,7 @@ struct HostKernels {
   // out = exp(a * scale - peak), returns the sum
   float (*exp_shifted)(const float* a, float scale, float peak, float* out, uint32_t n);
   void (*scale_by_row)(const float* a, float factor, const float* weight, float* out, uint32_t n);
+  void (*combine)(const CombineArgs&);
 };
 
 // The best table for this host, or the one JAL_EMU_ISA names (portable, avx2, avx512); throws on an unknown name.

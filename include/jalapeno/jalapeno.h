@@ -70,7 +70,12 @@ typedef enum jalError_t {
   jalErrorTileFault = 2013,
   jalErrorRace = 2014,
   jalErrorUninitialized = 2015,
-  jalErrorOutOfBounds = 2016
+  jalErrorOutOfBounds = 2016,
+  jalErrorPeerLost = 2020,           /* a rank of the communicator is gone */
+  jalErrorCollectiveMismatch = 2021, /* the ranks called for different things */
+  jalErrorCommAborted = 2022,
+  jalErrorCollectiveTimeout = 2023, /* a rank did not come within the communicator's deadline */
+  jalErrorLinkDown = 2024           /* no fabric link is up */
 } jalError_t;
 
 typedef struct jalDevice_st* jalDevice_t;
@@ -82,6 +87,7 @@ typedef struct jalKernel_st* jalKernel_t;
 typedef struct jalPreparedLaunch_st* jalPreparedLaunch_t;
 typedef struct jalGraph_st* jalGraph_t;
 typedef struct jalGraphExec_st* jalGraphExec_t;
+typedef struct jalComm_st* jalComm_t;
 
 /* ---- Library ---- */
 JAL_API int jalGetVersion(void); /* major * 10000 + minor * 100 + patch */
@@ -115,6 +121,8 @@ typedef struct jalTelemetry {
   uint64_t hbm_read_bytes, hbm_write_bytes, host_bytes, packets, launches, instances, instructions, faults;
   uint64_t ecc_corrected, ecc_uncorrected;
   int healthy;
+  uint32_t links_up; /* fabric links */
+  uint64_t busy_fabric_ns, fabric_read_bytes, fabric_write_bytes, fabric_errors;
 } jalTelemetry;
 
 /* The devices this process would use: JAL_DEVICE_URI (several separated by ';'), else the PCI functions present, else
@@ -155,7 +163,7 @@ typedef struct jalErrorRecord {
   uint64_t allocation, allocation_bytes; /* the allocation nearest to address, 0: none */
   int64_t allocation_offset;             /* of address from the allocation's begin */
   char call_site[160];                   /* "file:line" given at launch, "" unknown */
-  char detail[160];
+  char detail[256];
 } jalErrorRecord;
 
 /* ---- Streams ---- */
@@ -275,7 +283,8 @@ typedef enum jalDType {
   jalQ8_0 = 5,
   jalQ4_0 = 6,
   jalE4M3 = 7,
-  jalE5M2 = 8
+  jalE5M2 = 8,
+  jalI64 = 9 /* collectives only */
 } jalDType;
 typedef enum jalArgKind { jalArgI32 = 0, jalArgI64 = 1, jalArgF32 = 2, jalArgTensor = 3 } jalArgKind;
 
@@ -372,6 +381,136 @@ JAL_API jalError_t jalGraphExecSetKernelArgs(jalGraphExec_t exec, uint32_t node,
                                              uint32_t arg_count);
 JAL_API jalError_t jalGraphLaunch(jalGraphExec_t exec, jalStream_t stream);
 JAL_API jalError_t jalGraphExecDestroy(jalGraphExec_t exec); /* waits for launches in flight */
+
+/* ---- Collectives ----
+ * NCCL's verbs and semantics: every rank of a communicator calls the same operations in the same order, each on its own
+ * device; an operation is enqueued on a stream, can be captured into a graph, and reads and writes device memory of
+ * jalMalloc. All ranks' buffers of one operation are ready when the operation begins on the device, and may be reused
+ * when it is done there. Calls with a count of 0 still meet the other ranks.
+ *
+ * Results are a function of the inputs and the number of ranks alone: partial results of a reduction are f32 (64-bit
+ * integers, wrapping, for integer types), combined in a binary tree over the ranks that is cut at powers of two, and
+ * rounded once. Size, algorithm, transport, placement and in-place forms do not change a bit, and all ranks get the
+ * same. docs/collectives.md holds the definition.
+ *
+ * A rank that dies, aborts, calls for something else or does not come in time ends the operation on every rank: the
+ * stream fails with jalErrorPeerLost, jalErrorCommAborted, jalErrorCollectiveMismatch or jalErrorCollectiveTimeout, and
+ * the communicator is of no use but for jalCommShrink, jalCommAbort and jalCommDestroy. Nothing waits without end. */
+typedef struct jalUniqueId {
+  char data[128];
+} jalUniqueId;
+
+typedef enum jalReduceOp { jalSum = 0, jalProd = 1, jalMin = 2, jalMax = 3, jalAvg = 4 } jalReduceOp;
+
+typedef struct jalCommOptions {
+  size_t struct_size;
+  uint32_t deadline_ms; /* of one operation, from when it waits on the device; 0: JAL_COLL_DEADLINE_MS, else 60000 */
+  uint32_t init_timeout_ms; /* until all ranks have come; 0: JAL_COLL_INIT_TIMEOUT_MS, else 60000 */
+  uint32_t grace_ms;        /* how long another host may be silent before its ranks count as lost; 0: 5000 */
+} jalCommOptions;
+
+typedef struct jalCommInfo {
+  size_t struct_size;
+  int rank, ranks;
+  int hosts;             /* on so many the ranks run */
+  int fabric_ranks;      /* reached over the chips' fabric, this one included */
+  uint64_t operations;   /* enqueued or captured so far */
+  uint64_t memory_bytes; /* of device memory that the communicator holds */
+  char launcher[64];     /* where rank and size came from: "explicit", "PMIx", "torchrun", ... */
+  char transport[64];
+} jalCommInfo;
+
+/* Why a communicator failed. */
+typedef struct jalCommErrorRecord {
+  size_t struct_size;
+  jalError_t code;
+  int rank; /* whose fault it is, -1: unknown */
+  int pid;  /* of that rank */
+  char host[64];
+  char operation[160]; /* the last one this rank enqueued */
+  char evidence[256];  /* what was seen, by whom */
+  uint64_t unix_ns;    /* when */
+} jalCommErrorRecord;
+
+/* An id for a new communicator. The calling process serves it until all ranks have come; any way of telling the other
+ * ranks will do. */
+JAL_API jalError_t jalGetUniqueId(jalUniqueId* id);
+/* Joins as `rank` of `ranks`. Blocks until all have come, at most the init timeout; then every rank gets the same
+ * error, which names who is missing. The communicator is the caller's until jalCommDestroy; the device must stay open
+ * so long. options: NULL for the defaults. Thread-safe: several ranks of one process join from several threads, or
+ * between jalGroupStart and jalGroupEnd. */
+JAL_API jalError_t jalCommInitRank(jalComm_t* comm, jalDevice_t device, int ranks, const jalUniqueId* id, int rank,
+                                   const jalCommOptions* options);
+/* All ranks in this process: comms[i] is rank i on devices[i]. */
+JAL_API jalError_t jalCommInitAll(jalComm_t* comms, const jalDevice_t* devices, int ranks,
+                                  const jalCommOptions* options);
+/* Rank, size and meeting point from the launcher that started this process: PMIx (mpirun, srun --mpi=pmix), PMI-1
+ * (MPICH's mpiexec), or RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT (torchrun). One rank when there is none; an error
+ * that names it when there is one that cannot be read. */
+JAL_API jalError_t jalCommInitLauncher(jalComm_t* comm, jalDevice_t device, const jalCommOptions* options);
+/* The same without joining, to choose a device first. */
+JAL_API jalError_t jalLauncherGetRank(int* rank, int* ranks, int* local_rank);
+/* New communicators, one for each color, ranks ordered by key and then rank. Every rank calls it; color -1 gets NULL.
+ */
+JAL_API jalError_t jalCommSplit(jalComm_t comm, int color, int key, jalComm_t* out);
+/* The survivors go on without the ranks that are lost and without `excluded`. Called by every survivor; asks nothing of
+ * the others. The old communicator stays to be destroyed. */
+JAL_API jalError_t jalCommShrink(jalComm_t comm, const int* excluded, int excluded_count, jalComm_t* out);
+JAL_API jalError_t jalCommGetInfo(jalComm_t comm, jalCommInfo* info);
+/* jalSuccess, or why the communicator failed. Never blocks. */
+JAL_API jalError_t jalCommGetAsyncError(jalComm_t comm, jalError_t* error);
+JAL_API jalError_t jalCommGetErrorRecord(jalComm_t comm, jalCommErrorRecord* record); /* jalErrorNotFound: none */
+/* Ends what is in flight, here and on every rank, with jalErrorCommAborted. Returns at once, from any thread. */
+JAL_API jalError_t jalCommAbort(jalComm_t comm);
+/* Waits until this rank's operations are done and tells the others that it leaves. jalCommDestroy alone leaves without
+ * waiting for anybody else. */
+JAL_API jalError_t jalCommFinalize(jalComm_t comm);
+JAL_API jalError_t jalCommDestroy(jalComm_t comm);
+/* Names the buffer for transports that must know it beforehand. Never needed; the fabric reaches all device memory. */
+JAL_API jalError_t jalCommRegister(jalComm_t comm, void* buffer, size_t bytes);
+JAL_API jalError_t jalCommDeregister(jalComm_t comm, void* buffer);
+/* The last operations of this rank with their state, and who is late, as JSON. needed: with its final zero. */
+JAL_API jalError_t jalCommDump(jalComm_t comm, char* text, size_t size, size_t* needed);
+/* The algorithm that an operation of this name ("all_reduce", ...) and size would use: "one-shot", "two-shot", ... */
+JAL_API jalError_t jalCommGetAlgorithm(jalComm_t comm, const char* operation, size_t bytes, char* name, size_t size);
+
+/* counts are elements. send and receive may be the same pointer where NCCL allows it: all_reduce, broadcast, reduce;
+ * and all_gather with send = receive + rank * count, reduce_scatter with receive = send + rank * count. */
+JAL_API jalError_t jalAllReduce(const void* send, void* receive, size_t count, jalDType type, jalReduceOp op,
+                                jalComm_t comm, jalStream_t stream);
+/* receive: on the root only; elsewhere ignored. */
+JAL_API jalError_t jalReduce(const void* send, void* receive, size_t count, jalDType type, jalReduceOp op, int root,
+                             jalComm_t comm, jalStream_t stream);
+/* send: on the root only; elsewhere ignored. */
+JAL_API jalError_t jalBroadcast(const void* send, void* receive, size_t count, jalDType type, int root, jalComm_t comm,
+                                jalStream_t stream);
+/* count: from each rank. */
+JAL_API jalError_t jalAllGather(const void* send, void* receive, size_t count, jalDType type, jalComm_t comm,
+                                jalStream_t stream);
+/* count: to each rank. */
+JAL_API jalError_t jalReduceScatter(const void* send, void* receive, size_t count, jalDType type, jalReduceOp op,
+                                    jalComm_t comm, jalStream_t stream);
+/* count: from each rank to each rank; rank r's part lies at r * count on both sides. Not in place. */
+JAL_API jalError_t jalAllToAll(const void* send, void* receive, size_t count, jalDType type, jalComm_t comm,
+                               jalStream_t stream);
+/* Counts and offsets in elements, one for each rank; host memory, read during the call. What rank a gives to b must be
+ * what b expects of a. */
+JAL_API jalError_t jalAllToAllV(const void* send, const size_t* send_counts, const size_t* send_offsets, void* receive,
+                                const size_t* receive_counts, const size_t* receive_offsets, jalDType type,
+                                jalComm_t comm, jalStream_t stream);
+/* The same with tables in device memory, read when the operation runs: {offset, bytes} for each rank, 64-bit each. A
+ * kernel may write them, as the routing of a mixture of experts does. */
+JAL_API jalError_t jalAllToAllRanges(const void* send, const void* send_ranges, void* receive,
+                                     const void* receive_ranges, jalComm_t comm, jalStream_t stream);
+/* A send meets the receive of the same rank pair, in order. Both wait for the other on the device: cycles must be in
+ * one group. */
+JAL_API jalError_t jalSend(const void* send, size_t count, jalDType type, int peer, jalComm_t comm, jalStream_t stream);
+JAL_API jalError_t jalRecv(void* receive, size_t count, jalDType type, int peer, jalComm_t comm, jalStream_t stream);
+JAL_API jalError_t jalBarrier(jalComm_t comm, jalStream_t stream);
+/* Between the two, this thread's collective calls are collected and then issued together: several communicators can be
+ * driven by one thread, and sends and receives cannot block each other. May be nested. */
+JAL_API jalError_t jalGroupStart(void);
+JAL_API jalError_t jalGroupEnd(void);
 
 #ifdef __cplusplus
 }

@@ -217,6 +217,8 @@ constexpr jalDType dtype_of() {
     return jalE5M2;
   else if constexpr (std::is_same_v<T, int8_t>)
     return jalI8;
+  else if constexpr (std::is_same_v<T, int64_t>)
+    return jalI64;
   else {
     static_assert(std::is_same_v<T, int32_t>, "no device type for this element type");
     return jalI32;
@@ -440,5 +442,133 @@ class Graph : public detail::Owner<jalGraphExec_t, jalGraphExecDestroy> {
     return exec;
   }
 };
+
+// This rank of a group of ranks. Calls enqueue on the stream; counts are elements.
+class Communicator : public detail::Owner<jalComm_t, jalCommDestroy> {
+ public:
+  explicit Communicator(jalComm_t handle) : Owner(handle) {}  // takes it over
+  // Joins as `rank` of `ranks`; blocks until all have come.
+  Communicator(const Device& device, int ranks, const jalUniqueId& id, int rank,
+               const jalCommOptions* options = nullptr)
+      : Owner(join(device, ranks, id, rank, options)) {}
+  // Rank and size from the launcher: mpirun, srun, torchrun. One rank without one.
+  static Communicator from_launcher(const Device& device, const jalCommOptions* options = nullptr) {
+    jalComm_t c{};
+    check(jalCommInitLauncher(&c, device.get(), options));
+    return Communicator(c);
+  }
+  // All ranks in this process, rank i on devices[i].
+  static std::vector<Communicator> all(std::span<const Device> devices, const jalCommOptions* options = nullptr) {
+    std::vector<jalDevice_t> handles;
+    for (const Device& d : devices) handles.push_back(d.get());
+    std::vector<jalComm_t> made(handles.size());
+    check(jalCommInitAll(made.data(), handles.data(), static_cast<int>(handles.size()), options));
+    std::vector<Communicator> out;
+    for (jalComm_t c : made) out.emplace_back(c);
+    return out;
+  }
+  static jalUniqueId unique_id() {
+    jalUniqueId id;
+    check(jalGetUniqueId(&id));
+    return id;
+  }
+
+  jalCommInfo info() const {
+    jalCommInfo i{};
+    i.struct_size = sizeof i;
+    check(jalCommGetInfo(get(), &i));
+    return i;
+  }
+  int rank() const { return info().rank; }
+  int ranks() const { return info().ranks; }
+  // jalSuccess while the communicator is well.
+  jalError_t error() const {
+    jalError_t e{};
+    check(jalCommGetAsyncError(get(), &e));
+    return e;
+  }
+  jalCommErrorRecord error_record() const {
+    jalCommErrorRecord r{};
+    r.struct_size = sizeof r;
+    check(jalCommGetErrorRecord(get(), &r));
+    return r;
+  }
+  void abort() const { check(jalCommAbort(get())); }
+  void finalize() const { check(jalCommFinalize(get())); }
+  // The survivors of a failure.
+  Communicator shrink(std::span<const int> excluded = {}) const {
+    jalComm_t c{};
+    check(jalCommShrink(get(), excluded.data(), static_cast<int>(excluded.size()), &c));
+    return Communicator(c);
+  }
+  Communicator split(int color, int key = 0) const {
+    jalComm_t c{};
+    check(jalCommSplit(get(), color, key, &c));
+    return Communicator(c);
+  }
+  std::string dump() const {  // JSON
+    size_t needed = 0;
+    check(jalCommDump(get(), nullptr, 0, &needed));
+    std::string text(needed + 4096, 0);  // it grows while others call
+    check(jalCommDump(get(), text.data(), text.size(), &needed));
+    text.resize(needed - 1);
+    return text;
+  }
+
+  template <class T>
+  void all_reduce(const T* send, T* receive, size_t count, jalReduceOp op, const Stream& stream) const {
+    check(jalAllReduce(send, receive, count, dtype_of<T>(), op, get(), stream.get()));
+  }
+  template <class T>
+  void reduce(const T* send, T* receive, size_t count, jalReduceOp op, int root, const Stream& stream) const {
+    check(jalReduce(send, receive, count, dtype_of<T>(), op, root, get(), stream.get()));
+  }
+  template <class T>
+  void broadcast(const T* send, T* receive, size_t count, int root, const Stream& stream) const {
+    check(jalBroadcast(send, receive, count, dtype_of<T>(), root, get(), stream.get()));
+  }
+  template <class T>
+  void all_gather(const T* send, T* receive, size_t count, const Stream& stream) const {
+    check(jalAllGather(send, receive, count, dtype_of<T>(), get(), stream.get()));
+  }
+  template <class T>
+  void reduce_scatter(const T* send, T* receive, size_t count, jalReduceOp op, const Stream& stream) const {
+    check(jalReduceScatter(send, receive, count, dtype_of<T>(), op, get(), stream.get()));
+  }
+  template <class T>
+  void all_to_all(const T* send, T* receive, size_t count, const Stream& stream) const {
+    check(jalAllToAll(send, receive, count, dtype_of<T>(), get(), stream.get()));
+  }
+  template <class T>
+  void send(const T* data, size_t count, int peer, const Stream& stream) const {
+    check(jalSend(data, count, dtype_of<T>(), peer, get(), stream.get()));
+  }
+  template <class T>
+  void receive(T* data, size_t count, int peer, const Stream& stream) const {
+    check(jalRecv(data, count, dtype_of<T>(), peer, get(), stream.get()));
+  }
+  void barrier(const Stream& stream) const { check(jalBarrier(get(), stream.get())); }
+
+ private:
+  static jalComm_t join(const Device& device, int ranks, const jalUniqueId& id, int rank,
+                        const jalCommOptions* options) {
+    jalComm_t c{};
+    check(jalCommInitRank(&c, device.get(), ranks, &id, rank, options));
+    return c;
+  }
+};
+
+// Issues what `calls` calls together: see jalGroupStart.
+template <class F>
+void group(F calls) {
+  check(jalGroupStart());
+  try {
+    calls();
+  } catch (...) {
+    (void)jalGroupEnd();
+    throw;
+  }
+  check(jalGroupEnd());
+}
 
 }  // namespace jalapeno

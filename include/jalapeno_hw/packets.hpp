@@ -16,6 +16,11 @@ enum class PacketOp : uint8_t {
   kTimestamp = 7,
   kCall = 8,     // run a block of packets in memory
   kBarrier = 9,  // everything before it is done and visible before anything after it starts
+  // Between the chips of a fabric group
+  kPost = 10,    // put a line, and data ahead of it, to the peers: begins the group's next exchange
+  kAwait = 11,   // until the lines of that exchange are here
+  kMove = 12,    // copy from where the peers said
+  kReduce = 13,  // combine what the ranks have, in an order that depends on their number alone
 };
 inline constexpr uint8_t kPacketInterrupt = 1;  // flag: raise the queue's vector when done
 
@@ -88,6 +93,106 @@ struct alignas(64) CallPacket {
   uint64_t count, reserved[5];
 };
 
+// What one rank tells another in an exchange: one cache line, the sequence written last.
+struct alignas(64) FabricLine {
+  uint64_t sequence;   // of the exchange
+  uint64_t signature;  // of the call; the ranks' must be equal
+  DeviceAddr address[2];
+  uint64_t device_ns;  // when it arrives, by the sender's clock
+  uint32_t status;     // Status: not 0 when the sender's queue failed before this exchange
+  uint32_t reserved;
+  uint64_t data[2];  // up to kFabricInlineBytes of the sender's data
+};
+inline constexpr uint64_t kFabricInlineBytes = 16;
+
+// A member as one rank sees it. Lines and slots are in pairs: exchanges use them in turn.
+struct alignas(64) FabricPeer {
+  DeviceAddr lines;            // at the peer: FabricLine[2] that this rank writes
+  DeviceAddr inbox;            // here: FabricLine[2] that the peer writes
+  DeviceAddr slot;             // at the peer: where this rank's data goes; the second one is slot_bytes * ranks behind
+  DeviceAddr window;           // added to an address that the peer told
+  uint64_t waits, waited_ns;   // how often an AWAIT stood still for this peer, and how long: the device's
+  uint32_t number, reserved0;  // what fault records call it
+  uint64_t reserved1;
+};
+
+// A group in the memory of one of its ranks; FabricPeer[ranks] follow.
+struct alignas(64) FabricGroup {
+  uint32_t ranks, rank;
+  uint64_t sequence;  // of the last exchange; the device's
+  DeviceAddr slots;   // here: [2][ranks][slot_bytes], what the peers put
+  uint64_t slot_bytes;
+  DeviceAddr control;  // FabricControl
+  uint64_t cookie;     // comes back in the fault record
+  uint64_t reserved[2];
+};
+inline constexpr uint32_t kMaxFabricRanks = 1024;
+
+// The host's word to every group of a communicator.
+struct alignas(64) FabricControl {
+  uint32_t status;  // Status: not 0 ends every wait of the group with it
+  uint32_t rank;    // whose fault it is
+  uint64_t reserved[7];
+};
+
+struct alignas(64) PostPacket {
+  PacketHeader header;
+  DeviceAddr group, source;
+  uint64_t bytes;   // of source, to every peer's slot; 0: only lines
+  uint64_t stride;  // peer k gets what is k * stride behind source
+  uint64_t signature;
+  DeviceAddr address[2];
+};
+
+struct alignas(64) AwaitPacket {
+  PacketHeader header;
+  DeviceAddr group;
+  uint32_t deadline_ms, reserved0;  // 0: none
+  uint64_t reserved[5];
+};
+
+inline constexpr uint32_t kAllRanks = 0xFFFFFFFF;
+enum FabricFlags : uint32_t {
+  kFromSlots = 1,  // what was posted, not what the posted addresses name
+  kToAll = 2,      // REDUCE: to address[1] of every rank
+  kToRoot = 4,     // REDUCE: to address[1] of `rank`
+  kAverage = 8,    // REDUCE: the sum over the number of ranks
+  kRanges = 16,    // MOVE: address[1] and `offset` name tables of FabricRange
+  kStream = 32,    // results are not read again soon: write around the caches
+};
+
+struct alignas(64) MovePacket {
+  PacketHeader header;
+  DeviceAddr group, destination;
+  DeviceAddr source;  // of the own part
+  uint64_t offset;    // bytes behind address[0] of each peer, and behind source
+  uint64_t bytes;     // from each rank
+  uint64_t stride;    // what rank k gave goes k * stride behind destination
+  uint32_t rank;      // from this one only, or kAllRanks
+  uint32_t flags;
+};
+
+struct FabricRange {
+  uint64_t offset, bytes;
+};
+
+enum class FabricType : uint8_t { kF32 = 0, kBF16 = 1, kF16 = 2, kI8 = 3, kI32 = 4, kE4M3 = 7, kE5M2 = 8, kI64 = 9 };
+enum class FabricOp : uint8_t { kSum = 0, kProduct = 1, kMin = 2, kMax = 3 };
+
+struct alignas(64) ReducePacket {
+  PacketHeader header;
+  DeviceAddr group;
+  DeviceAddr source;       // of the own part
+  DeviceAddr destination;  // without kToAll and kToRoot, and the own one with them
+  uint64_t offset;         // bytes behind address[0], address[1] and source; behind destination with kToAll, kToRoot
+  uint64_t count;          // elements
+  FabricType type;
+  FabricOp op;
+  uint16_t reserved0;
+  uint32_t rank;  // kToRoot
+  uint32_t flags, reserved1;
+};
+
 struct Timestamp {
   uint64_t device_ns;  // the chip's clock (modelled time on an emulated chip)
   uint64_t host_ns;    // CLOCK_MONOTONIC where the device can read it, otherwise 0
@@ -135,6 +240,12 @@ concept PacketType = sizeof(P) == 64 &&
 static_assert(PacketType<Packet> && PacketType<LaunchPacket> && PacketType<CopyPacket> && PacketType<CopyBatchPacket>);
 static_assert(PacketType<FillPacket> && PacketType<TimelinePacket> && PacketType<TimestampPacket> &&
               PacketType<CallPacket>);
+static_assert(PacketType<PostPacket> && PacketType<AwaitPacket> && PacketType<MovePacket> && PacketType<ReducePacket>);
+static_assert(sizeof(FabricLine) == 64 && sizeof(FabricPeer) == 64 && sizeof(FabricGroup) == 64 &&
+              sizeof(FabricControl) == 64);
+static_assert(offsetof(FabricLine, device_ns) == 32 && offsetof(FabricLine, data) == 48 &&
+              offsetof(FabricGroup, control) == 32 && offsetof(MovePacket, rank) == 56 &&
+              offsetof(ReducePacket, type) == 48 && offsetof(ReducePacket, flags) == 56);
 static_assert(sizeof(PacketHeader) == 8 && sizeof(CopyDescriptor) == 32 && sizeof(Timestamp) == 16);
 static_assert(offsetof(LaunchPacket, code) == 8 && offsetof(LaunchPacket, arguments) == 16 &&
               offsetof(LaunchPacket, instructions) == 24);

@@ -31,7 +31,7 @@ inline constexpr uint32_t kRegisterBarBytes = 0x1000;  // of registers; behind t
 inline constexpr uint32_t kMsixTableOffset = 0x2000, kMsixPendingOffset = 0x3800, kBar0Bytes = 0x4000;
 
 // Versions are major << 16 | minor. Majors must match; the device's minor may be newer.
-inline constexpr uint32_t kInterfaceVersion = 1u << 16 | 0;
+inline constexpr uint32_t kInterfaceVersion = 1u << 16 | 1;
 
 namespace reg {
 // Identity (read only)
@@ -53,7 +53,9 @@ inline constexpr uint32_t kPeakGigaflopsBf16 = 0x03C;
 inline constexpr uint32_t kUuid = 0x040;  // u64[2]
 inline constexpr uint32_t kPowerLimitMilliwatts = 0x050;
 inline constexpr uint32_t kDollarsPerHourMicro = 0x054;  // what an hour of this chip costs, in 1e-6 USD; 0: unknown
-inline constexpr uint32_t kConfigName = 0x080;           // 64 bytes of text, zero padded
+inline constexpr uint32_t kFabricAddress = 0x058;        // u64, of this chip among the chips it is linked with
+inline constexpr uint32_t kWindows = 0x060;
+inline constexpr uint32_t kConfigName = 0x080;  // 64 bytes of text, zero padded
 
 // Control and health
 inline constexpr uint32_t kControl = 0x100;    // write kControlReset
@@ -61,11 +63,13 @@ inline constexpr uint32_t kHealth = 0x104;     // kHealth* bits
 inline constexpr uint32_t kEpoch = 0x108;      // counts resets
 inline constexpr uint32_t kHeartbeat = 0x10C;  // moves at least ten times a second while the chip is well
 inline constexpr uint32_t kWake = 0x110;       // any write wakes a sleeping command processor
+inline constexpr uint32_t kLinksUp = 0x114;    // a bit for each link
 
 // Contexts: write Select, then the fields, then Command (the driver serialises)
 inline constexpr uint32_t kContextSelect = 0x200;
 inline constexpr uint32_t kContextPageTable = 0x208;  // u64, HBM physical address of the root table
 inline constexpr uint32_t kContextCommand = 0x210;    // kContext*
+inline constexpr uint32_t kContextFabricKey = 0x218;  // u64; see kContextExport
 
 // Queues: write Select, then the fields, then Command
 inline constexpr uint32_t kQueueSelect = 0x240;
@@ -78,6 +82,14 @@ inline constexpr uint32_t kQueueFault = 0x260;     // u64 IOVA of its fault reco
 inline constexpr uint32_t kQueueCommand = 0x268;   // kQueue*
 inline constexpr uint32_t kQueueState = 0x26C;     // read: kQueueState*
 inline constexpr uint32_t kQueueStart = 0x270;     // u64, index of the first packet
+
+// Windows into contexts of other chips: write Select, then the fields, then Command, and read State
+inline constexpr uint32_t kWindowSelect = 0x280;
+inline constexpr uint32_t kWindowContext = 0x284;
+inline constexpr uint32_t kWindowPeer = 0x288;  // u64, its kFabricAddress
+inline constexpr uint32_t kWindowKey = 0x290;   // u64, of its context
+inline constexpr uint32_t kWindowCommand = 0x298;
+inline constexpr uint32_t kWindowState = 0x29C;  // kWindow*
 
 // Telemetry (read only; 64-bit counters never go back, not even at a reset)
 inline constexpr uint32_t kTemperatureMillicelsius = 0x400;
@@ -99,7 +111,11 @@ inline constexpr uint32_t kInstructions = 0x470;
 inline constexpr uint32_t kFaults = 0x478;
 inline constexpr uint32_t kEccCorrected = 0x480;
 inline constexpr uint32_t kEccUncorrected = 0x488;
-inline constexpr uint32_t kTelemetryEnd = 0x490;
+inline constexpr uint32_t kBusyFabricNs = 0x490;
+inline constexpr uint32_t kFabricReadBytes = 0x498;   // fetched from other chips
+inline constexpr uint32_t kFabricWriteBytes = 0x4A0;  // put to other chips
+inline constexpr uint32_t kFabricErrors = 0x4A8;      // of links
+inline constexpr uint32_t kTelemetryEnd = 0x4B0;
 }  // namespace reg
 
 inline constexpr uint32_t kMagicValue = 0x504C414A;  // "JALP"
@@ -112,6 +128,13 @@ inline constexpr uint32_t kHealthFatal = 1u << 1;
 inline constexpr uint32_t kContextEnable = 1;
 inline constexpr uint32_t kContextDisable = 2;
 inline constexpr uint32_t kContextInvalidate = 3;  // page table or code changed: drop what is cached
+inline constexpr uint32_t kContextExport = 4;  // whoever knows the fabric key may open a window to it; key 0: nobody
+inline constexpr uint32_t kWindowEnable = 1;
+inline constexpr uint32_t kWindowDisable = 2;
+inline constexpr uint32_t kWindowOff = 0;
+inline constexpr uint32_t kWindowUp = 1;
+inline constexpr uint32_t kWindowUnreachable = 2;  // no such chip on this fabric
+inline constexpr uint32_t kWindowRefused = 3;      // the chip is there; the key is not right
 inline constexpr uint32_t kQueueEnable = 1;
 inline constexpr uint32_t kQueueDisable = 2;  // stops at a packet boundary; what is left is discarded
 inline constexpr uint32_t kQueueStateOff = 0;

@@ -10,10 +10,13 @@ namespace jalapeno::hw {
 // An address as the device's DMA engines see host memory; denied unless the driver mapped it.
 enum class Iova : uint64_t {};
 // An address as a context on the device sees memory. Bit 63 clear: HBM through the context's page
-// table. Bit 63 set: the rest is an IOVA, so that one address field reaches both memories.
+// table. Bit 63 set: the rest is an IOVA, so that one address field reaches both memories. Bit 62 set: bits 48 to 61
+// are the number of a window, the rest is an address in the context of another chip behind it.
 enum class DeviceAddr : uint64_t {};
 
 inline constexpr uint64_t kHostWindow = uint64_t{1} << 63;
+inline constexpr uint64_t kFabricWindow = uint64_t{1} << 62;
+constexpr DeviceAddr window_base(uint32_t window) { return DeviceAddr{kFabricWindow | uint64_t{window} << 48}; }
 
 constexpr DeviceAddr host_address(Iova iova) { return DeviceAddr{static_cast<uint64_t>(iova) | kHostWindow}; }
 constexpr bool is_host(DeviceAddr a) { return (static_cast<uint64_t>(a) & kHostWindow) != 0; }
@@ -79,6 +82,11 @@ enum class Status : uint32_t {
   kRace = 14,              // checked level: two engines touch the same bytes without an order
   kUninitialized = 15,     // checked level: scratchpad bytes read before they were written
   kOutOfBounds = 16,       // checked level: a DMA box wholly outside its tensor
+  kPeerLost = 17,          // a rank of the group is gone
+  kMismatch = 18,          // the ranks of a group called for different things
+  kAborted = 19,           // the host ended the group
+  kNoAnswer = 20,          // a rank did not come within the deadline
+  kLinkDown = 21,          // no link of the fabric is up
 };
 
 }  // namespace jalapeno::hw

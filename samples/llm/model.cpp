@@ -53,6 +53,8 @@ const char* dtype_name(jalDType t) {
       return "e4m3";
     case jalE5M2:
       return "e5m2";
+    case jalI64:
+      return "i64";
   }
   return "";
 }
@@ -69,6 +71,8 @@ uint64_t row_bytes(jalDType t, uint64_t columns) {
     case jalE4M3:
     case jalE5M2:
       return columns;
+    case jalI64:
+      return columns * 8;
     case jalQ8_0:
       return columns / 32 * 34;
     case jalQ4_0:

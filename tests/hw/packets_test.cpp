@@ -114,6 +114,11 @@ TEST(Words, StatusesHaveTheDataSheetsNumbers) {
   EXPECT_EQ(number(Status::kRace), 14u);
   EXPECT_EQ(number(Status::kUninitialized), 15u);
   EXPECT_EQ(number(Status::kOutOfBounds), 16u);
+  EXPECT_EQ(number(Status::kPeerLost), 17u);
+  EXPECT_EQ(number(Status::kMismatch), 18u);
+  EXPECT_EQ(number(Status::kAborted), 19u);
+  EXPECT_EQ(number(Status::kNoAnswer), 20u);
+  EXPECT_EQ(number(Status::kLinkDown), 21u);
   EXPECT_EQ(sizeof(Status), 4u);
 }
 
@@ -152,7 +157,7 @@ TEST(PciFunction, IdentityAndBarsAreTheDataSheets) {
 }
 
 TEST(PciFunction, VersionsAreMajorInTheUpperHalf) {
-  EXPECT_EQ(hw::kInterfaceVersion, 0x0001'0000u);
+  EXPECT_EQ(hw::kInterfaceVersion, 0x0001'0001u);
   EXPECT_EQ(hw::kIsaVersion, 0x0001'0000u);
 }
 
@@ -183,15 +188,19 @@ const Register kRegisters[] = {
     {"Uuid", reg::kUuid, 0x040, 16},
     {"PowerLimitMilliwatts", reg::kPowerLimitMilliwatts, 0x050, 4},
     {"DollarsPerHourMicro", reg::kDollarsPerHourMicro, 0x054, 4},
+    {"FabricAddress", reg::kFabricAddress, 0x058, 8},
+    {"Windows", reg::kWindows, 0x060, 4},
     {"ConfigName", reg::kConfigName, 0x080, 64},
     {"Control", reg::kControl, 0x100, 4},
     {"Health", reg::kHealth, 0x104, 4},
     {"Epoch", reg::kEpoch, 0x108, 4},
     {"Heartbeat", reg::kHeartbeat, 0x10C, 4},
     {"Wake", reg::kWake, 0x110, 4},
+    {"LinksUp", reg::kLinksUp, 0x114, 4},
     {"ContextSelect", reg::kContextSelect, 0x200, 4},
     {"ContextPageTable", reg::kContextPageTable, 0x208, 8},
     {"ContextCommand", reg::kContextCommand, 0x210, 4},
+    {"ContextFabricKey", reg::kContextFabricKey, 0x218, 8},
     {"QueueSelect", reg::kQueueSelect, 0x240, 4},
     {"QueueContext", reg::kQueueContext, 0x244, 4},
     {"QueueRing", reg::kQueueRing, 0x248, 8},
@@ -202,6 +211,12 @@ const Register kRegisters[] = {
     {"QueueCommand", reg::kQueueCommand, 0x268, 4},
     {"QueueState", reg::kQueueState, 0x26C, 4},
     {"QueueStart", reg::kQueueStart, 0x270, 8},
+    {"WindowSelect", reg::kWindowSelect, 0x280, 4},
+    {"WindowContext", reg::kWindowContext, 0x284, 4},
+    {"WindowPeer", reg::kWindowPeer, 0x288, 8},
+    {"WindowKey", reg::kWindowKey, 0x290, 8},
+    {"WindowCommand", reg::kWindowCommand, 0x298, 4},
+    {"WindowState", reg::kWindowState, 0x29C, 4},
     {"TemperatureMillicelsius", reg::kTemperatureMillicelsius, 0x400, 4},
     {"PowerMilliwatts", reg::kPowerMilliwatts, 0x404, 4},
     {"EnergyMicrojoules", reg::kEnergyMicrojoules, 0x408, 8},
@@ -221,6 +236,10 @@ const Register kRegisters[] = {
     {"Faults", reg::kFaults, 0x478, 8},
     {"EccCorrected", reg::kEccCorrected, 0x480, 8},
     {"EccUncorrected", reg::kEccUncorrected, 0x488, 8},
+    {"BusyFabricNs", reg::kBusyFabricNs, 0x490, 8},
+    {"FabricReadBytes", reg::kFabricReadBytes, 0x498, 8},
+    {"FabricWriteBytes", reg::kFabricWriteBytes, 0x4A0, 8},
+    {"FabricErrors", reg::kFabricErrors, 0x4A8, 8},
 };
 
 TEST(Registers, SitAtTheDataSheetsOffsets) {
@@ -234,9 +253,9 @@ TEST(Registers, AreNaturallyAlignedAndDoNotOverlap) {
     EXPECT_GE(r.header, end) << r.name;
     end = r.header + r.bytes;
   }
-  EXPECT_EQ(end, 0x490u);
-  EXPECT_EQ(reg::kTelemetryEnd, 0x490u);
-  EXPECT_GE(hw::kRegisterBarBytes, 0x490u);
+  EXPECT_EQ(end, 0x4B0u);
+  EXPECT_EQ(reg::kTelemetryEnd, 0x4B0u);
+  EXPECT_GE(hw::kRegisterBarBytes, 0x4B0u);
 }
 
 TEST(Registers, MagicReadsJalpInMemoryOrder) {
@@ -256,6 +275,13 @@ TEST(Registers, CommandsAndStatesAreTheDataSheets) {
   EXPECT_EQ(hw::kContextEnable, 1u);
   EXPECT_EQ(hw::kContextDisable, 2u);
   EXPECT_EQ(hw::kContextInvalidate, 3u);
+  EXPECT_EQ(hw::kContextExport, 4u);
+  EXPECT_EQ(hw::kWindowEnable, 1u);
+  EXPECT_EQ(hw::kWindowDisable, 2u);
+  EXPECT_EQ(hw::kWindowOff, 0u);
+  EXPECT_EQ(hw::kWindowUp, 1u);
+  EXPECT_EQ(hw::kWindowUnreachable, 2u);
+  EXPECT_EQ(hw::kWindowRefused, 3u);
   EXPECT_EQ(hw::kQueueEnable, 1u);
   EXPECT_EQ(hw::kQueueDisable, 2u);
   EXPECT_EQ(hw::kQueueStateOff, 0u);
@@ -359,6 +385,10 @@ TEST(Packets, OpcodesAreTheDataSheets) {
   EXPECT_EQ(number(hw::PacketOp::kTimestamp), 7u);
   EXPECT_EQ(number(hw::PacketOp::kCall), 8u);
   EXPECT_EQ(number(hw::PacketOp::kBarrier), 9u);
+  EXPECT_EQ(number(hw::PacketOp::kPost), 10u);
+  EXPECT_EQ(number(hw::PacketOp::kAwait), 11u);
+  EXPECT_EQ(number(hw::PacketOp::kMove), 12u);
+  EXPECT_EQ(number(hw::PacketOp::kReduce), 13u);
 }
 
 TEST(Packets, TheInterruptFlagIsBit0) { EXPECT_EQ(hw::kPacketInterrupt, 0x01); }

@@ -90,7 +90,8 @@ SCHEMA = {  # of version 1: fields may be added, none may go or change its name
     "modelled.power_limit_watts", "modelled.energy_joules", "modelled.device_seconds", "modelled.utilisation",
     "counters.hbm_read_bytes", "counters.hbm_write_bytes", "counters.host_bytes", "counters.packets", "counters.launches",
     "counters.instances", "counters.instructions", "counters.interrupts", "counters.faults", "counters.ecc_corrected",
-    "counters.ecc_uncorrected"}
+    "counters.ecc_uncorrected", "counters.busy_fabric_ns", "counters.fabric_read_bytes", "counters.fabric_write_bytes",
+    "counters.fabric_errors", "counters.links_up"}
 
 
 def test_json_keeps_its_schema(chip):

@@ -67,6 +67,9 @@ py::dict telemetry_of(const Device& d) {
   out["packets"] = t.packets, out["launches"] = t.launches, out["instances"] = t.instances;
   out["instructions"] = t.instructions, out["faults"] = t.faults;
   out["ecc_corrected"] = t.ecc_corrected, out["ecc_uncorrected"] = t.ecc_uncorrected, out["healthy"] = t.healthy != 0;
+  out["busy_fabric_ns"] = t.busy_fabric_ns, out["fabric_read_bytes"] = t.fabric_read_bytes;
+  out["fabric_write_bytes"] = t.fabric_write_bytes, out["fabric_errors"] = t.fabric_errors;
+  out["links_up"] = t.links_up;
   return out;
 }
 

@@ -1,0 +1,352 @@
+// What a chip does with its peers: lines and data put to them, waits for theirs, moves and reductions of what they
+// have. A group's exchanges are numbered; lines and slots are used in turn, which is enough: a rank begins exchange i +
+// 2 only after everybody began i + 1, and so has read what belonged to i.
+#include <algorithm>
+#include <cstring>
+
+#include "chip.hpp"
+#include "kernels/kernels.hpp"
+#include "words.hpp"
+
+namespace jalapeno::emu {
+namespace {
+
+using hw::Status;
+
+constexpr uint64_t kPiece = 64 << 10;    // bytes of a reduction that one thread takes
+constexpr uint64_t kParallel = 1 << 20;  // from so many on, when there are more threads than ranks
+constexpr uint64_t kMostBytes = uint64_t{1} << 46;
+
+void add(std::atomic<uint64_t>& counter, uint64_t v) {
+  counter.store(counter.load(std::memory_order_relaxed) + v, std::memory_order_relaxed);
+}
+void add(std::atomic<double>& counter, double v) {
+  counter.store(counter.load(std::memory_order_relaxed) + v, std::memory_order_relaxed);
+}
+
+unsigned long long ull(uint64_t v) { return v; }
+
+uint64_t element_bytes(hw::FabricType type) {
+  switch (type) {
+    case hw::FabricType::kI8:
+    case hw::FabricType::kE4M3:
+    case hw::FabricType::kE5M2:
+      return 1;
+    case hw::FabricType::kBF16:
+    case hw::FabricType::kF16:
+      return 2;
+    case hw::FabricType::kF32:
+    case hw::FabricType::kI32:
+      return 4;
+    case hw::FabricType::kI64:
+      return 8;
+  }
+  throw Fault(Status::kBadPacket, "element type %u of a reduction", static_cast<uint32_t>(type));
+}
+
+uint64_t of_line(hw::DeviceAddr pair, uint64_t sequence) {
+  return hw::raw(pair) + (sequence & 1) * sizeof(hw::FabricLine);
+}
+
+}  // namespace
+
+RemoteContext* Chip::remote_of(uint64_t address) {
+  if ((address & hw::kHostWindow) || !(address & hw::kFabricWindow)) return nullptr;
+  return windows_[(address >> hw::kVaBits) & (kWindowCount - 1)].remote.get();
+}
+
+// Bytes that lie together, ready for many accesses.
+std::byte* Chip::reach(Queue& queue, uint64_t address, uint64_t bytes, hw::Access access) {
+  Memory& memory = context_memory(queue);
+  std::byte* p = memory.span(address, bytes, access);
+  if (p == nullptr) {
+    memory.each(address, bytes, access, [](std::byte*, uint64_t, uint64_t) {});  // throws where it is not mapped
+    throw Fault(Status::kAddressFault, "%llu bytes at 0x%llx are not one block", ull(bytes), ull(address))
+        .at(address, bytes, access);
+  }
+  if (bytes >= hw::kPageBytes / 8) {
+    if (RemoteContext* r = remote_of(address))
+      r->populate(p, bytes);
+    else if (access == hw::kAccessWrite)
+      memory_.populate(p, bytes);
+  }
+  return p;
+}
+
+Chip::Group Chip::group_of(Queue& queue, hw::DeviceAddr address) {
+  Memory& memory = context_memory(queue);
+  auto* group =
+      reinterpret_cast<hw::FabricGroup*>(memory.word(hw::raw(address), sizeof(hw::FabricGroup), hw::kAccessWrite));
+  Group g{group, nullptr, group->ranks, group->rank, group->sequence};
+  if (g.ranks == 0 || g.ranks > hw::kMaxFabricRanks || g.rank >= g.ranks)
+    throw Fault(Status::kBadPacket, "group at 0x%llx: rank %u of %u", ull(hw::raw(address)), g.rank, g.ranks);
+  g.peers = reinterpret_cast<hw::FabricPeer*>(
+      reach(queue, hw::raw(address) + sizeof(hw::FabricGroup), g.ranks * sizeof(hw::FabricPeer), hw::kAccessWrite));
+  return g;
+}
+
+double Chip::fabric_rate() {
+  const uint32_t down = links_down_.load(std::memory_order_relaxed);
+  const uint32_t up = config_.links - std::min(config_.links, static_cast<uint32_t>(__builtin_popcount(down)));
+  if (up == 0) throw Fault(Status::kLinkDown, "none of the %u links of the fabric is up", config_.links);
+  return up * config_.link_gbits_per_second / 8;
+}
+
+void Chip::charge_fabric(Queue& queue, uint64_t read, uint64_t written, double latencies) {
+  const double duration =
+      latencies * config_.fabric_latency_ns + static_cast<double>(std::max(read, written)) / fabric_rate();
+  add(counters_.fabric_read, read), add(counters_.fabric_write, written);
+  add(counters_.fabric_ns, duration);
+  add(counters_.picojoules,
+      static_cast<double>(read + written) * (config_.pj_per_fabric_byte + 2 * config_.pj_per_hbm_byte));
+  engine(queue, fabric_free_ns_, duration);
+}
+
+// Line and data of an exchange to everybody, this rank's own inbox included.
+void Chip::post_lines(Queue& queue, const Group& g, hw::FabricLine line, const std::byte* data, uint64_t bytes,
+                      uint64_t stride) {
+  Memory& memory = context_memory(queue);
+  const bool in_line = bytes <= hw::kFabricInlineBytes;
+  for (uint32_t k = 0; k < g.ranks; ++k) {
+    const uint32_t peer = (g.rank + 1 + k) % g.ranks;  // the own one last
+    const hw::FabricPeer& p = g.peers[peer];
+    if (bytes > 0 && in_line)
+      std::memcpy(line.data, data + peer * stride, bytes);
+    else if (bytes > 0 && peer != g.rank)
+      memory.write(hw::raw(p.slot) + (line.sequence & 1) * g.group->slot_bytes * g.ranks, data + peer * stride, bytes);
+    auto* to = reinterpret_cast<hw::FabricLine*>(memory.word(of_line(peer == g.rank ? p.inbox : p.lines, line.sequence),
+                                                             sizeof(hw::FabricLine), hw::kAccessWrite));
+    std::memcpy(&to->signature, &line.signature, sizeof line - offsetof(hw::FabricLine, signature));
+    std::atomic_ref(to->sequence).store(line.sequence, std::memory_order_release);
+  }
+  g.group->sequence = line.sequence;
+  std::atomic_thread_fence(std::memory_order_seq_cst);  // the lines, then a look at who sleeps
+  for (uint32_t k = 0; k < g.ranks; ++k)
+    if (RemoteContext* r = k == g.rank ? nullptr : remote_of(hw::raw(g.peers[k].lines))) r->wake();
+}
+
+void Chip::post(Queue& queue, const hw::PostPacket& p) {
+  const Group g = group_of(queue, p.group);
+  if (p.bytes > std::max(g.group->slot_bytes, hw::kFabricInlineBytes) || p.stride > g.group->slot_bytes)
+    throw Fault(Status::kBadPacket, "post of %llu bytes, %llu apart, into slots of %llu", ull(p.bytes), ull(p.stride),
+                ull(g.group->slot_bytes));
+  add(counters_.puts, 1);
+  if (plan_.due(FaultKind::kLinkError, FaultTrigger::kPut, counters_.puts)) add(counters_.fabric_errors, 1);
+  if (plan_.due(FaultKind::kLinkDown, FaultTrigger::kPut, counters_.puts)) {
+    links_down_.store(links_down_.load() << 1 | 1);
+    add(counters_.fabric_errors, 1);
+  }
+  const std::byte* data =
+      p.bytes == 0 ? nullptr : reach(queue, hw::raw(p.source), p.bytes + p.stride * (g.ranks - 1), hw::kAccessRead);
+  const uint64_t put = (p.bytes + sizeof(hw::FabricLine)) * (g.ranks - 1);
+  charge_fabric(queue, 0, put, 0);
+  hw::FabricLine line{};
+  line.sequence = g.sequence + 1, line.signature = p.signature;
+  line.address[0] = p.address[0], line.address[1] = p.address[1];
+  line.device_ns = static_cast<uint64_t>(queue.clock_ns + config_.fabric_latency_ns);
+  post_lines(queue, g, line, data, p.bytes, p.stride);
+}
+
+// A queue that failed before its exchange says so: nobody may wait for it.
+void Chip::poison_group(Queue& queue, const hw::PostPacket& p, Status status) {
+  const Group g = group_of(queue, p.group);
+  hw::FabricLine line{};
+  line.sequence = g.sequence + 1, line.signature = p.signature, line.status = static_cast<uint32_t>(status);
+  line.device_ns = static_cast<uint64_t>(queue.clock_ns);
+  post_lines(queue, g, line, nullptr, 0, 0);
+}
+
+hw::FabricLine Chip::line_of(Queue& queue, const Group& g, uint32_t rank) {
+  hw::FabricLine line;
+  context_memory(queue).read(of_line(g.peers[rank].inbox, g.sequence), &line, sizeof line);
+  return line;
+}
+
+bool Chip::await(Queue& queue, const hw::AwaitPacket& p) {
+  const Group g = group_of(queue, p.group);
+  Memory& memory = context_memory(queue);
+  auto describe = [&](Fault f) {
+    f.record.cookie = g.group->cookie;
+    return f;
+  };
+  if (g.sequence == 0) throw Fault(Status::kBadPacket, "an AWAIT without a POST before it");
+  auto* own = reinterpret_cast<hw::FabricLine*>(
+      memory.word(of_line(g.peers[g.rank].inbox, g.sequence), sizeof(hw::FabricLine), hw::kAccessRead));
+  for (; queue.arrived < g.ranks; ++queue.arrived) {
+    const uint32_t rank = (g.rank + queue.arrived) % g.ranks;
+    auto* line = reinterpret_cast<hw::FabricLine*>(
+        memory.word(of_line(g.peers[rank].inbox, g.sequence), sizeof(hw::FabricLine), hw::kAccessRead));
+    if (std::atomic_ref(line->sequence).load(std::memory_order_acquire) < g.sequence) break;
+    if (line->status != 0)
+      throw describe(Fault(Status::kDependencyFailed, "rank %u failed before exchange %llu (status %u)",
+                           g.peers[rank].number, ull(g.sequence), line->status)
+                         .value(line->status));
+    if (line->signature != own->signature) {
+      Fault f(Status::kMismatch, "rank %u called 0x%016llx, this is rank %u with 0x%016llx", g.peers[rank].number,
+              ull(line->signature), g.peers[g.rank].number, ull(own->signature));
+      f.record.value = line->signature, f.record.bytes = own->signature, f.record.other = g.peers[rank].number;
+      throw describe(f);
+    }
+    queue.clock_ns = std::max(queue.clock_ns, static_cast<double>(line->device_ns));
+    if (queue.blocked_on_ns != 0) {
+      hw::FabricPeer& late = g.peers[rank];
+      late.waits += 1, late.waited_ns += host_now_ns() - queue.blocked_on_ns;
+      queue.blocked_on_ns = 0;
+    }
+  }
+  if (queue.arrived == g.ranks) {
+    queue.arrived = 0, queue.blocked_since_ns = 0;
+    if (queue.clock_ns > counters_.device_ns.load(std::memory_order_relaxed))
+      counters_.device_ns.store(queue.clock_ns, std::memory_order_relaxed);
+    return true;
+  }
+  auto* control = reinterpret_cast<hw::FabricControl*>(
+      memory.word(hw::raw(g.group->control), sizeof(hw::FabricControl), hw::kAccessRead));
+  if (const uint32_t status = std::atomic_ref(control->status).load(std::memory_order_acquire); status != 0) {
+    const uint32_t rank = std::atomic_ref(control->rank).load(std::memory_order_relaxed);
+    Fault f(static_cast<Status>(status), "exchange %llu was ended by the host, for rank %u", ull(g.sequence), rank);
+    f.record.other = rank;
+    throw describe(f);
+  }
+  const uint64_t now = host_now_ns();
+  if (queue.blocked_on_ns == 0) queue.blocked_on_ns = now;
+  if (queue.blocked_since_ns == 0) queue.blocked_since_ns = now;
+  if (p.deadline_ms != 0) {
+    if (now - queue.blocked_since_ns > uint64_t{p.deadline_ms} * 1'000'000) {
+      std::string late;
+      uint32_t first = hw::kNoInstruction;
+      for (uint32_t r = 0; r < g.ranks; ++r) {
+        auto* line = reinterpret_cast<hw::FabricLine*>(
+            memory.word(of_line(g.peers[r].inbox, g.sequence), sizeof(hw::FabricLine), hw::kAccessRead));
+        if (std::atomic_ref(line->sequence).load(std::memory_order_acquire) >= g.sequence) continue;
+        if (first == hw::kNoInstruction) first = g.peers[r].number;
+        if (late.size() < 40) late += (late.empty() ? "" : ", ") + std::to_string(g.peers[r].number);
+      }
+      Fault f(Status::kNoAnswer, "no word from rank %s of %u in exchange %llu for %u ms", late.c_str(), g.ranks,
+              ull(g.sequence), p.deadline_ms);
+      f.record.other = first;
+      throw describe(f);
+    }
+  }
+  return false;
+}
+
+uint64_t Chip::posted_data(const Group& g, uint32_t rank) const {
+  return hw::raw(g.group->slots) + ((g.sequence & 1) * g.ranks + rank) * g.group->slot_bytes;
+}
+
+void Chip::move(Queue& queue, const hw::MovePacket& p) {
+  const Group g = group_of(queue, p.group);
+  if (p.bytes > kMostBytes || (p.rank != hw::kAllRanks && p.rank >= g.ranks))
+    throw Fault(Status::kBadPacket, "move of %llu bytes from rank %u of %u", ull(p.bytes), p.rank, g.ranks);
+  Memory& memory = context_memory(queue);
+  uint64_t fetched = 0;
+  auto from = [&](uint32_t rank) {
+    uint64_t source = hw::raw(p.source) + p.offset, destination = hw::raw(p.destination) + rank * p.stride,
+             bytes = p.bytes;
+    if (p.flags & hw::kRanges) {  // each side has a table: what it gives to whom, what it gets from whom
+      hw::FabricRange get{}, give{};
+      const hw::FabricLine line = line_of(queue, g, rank);
+      memory.read(p.offset + rank * sizeof get, &get, sizeof get);
+      const uint64_t window = rank == g.rank ? 0 : hw::raw(g.peers[rank].window);
+      memory.read(window + hw::raw(line.address[1]) + g.rank * sizeof give, &give, sizeof give);
+      if (get.bytes != give.bytes || get.bytes > kMostBytes) {
+        Fault f(Status::kMismatch, "rank %u gives %llu bytes, rank %u expects %llu", g.peers[rank].number,
+                ull(give.bytes), g.peers[g.rank].number, ull(get.bytes));
+        f.record.cookie = g.group->cookie, f.record.other = g.peers[rank].number;
+        throw f;
+      }
+      source = hw::raw(line.address[0]) + window + give.offset;
+      destination = hw::raw(p.destination) + get.offset, bytes = get.bytes;
+    } else if (rank != g.rank) {
+      const hw::FabricLine line = line_of(queue, g, rank);
+      if (p.flags & hw::kFromSlots) {
+        if (bytes <= hw::kFabricInlineBytes) return memory.write(destination, line.data, bytes);
+        source = posted_data(g, rank);
+      } else {
+        source = hw::raw(line.address[0]) + hw::raw(g.peers[rank].window) + p.offset;
+      }
+    }
+    if (bytes == 0 || source == destination) return;
+    if (rank != g.rank && !(p.flags & hw::kFromSlots)) {
+      fetched += bytes;
+      (void)reach(queue, source, bytes, hw::kAccessRead);  // brings large parts in at once
+    }
+    copy_bytes(memory, source, destination, bytes);
+  };
+  if (p.rank != hw::kAllRanks)
+    from(p.rank);
+  else
+    for (uint32_t k = 0; k < g.ranks; ++k) from((g.rank + k) % g.ranks);
+  charge_fabric(queue, fetched, 0, fetched > 0 ? 2 : 0);
+}
+
+void Chip::reduce(Queue& queue, const hw::ReducePacket& p) {
+  const Group g = group_of(queue, p.group);
+  const uint64_t element = element_bytes(p.type);
+  if (p.count > kMostBytes || static_cast<uint32_t>(p.op) > 3 || ((p.flags & hw::kToRoot) && p.rank >= g.ranks))
+    throw Fault(Status::kBadPacket, "reduction %u of %llu elements to rank %u of %u", static_cast<uint32_t>(p.op),
+                ull(p.count), p.rank, g.ranks);
+  if (p.count == 0) return;
+  const uint64_t bytes = p.count * element;
+  const bool slots = p.flags & hw::kFromSlots;
+  // The pointers of a group stay in the map while this runs: context_memory is not asked again behind the map's back.
+  std::vector<const std::byte*>& sources = sources_;
+  std::vector<std::byte*>& destinations = destinations_;
+  sources.resize(g.ranks), destinations.clear(), inline_.resize(g.ranks);
+  uint64_t fetched = 0, put = 0;
+  for (uint32_t k = 0; k < g.ranks; ++k) {
+    if (k == g.rank) {
+      sources[k] = reach(queue, hw::raw(p.source) + (slots ? 0 : p.offset), bytes, hw::kAccessRead);
+      if (!(p.flags & hw::kToRoot) || p.rank == k)
+        destinations.push_back(reach(queue,
+                                     hw::raw(p.destination) + (p.flags & (hw::kToAll | hw::kToRoot) ? p.offset : 0),
+                                     bytes, hw::kAccessWrite));
+      continue;
+    }
+    const hw::FabricLine line = line_of(queue, g, k);
+    const uint64_t window = hw::raw(g.peers[k].window);
+    if (slots && bytes <= hw::kFabricInlineBytes) {
+      inline_[k] = {line.data[0], line.data[1]};
+      sources[k] = reinterpret_cast<const std::byte*>(inline_[k].data());
+    } else if (slots) {
+      sources[k] = reach(queue, posted_data(g, k), bytes, hw::kAccessRead);
+    } else {
+      sources[k] = reach(queue, hw::raw(line.address[0]) + window + p.offset, bytes, hw::kAccessRead);
+      fetched += bytes;
+    }
+    if ((p.flags & hw::kToAll) || ((p.flags & hw::kToRoot) && p.rank == k)) {
+      destinations.push_back(reach(queue, hw::raw(line.address[1]) + window + p.offset, bytes, hw::kAccessWrite));
+      put += bytes;
+    }
+  }
+  CombineArgs args{sources.data(),
+                   g.ranks,
+                   destinations.data(),
+                   static_cast<uint32_t>(destinations.size()),
+                   p.count,
+                   p.type,
+                   p.op,
+                   (p.flags & hw::kAverage) != 0,
+                   (p.flags & hw::kStream) != 0};
+  const HostKernels& kernels = host_kernels();
+  if (bytes < kParallel || g.ranks >= std::thread::hardware_concurrency()) {
+    kernels.combine(args);
+  } else {
+    const uint64_t piece = kPiece / element;
+    pool_.run(static_cast<uint32_t>((p.count + piece - 1) / piece), [&](Core&, uint32_t n) {
+      std::vector<const std::byte*> from = sources;
+      std::vector<std::byte*> to = destinations;
+      for (auto& s : from) s += n * kPiece;
+      for (auto& d : to) d += n * kPiece;
+      CombineArgs part = args;
+      part.sources = from.data(), part.destinations = to.data();
+      part.count = std::min(piece, p.count - n * piece);
+      kernels.combine(part);
+    });
+  }
+  add(counters_.hbm_read, bytes), add(counters_.hbm_write, bytes);
+  charge_fabric(queue, fetched, put, (fetched > 0 ? 2 : 0) + (put > 0 ? 1 : 0));
+}
+
+}  // namespace jalapeno::emu

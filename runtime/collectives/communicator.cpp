@@ -1,0 +1,563 @@
+#include "communicator.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <jalapeno_driver/log.hpp>
+#include <nlohmann/json.hpp>
+
+#include "../stream.hpp"
+
+namespace jalapeno::runtime {
+namespace {
+
+constexpr uint64_t kCookieBit = uint64_t{1} << 63;  // tells communicators from kernels
+constexpr uint64_t kPairBytes = 512;                // a group of two, and its inbox
+constexpr uint64_t kLines = 2 * sizeof(hw::FabricLine);
+
+uint64_t next_cookie() {
+  static std::atomic<uint64_t> next{1};
+  return next.fetch_add(1) | kCookieBit;
+}
+
+uint64_t unix_now_ns() {
+  timespec t{};
+  clock_gettime(CLOCK_REALTIME, &t);
+  return static_cast<uint64_t>(t.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(t.tv_nsec);
+}
+
+uint64_t mix(uint64_t a, uint64_t b) {
+  a ^= b + 0x9E3779B97F4A7C15 + (a << 6) + (a >> 2);
+  return a * 0xBF58476D1CE4E5B9;
+}
+
+uint32_t from_environment(const char* name, uint32_t otherwise) {
+  const char* text = std::getenv(name);
+  if (text == nullptr || *text == 0) return otherwise;
+  char* end = nullptr;
+  const unsigned long v = std::strtoul(text, &end, 10);
+  if (*end != 0 || v == 0 || v > 86'400'000) invalid(std::string(name) + "=" + text + ": expected milliseconds");
+  return static_cast<uint32_t>(v);
+}
+
+hw::Status status_of(jalError_t code) {
+  switch (code) {
+    case jalErrorCommAborted:
+      return hw::Status::kAborted;
+    case jalErrorCollectiveMismatch:
+      return hw::Status::kMismatch;
+    case jalErrorCollectiveTimeout:
+      return hw::Status::kNoAnswer;
+    case jalErrorDependencyFailed:
+      return hw::Status::kDependencyFailed;
+    default:
+      return hw::Status::kPeerLost;
+  }
+}
+
+// What a rank tells the others of its chip and its memory.
+struct Told {
+  driver::FabricKey key;
+  uint64_t base, slot_bytes;
+  uint64_t uuid[2];
+};
+
+template <class T>
+Mesh::Blob blob_of(const T& value) {
+  Mesh::Blob b(sizeof value);
+  std::memcpy(b.data(), &value, sizeof value);
+  return b;
+}
+template <class T>
+T from_blob(const Mesh::Blob& b) {
+  T value{};
+  std::memcpy(&value, b.data(), std::min(b.size(), sizeof value));
+  return value;
+}
+
+}  // namespace
+
+// Of the group's memory: the same on every rank.
+struct Communicator::Layout {
+  uint64_t ranks, slot_bytes;
+  static constexpr uint64_t kControl = 0, kGroup = 64;
+  uint64_t inbox() const { return kGroup + sizeof(hw::FabricGroup) + ranks * sizeof(hw::FabricPeer); }
+  uint64_t inbox(uint64_t from) const { return inbox() + from * kLines; }
+  // The group of this rank and `peer` that carries what goes to the peer, or comes from it.
+  uint64_t pair(uint64_t peer, bool outgoing) const {
+    return inbox(ranks) + (2 * peer + (outgoing ? 0 : 1)) * kPairBytes;
+  }
+  static constexpr uint64_t kPairInbox = sizeof(hw::FabricGroup) + 2 * sizeof(hw::FabricPeer);
+  uint64_t slots() const { return (pair(ranks, true) + 4095) & ~uint64_t{4095}; }
+  uint64_t bytes() const { return slots() + 2 * ranks * slot_bytes; }
+};
+
+Communicator::Settings Communicator::settings(const jalCommOptions* options, const std::string& launcher) {
+  jalCommOptions o{};
+  if (options != nullptr) {
+    check_struct(*options, "jalCommOptions");
+    o = *options;
+  }
+  return {o.deadline_ms != 0 ? o.deadline_ms : from_environment("JAL_COLL_DEADLINE_MS", 60'000),
+          o.init_timeout_ms != 0 ? o.init_timeout_ms : from_environment("JAL_COLL_INIT_TIMEOUT_MS", 60'000),
+          o.grace_ms != 0 ? o.grace_ms : from_environment("JAL_COLL_GRACE_MS", 5'000), launcher};
+}
+
+std::shared_ptr<Communicator> Communicator::create(std::shared_ptr<Context> context, std::shared_ptr<Mesh> mesh,
+                                                   std::vector<uint32_t> ranks, uint64_t channel,
+                                                   const Settings& settings) {
+  auto c = std::make_shared<Communicator>(std::move(context), std::move(mesh), std::move(ranks), channel, settings);
+  c->connect();
+  c->context_->add(c);
+  std::weak_ptr<Communicator> weak = c;
+  c->mesh_->listen(channel, {[weak](uint32_t rank, const std::string& evidence) {
+                               auto s = weak.lock();
+                               if (s == nullptr) return;
+                               const uint32_t index = s->index_of(rank);
+                               if (index == s->ranks()) return;
+                               {
+                                 std::lock_guard lock(s->error_mutex_);
+                                 if (s->left_.count(index) != 0) return;  // it had said goodbye
+                               }
+                               s->fail_with(jalErrorPeerLost, index, evidence, true);
+                             },
+                             [weak](uint32_t rank, jalError_t code, const std::string& evidence) {
+                               if (auto s = weak.lock())
+                                 s->fail_with(code, rank == UINT32_MAX ? -1 : int64_t{rank}, evidence, false);
+                             },
+                             [weak](uint32_t rank) {
+                               if (auto s = weak.lock()) {
+                                 std::lock_guard lock(s->error_mutex_);
+                                 s->left_.insert(s->index_of(rank));
+                               }
+                             }});
+  return c;
+}
+
+Communicator::Communicator(std::shared_ptr<Context> context, std::shared_ptr<Mesh> mesh, std::vector<uint32_t> ranks,
+                           uint64_t channel, const Settings& settings)
+    : context_(std::move(context)),
+      mesh_(std::move(mesh)),
+      ranks_(std::move(ranks)),
+      channel_(channel),
+      cookie_(next_cookie()),
+      settings_(settings) {
+  rank_ = index_of(mesh_->rank());
+  char name[24];
+  std::snprintf(name, sizeof name, "%llx", static_cast<unsigned long long>(channel_));
+  flight_ = std::make_unique<Flight>(name, rank_, this->ranks());
+}
+
+Communicator::~Communicator() {
+  mesh_->leave(channel_, ranks_);
+  // What is in flight reads and writes the group's memory. A communicator that failed has nothing in flight that waits.
+  if (!failed_)
+    fail_with(jalErrorCommAborted, rank_, "the communicator was destroyed while operations were in flight", false);
+  for (const Fence& f : fences_)
+    if (auto s = f.stream.lock()) (void)s->queue().wait(f.value, 2'000'000'000);
+  windows_.clear();
+  for (Ranges& r : ranges_) give_back(r.table);
+  if (block_.bytes != 0) context_->space().free(block_);
+}
+
+uint32_t Communicator::index_of(uint32_t world_rank) const {
+  return static_cast<uint32_t>(std::find(ranks_.begin(), ranks_.end(), world_rank) - ranks_.begin());
+}
+
+std::string Communicator::who(uint32_t rank) const {
+  const Member& m = mesh_->members()[ranks_[rank]];
+  return "rank " + std::to_string(rank) + " (pid " + std::to_string(m.pid) + " on " + m.name + ")";
+}
+
+void Communicator::connect() {
+  const uint32_t n = ranks();
+  const Layout layout{n, n <= 16 ? uint64_t{32} << 10 : uint64_t{8} << 10};
+  auto& space = context_->space();
+  block_ = space.allocate(layout.bytes());
+  std::byte* memory = space.aperture(block_).data();
+  std::memset(memory, 0, layout.slots());
+  const auto& identity = context_->device().identity();
+  const Told mine{{identity.fabric_address, space.fabric_key()},
+                  hw::raw(block_.address),
+                  layout.slot_bytes,
+                  {identity.uuid[0], identity.uuid[1]}};
+  const auto told = mesh_->exchange(channel_, ranks_, blob_of(mine), settings_.init_timeout_ms);
+
+  // Windows, then word from everybody whether it has all of its own: a rank that cannot go on tells why.
+  std::string trouble;
+  windows_.resize(n);
+  std::vector<hw::DeviceAddr> window(n);
+  for (uint32_t k = 0; k < n; ++k) {
+    const auto peer = from_blob<Told>(*told[k]);
+    if (k == rank_) continue;
+    try {
+      windows_[k] = std::make_unique<driver::Window>(context_->device(), space.context(), peer.key);
+      window[k] = windows_[k]->base();
+    } catch (const driver::Error& e) {
+      trouble = "rank " + std::to_string(rank_) + " does not reach the chip of " + who(k) + ": " + e.what();
+      break;
+    }
+  }
+  if (trouble.empty()) {
+    auto at = [&](uint64_t offset) { return block_.address + offset; };
+    auto there = [&](uint32_t k, uint64_t offset) {
+      return hw::DeviceAddr{hw::raw(window[k]) + from_blob<Told>(*told[k]).base + offset};
+    };
+    auto* group = new (memory + Layout::kGroup) hw::FabricGroup{};
+    group->ranks = n, group->rank = rank_, group->slots = at(layout.slots()), group->slot_bytes = layout.slot_bytes;
+    group->control = at(Layout::kControl), group->cookie = cookie_;
+    auto* peers = reinterpret_cast<hw::FabricPeer*>(group + 1);
+    for (uint32_t k = 0; k < n; ++k) {
+      peers[k] = {};
+      peers[k].number = k;
+      peers[k].lines = there(k, layout.inbox(rank_)), peers[k].inbox = at(layout.inbox(k));
+      peers[k].slot = there(k, layout.slots() + rank_ * layout.slot_bytes), peers[k].window = window[k];
+      for (const bool outgoing : {true, false}) {  // rank 0 of a pair sends
+        auto* pair = new (memory + layout.pair(k, outgoing)) hw::FabricGroup{};
+        pair->ranks = 2, pair->rank = outgoing ? 0 : 1, pair->control = group->control, pair->cookie = cookie_;
+        auto* ends = reinterpret_cast<hw::FabricPeer*>(pair + 1);
+        const uint64_t inbox = layout.pair(k, outgoing) + Layout::kPairInbox;
+        for (uint32_t end : {0u, 1u}) {
+          ends[end] = {};
+          ends[end].number = end == pair->rank ? rank_ : k;
+          ends[end].inbox = at(inbox + end * kLines);
+          if (end == pair->rank) continue;
+          ends[end].lines = there(k, layout.pair(rank_, !outgoing) + Layout::kPairInbox + pair->rank * kLines);
+          ends[end].window = window[k];
+        }
+      }
+    }
+    // A rank's messages to itself: both ends are here, and each end is the other's peer.
+    group_ = {at(Layout::kGroup), n, rank_, layout.slot_bytes, settings_.deadline_ms};
+    space.invalidate();
+  }
+  Mesh::Blob word(trouble.size());
+  std::memcpy(word.data(), trouble.data(), trouble.size());
+  for (const auto& said : mesh_->exchange(channel_, ranks_, word, settings_.init_timeout_ms))
+    if (!said->empty())
+      fail(jalErrorNotSupported, std::string(reinterpret_cast<const char*>(said->data()), said->size()));
+}
+
+GroupView Communicator::pair_view(const Call& call) const {
+  const Layout layout{ranks(), group_.slot_bytes};
+  const bool outgoing = call.op == CollectiveOp::kSend;
+  return {block_.address + layout.pair(call.root, outgoing), 2, outgoing ? 0u : 1u, 0, settings_.deadline_ms};
+}
+
+void Communicator::check_usable(const Stream& stream, const Call& call) const {
+  if (&stream.context() != context_.get())
+    runtime::fail(jalErrorInvalidDevice,
+                  std::string(name_of(call.op)) + ": the stream belongs to another device than the communicator");
+  std::lock_guard lock(error_mutex_);
+  if (error_)
+    runtime::fail(error_->code, std::string(name_of(call.op)) + ": the communicator has failed: " + error_->evidence);
+  if (!left_.empty())
+    runtime::fail(jalErrorPeerLost,
+                  std::string(name_of(call.op)) + ": " + who(*left_.begin()) + " has destroyed its communicator");
+}
+
+void Communicator::submit(Stream& stream, const Packets& packets, const Call& call) {
+  // Two streams may not be in two operations at once: the later one waits for the earlier one's end.
+  if (auto last = last_stream_.lock(); last != nullptr && last.get() != &stream && !stream.capturing() &&
+                                       last->completed() < last->submitted() && !last->failed())
+    stream.wait_for(last->queue().timeline_address(), last->submitted());
+  stream.submit(packets, name_of(call.op));
+  const bool captured = stream.capturing();
+  flight_->add(signature_of(call), call.count * call.element, stream.queue().number(), stream.submitted(), captured);
+  last_stream_ = stream.weak_from_this();
+  auto known = std::find_if(fences_.begin(), fences_.end(), [&](const Fence& f) {
+    return !f.stream.owner_before(last_stream_) && !last_stream_.owner_before(f.stream);
+  });
+  if (known == fences_.end()) {
+    std::erase_if(fences_, [](const Fence& f) { return f.stream.expired(); });
+    known = fences_.insert(fences_.end(), Fence{last_stream_, 0});
+  }
+  known->value = stream.submitted();
+}
+
+void Communicator::run(Stream& stream, const Call& call) {
+  check_usable(stream, call);
+  if (call.op == CollectiveOp::kSend || call.op == CollectiveOp::kReceive) {
+    const std::pair<Stream*, Call> one{&stream, call};
+    return run_pairs({&one, 1});
+  }
+  std::lock_guard lock(mutex_);
+  packets_.clear();
+  plan(call, group_, tuning_.choose(call.op, call.count * call.element, group_), packets_);
+  submit(stream, packets_, call);
+}
+
+void Communicator::run_pairs(std::span<const std::pair<Stream*, Call>> calls) {
+  for (const auto& [stream, call] : calls) check_usable(*stream, call);
+  std::lock_guard lock(mutex_);
+  // All posts, then all moves, then all ends; a second message of a pair begins when the first one is over.
+  std::vector<std::pair<Stream*, Call>> left(calls.begin(), calls.end()), now, later;
+  while (!left.empty()) {
+    std::set<std::pair<uint32_t, bool>> used;
+    now.clear(), later.clear();
+    for (const auto& c : left)
+      (used.emplace(c.second.root, c.second.op == CollectiveOp::kSend).second ? now : later).push_back(c);
+    for (const PairStep step : {PairStep::kOpen, PairStep::kMove, PairStep::kClose}) {
+      // A rank's message to itself must be sent before it is awaited, whatever order the calls came in.
+      for (const auto& [stream, call] : now) {
+        packets_.clear();
+        plan_pair(call, pair_view(call), step, packets_);
+        stream->submit(packets_, name_of(call.op));
+      }
+    }
+    packets_.clear();
+    for (const auto& [stream, call] : now) submit(*stream, packets_, call);
+    left.swap(later);
+  }
+}
+
+hw::DeviceAddr Communicator::place_ranges(Stream& stream, const std::vector<hw::FabricRange>& ranges) {
+  std::lock_guard lock(mutex_);
+  const uint64_t bytes = ranges.size() * sizeof(hw::FabricRange);
+  auto free =
+      std::find_if(ranges_.begin(), ranges_.end(), [](const Ranges& r) { return !r.captured && r.used.passed(); });
+  if (free == ranges_.end() || stream.capturing()) {  // a graph's table is read whenever it runs: it is the graph's
+    Ranges r;
+    r.memory =
+        std::make_unique<driver::DmaMemory>(context_->device().transport(), context_->device().iova_space(), bytes);
+    r.table = context_->pool().allocate(bytes, nullptr);
+    free = ranges_.insert(ranges_.end(), std::move(r));
+  }
+  std::memcpy(free->memory->data(), ranges.data(), bytes);
+  hw::CopyPacket copy{};
+  copy.header.op = hw::PacketOp::kCopy;
+  copy.source = free->memory->device_address(), copy.destination = free->table.address;
+  copy.width_bytes = bytes, copy.height = 1;
+  Packets one(1);
+  std::memcpy(one.data(), &copy, sizeof copy);
+  stream.submit(one, "all_to_all");
+  free->captured = stream.capturing();
+  // Free again when the call that follows is over, which is at most this many packets.
+  free->used = {stream.weak_from_this(), stream.submitted() + 8};
+  return free->table.address;
+}
+
+void Communicator::fail_with(jalError_t code, int64_t rank, const std::string& evidence, bool tell) {
+  {
+    std::lock_guard lock(error_mutex_);
+    if (error_) return;
+    jalCommErrorRecord r{};
+    r.struct_size = sizeof r;
+    r.code = code, r.rank = static_cast<int>(rank), r.unix_ns = unix_now_ns();
+    if (rank >= 0 && rank < ranks()) {
+      const Member& m = mesh_->members()[ranks_[static_cast<size_t>(rank)]];
+      r.pid = m.pid;
+      copy_text(r.host, m.name);
+    }
+    std::string last = "none";
+    flight_->each([&](const Flight::Entry& e) {
+      last = signature_text(e.signature) + ", number " + std::to_string(e.sequence) + " of this rank";
+    });
+    copy_text(r.operation, last);
+    copy_text(r.evidence, (rank >= 0 && rank < ranks() ? who(static_cast<uint32_t>(rank)) + ": " : "") + evidence);
+    error_ = r;
+    failed_ = true;
+  }
+  // Ends what waits on the device: the rank first, then the word that makes it count.
+  auto& control = *reinterpret_cast<hw::FabricControl*>(context_->space().aperture(block_).data() + Layout::kControl);
+  std::atomic_ref(control.rank)
+      .store(rank < 0 ? hw::kNoInstruction : static_cast<uint32_t>(rank), std::memory_order_relaxed);
+  std::atomic_ref(control.status).store(static_cast<uint32_t>(status_of(code)), std::memory_order_release);
+  context_->device().wake();
+  context_->device().notify();
+  if (code != jalErrorCommAborted || tell)
+    driver::runtime_log().error("communicator of {} ranks, rank {}: {}: {}", ranks(), rank_, jalGetErrorName(code),
+                                evidence);
+  if (tell) mesh_->tell_failure(channel_, ranks_, rank < 0 ? UINT32_MAX : static_cast<uint32_t>(rank), code, evidence);
+}
+
+std::string Communicator::explain(const hw::FaultRecord& f) {
+  const auto status = static_cast<hw::Status>(f.status);
+  std::string text;
+  const bool known = f.other < ranks();
+  if (status == hw::Status::kMismatch && f.bytes != 0)
+    text = (known ? who(f.other) : "a rank") + " called " + signature_text(f.value) + ", rank " +
+           std::to_string(rank_) + " called " + signature_text(f.bytes);
+  {
+    std::lock_guard lock(error_mutex_);
+    if (error_ && text.empty()) text = error_->evidence;
+  }
+  if (text.empty()) text = f.detail;
+  fail_with(code_of(status), known ? int64_t{f.other} : -1, text, true);
+  return text;
+}
+
+void Communicator::dropped(hw::DeviceAddr group) {
+  if (hw::raw(group) - hw::raw(block_.address) < block_.bytes)
+    fail_with(jalErrorCommAborted, rank_, "a stream with its operations was reset", true);
+}
+
+void Communicator::notice_streams() {
+  std::vector<Fence> fences;
+  {
+    std::lock_guard lock(mutex_);
+    fences = fences_;
+  }
+  for (const Fence& f : fences)
+    if (auto s = f.stream.lock(); s != nullptr && s->failed()) {
+      (void)s->record();  // explains itself, when the fault is of this communicator
+      if (!failed_)
+        fail_with(jalErrorDependencyFailed, rank_, "a stream of this rank failed before its operation", true);
+    }
+}
+
+jalError_t Communicator::error() {
+  if (!failed_) notice_streams();
+  std::lock_guard lock(error_mutex_);
+  return error_ ? error_->code : jalSuccess;
+}
+
+std::optional<jalCommErrorRecord> Communicator::record() {
+  (void)error();
+  std::lock_guard lock(error_mutex_);
+  return error_;
+}
+
+void Communicator::abort() { fail_with(jalErrorCommAborted, rank_, "jalCommAbort was called there", true); }
+
+void Communicator::finalize() {
+  std::vector<Fence> fences;
+  {
+    std::lock_guard lock(mutex_);
+    fences = fences_;
+  }
+  for (const Fence& f : fences)
+    if (auto s = f.stream.lock();
+        s != nullptr && !s->capturing() &&
+        s->queue().wait(f.value, driver_timeout(default_timeout_ns())) == driver::WaitResult::kTimeout)
+      runtime::fail(jalErrorWaitTimeout, "jalCommFinalize: operations are still in flight");
+  if (const jalError_t e = error(); e != jalSuccess)
+    runtime::fail(e, "jalCommFinalize: " + std::string(record()->evidence));
+}
+
+std::shared_ptr<Communicator> Communicator::split(int color, int key) {
+  if (color < -1) invalid("color " + std::to_string(color) + ", expected -1 or more");
+  if (const jalError_t e = error(); e != jalSuccess)
+    runtime::fail(e, "jalCommSplit: the communicator has failed: " + std::string(record()->evidence));
+  struct Wish {
+    int color, key;
+  };
+  const auto wishes = mesh_->exchange(channel_, ranks_, blob_of(Wish{color, key}), settings_.init_timeout_ms);
+  const uint64_t number = ++splits_;
+  if (color < 0) return nullptr;
+  std::vector<std::pair<int, uint32_t>> mine;
+  for (uint32_t k = 0; k < ranks(); ++k)
+    if (const Wish w = from_blob<Wish>(*wishes[k]); w.color == color) mine.emplace_back(w.key, ranks_[k]);
+  std::stable_sort(mine.begin(), mine.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  std::vector<uint32_t> members;
+  for (const auto& [k, world] : mine) members.push_back(world);
+  return create(context_, mesh_, members, mix(mix(channel_, 2 * number), static_cast<uint64_t>(color)), settings_);
+}
+
+// Survivors tell each other whom they count as gone, until all say the same.
+std::shared_ptr<Communicator> Communicator::shrink(const std::set<uint32_t>& excluded) {
+  if (excluded.count(rank_) != 0) invalid("jalCommShrink: rank " + std::to_string(rank_) + " excludes itself");
+  const uint64_t channel = mix(channel_, 2 * ++shrinks_ + 1);
+  std::set<uint32_t> gone = excluded;
+  for (int round = 0;; ++round) {
+    for (uint32_t world : mesh_->lost_ranks())
+      if (const uint32_t k = index_of(world); k < ranks()) gone.insert(k);
+    {
+      std::lock_guard lock(error_mutex_);
+      gone.insert(left_.begin(), left_.end());
+    }
+    std::vector<uint32_t> alive;
+    for (uint32_t k = 0; k < ranks(); ++k)
+      if (gone.count(k) == 0) alive.push_back(ranks_[k]);
+    Mesh::Blob mask(ranks());
+    for (uint32_t k : gone) mask[k] = std::byte{1};
+    const auto said =
+        mesh_->exchange(mix(channel, static_cast<uint64_t>(round)), alive, mask, settings_.init_timeout_ms, true);
+    const std::set<uint32_t> before = gone;
+    bool equal = true;
+    for (const auto& theirs : said) {
+      if (!theirs) {
+        equal = false;  // lost meanwhile
+        continue;
+      }
+      for (uint32_t k = 0; k < ranks() && k < theirs->size(); ++k)
+        if ((*theirs)[k] != std::byte{0}) gone.insert(k);
+      equal &= *theirs == mask;
+    }
+    if (!equal || gone != before) {
+      if (round > 100) runtime::fail(jalErrorPeerLost, "jalCommShrink: the ranks do not agree on who is left");
+      continue;
+    }
+    uint64_t id = channel;
+    for (uint32_t world : alive) id = mix(id, world);
+    return create(context_, mesh_, alive, id, settings_);
+  }
+}
+
+jalCommInfo Communicator::info() const {
+  jalCommInfo i{};
+  i.struct_size = sizeof i;
+  i.rank = static_cast<int>(rank_), i.ranks = static_cast<int>(ranks());
+  std::set<uint64_t> hosts;
+  for (uint32_t world : ranks_) hosts.insert(mesh_->members()[world].host);
+  i.hosts = static_cast<int>(hosts.size());
+  i.fabric_ranks = 1;
+  for (const auto& w : windows_) i.fabric_ranks += w != nullptr;
+  i.operations = flight_->count();
+  i.memory_bytes = block_.bytes;
+  copy_text(i.launcher, settings_.launcher);
+  copy_text(i.transport, "fabric");
+  return i;
+}
+
+std::string Communicator::dump() {
+  using nlohmann::json;
+  (void)error();
+  std::lock_guard lock(mutex_);
+  json j;
+  j["rank"] = rank_, j["ranks"] = ranks(), j["pid"] = getpid(), j["file"] = flight_->path();
+  {
+    std::lock_guard error_lock(error_mutex_);
+    j["error"] = error_ ? json{{"code", jalGetErrorName(error_->code)},
+                               {"rank", error_->rank},
+                               {"host", error_->host},
+                               {"pid", error_->pid},
+                               {"operation", error_->operation},
+                               {"evidence", error_->evidence}}
+                        : json();
+  }
+  j["operations"] = json::array();
+  flight_->each([&](Flight::Entry& e) {
+    const char* state = e.captured ? "captured" : e.done_ns != 0 ? "done" : "enqueued";
+    if (e.done_ns == 0 && !e.captured)
+      for (const Fence& f : fences_)
+        if (auto s = f.stream.lock(); s != nullptr && s->queue().number() == e.queue && s->completed() >= e.position) {
+          e.done_ns = static_cast<uint64_t>(now_ns());
+          state = s->failed() ? "failed" : "done";
+        }
+    j["operations"].push_back({{"number", e.sequence},
+                               {"call", signature_text(e.signature)},
+                               {"bytes", e.bytes},
+                               {"queue", e.queue},
+                               {"enqueued_ns", e.enqueued_ns},
+                               {"state", state}});
+  });
+  // Whom this rank's device stood still for, by its own count.
+  j["waited_for"] = json::array();
+  const auto* peers = reinterpret_cast<const hw::FabricPeer*>(context_->space().aperture(block_).data() +
+                                                              Layout::kGroup + sizeof(hw::FabricGroup));
+  for (uint32_t k = 0; k < ranks(); ++k) {
+    const uint64_t waits = std::atomic_ref(const_cast<uint64_t&>(peers[k].waits)).load(std::memory_order_relaxed);
+    const uint64_t ns = std::atomic_ref(const_cast<uint64_t&>(peers[k].waited_ns)).load(std::memory_order_relaxed);
+    if (waits == 0) continue;
+    const Member& m = mesh_->members()[ranks_[k]];
+    j["waited_for"].push_back({{"rank", k}, {"host", m.name}, {"pid", m.pid}, {"times", waits}, {"total_ns", ns}});
+  }
+  return j.dump(1);
+}
+
+Communicator& communicator_of(jalComm_t comm) { return HandleTable<Communicator>::get(comm); }
+
+}  // namespace jalapeno::runtime

@@ -1,0 +1,300 @@
+#include "mesh.hpp"
+
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "../error.hpp"
+
+namespace jalapeno::runtime {
+namespace {
+
+constexpr int64_t kMillisecond = 1'000'000, kHeartbeat = 100 * kMillisecond;
+constexpr uint64_t kMostBytes = 1 << 20;
+enum Type : uint32_t { kBlob = 1, kFailure, kLeft, kAlive };
+
+}  // namespace
+
+struct Mesh::Message {
+  uint32_t type, bytes;
+  uint64_t channel, word;
+};
+
+Mesh::Mesh(const UniqueId& id, uint32_t ranks, uint32_t rank, uint32_t timeout_ms, uint32_t grace_ms)
+    : rank_(rank), grace_ms_(grace_ms) {
+  struct Closing {
+    int fd;
+    ~Closing() { close(fd); }
+  };
+  uint16_t port = 0;
+  const Closing listener{listen_anywhere(port)};
+  const int64_t deadline = now_ns() + timeout_ms * kMillisecond;
+  members_ = meet(id, ranks, rank, listener.fd, timeout_ms);
+  for (uint32_t r = 0; r < ranks; ++r) peers_.push_back(std::make_unique<Peer>());
+  auto close_all = [&] {
+    for (auto& p : peers_)
+      if (p->socket >= 0) close(p->socket);
+  };
+  try {
+    const uint64_t hello[2] = {id.key, rank};
+    for (uint32_t r = 0; r < rank; ++r) {
+      Peer& p = *peers_[r];
+      const Member& m = members_[r];
+      p.socket = connect_to(m.addresses, m.address_count, m.port, m.host == members_[rank].host, deadline);
+      if (p.socket < 0 || !send_all(p.socket, hello, sizeof hello, deadline))
+        fail(jalErrorCollectiveTimeout, "rank " + std::to_string(rank) + " cannot connect to rank " +
+                                            std::to_string(r) + " (pid " + std::to_string(m.pid) + " on " + m.name +
+                                            ") at port " + std::to_string(m.port) +
+                                            "; JAL_COLL_INTERFACE chooses the network");
+    }
+    for (uint32_t left = ranks - rank - 1; left > 0;) {
+      pollfd p{listener.fd, POLLIN, 0};
+      const int64_t wait = (deadline - now_ns()) / kMillisecond;
+      if (wait <= 0 || (poll(&p, 1, static_cast<int>(wait)) == 0))
+        fail(jalErrorCollectiveTimeout, "rank " + std::to_string(rank) + ": " + std::to_string(left) +
+                                            " ranks did not connect within " + std::to_string(timeout_ms) + " ms");
+      const int fd = accept4(listener.fd, nullptr, nullptr, SOCK_CLOEXEC);
+      if (fd < 0) continue;
+      uint64_t from[2];
+      if (!receive_all(fd, from, sizeof from, std::min(deadline, now_ns() + 1000 * kMillisecond)) ||
+          from[0] != id.key || from[1] >= ranks || peers_[from[1]]->socket >= 0) {
+        close(fd);
+        continue;
+      }
+      peers_[from[1]]->socket = fd, --left;
+    }
+    wake_event_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (wake_event_ < 0) fail(jalErrorOperatingSystem, std::string("eventfd: ") + std::strerror(errno));
+  } catch (...) {
+    close_all();
+    throw;
+  }
+  for (uint32_t r = 0; r < ranks; ++r)
+    peers_[r]->local = members_[r].host == members_[rank].host, peers_[r]->heard_ns = now_ns();
+  thread_ = std::thread([this] { serve(); });
+}
+
+Mesh::~Mesh() {
+  {
+    std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  wake();
+  thread_.join();
+  for (auto& p : peers_)
+    if (p->socket >= 0) close(p->socket);
+  close(wake_event_);
+}
+
+void Mesh::wake() {
+  const uint64_t one = 1;
+  (void)!write(wake_event_, &one, sizeof one);
+}
+
+bool Mesh::lost(uint32_t rank) const {
+  std::lock_guard lock(mutex_);
+  return peers_[rank]->lost;
+}
+
+std::set<uint32_t> Mesh::lost_ranks() const {
+  std::lock_guard lock(mutex_);
+  std::set<uint32_t> out;
+  for (uint32_t r = 0; r < peers_.size(); ++r)
+    if (peers_[r]->lost) out.insert(r);
+  return out;
+}
+
+void Mesh::listen(uint64_t channel, Listener listener) {
+  std::lock_guard calls(calls_);
+  auto shared = std::make_shared<Listener>(std::move(listener));
+  std::vector<Early> told;
+  std::vector<std::pair<uint32_t, std::string>> gone;
+  {
+    std::lock_guard lock(mutex_);
+    listeners_[channel] = shared;
+    const auto [begin, end] = early_.equal_range(channel);
+    for (auto it = begin; it != end; ++it) told.push_back(it->second);
+    early_.erase(begin, end);
+    for (uint32_t r = 0; r < peers_.size(); ++r)
+      if (peers_[r]->lost) gone.emplace_back(r, peers_[r]->evidence);
+  }
+  for (const auto& [rank, evidence] : gone) shared->lost(rank, evidence);
+  for (const Early& e : told) e.left ? shared->left(e.rank) : shared->failed(e.culprit, e.code, e.evidence);
+}
+
+void Mesh::leave(uint64_t channel, const std::vector<uint32_t>& ranks) {
+  std::lock_guard calls(calls_);
+  {
+    std::lock_guard lock(mutex_);
+    listeners_.erase(channel);
+  }
+  for (uint32_t r : ranks)
+    if (r != rank_) send(r, kLeft, channel, 0, {});
+}
+
+void Mesh::tell_failure(uint64_t channel, const std::vector<uint32_t>& ranks, uint32_t culprit, jalError_t code,
+                        const std::string& evidence) {
+  Blob body(evidence.size());
+  std::memcpy(body.data(), evidence.data(), evidence.size());
+  for (uint32_t r : ranks)
+    if (r != rank_) send(r, kFailure, channel, uint64_t{culprit} << 32 | static_cast<uint32_t>(code), body);
+}
+
+void Mesh::send(uint32_t rank, uint32_t type, uint64_t channel, uint64_t word, const Blob& body) {
+  Peer& p = *peers_[rank];
+  {
+    std::lock_guard lock(mutex_);
+    if (p.lost) return;
+  }
+  std::lock_guard lock(p.send_mutex);
+  const Message m{type, static_cast<uint32_t>(body.size()), channel, word};
+  std::vector<std::byte> all(sizeof m + body.size());
+  std::memcpy(all.data(), &m, sizeof m);
+  std::memcpy(all.data() + sizeof m, body.data(), body.size());
+  // A stopped process does not read; its buffer takes the few messages there are. A peer that is gone shows on its
+  // socket, on the mesh's thread.
+  (void)send_all(p.socket, all.data(), all.size(), now_ns() + 100 * kMillisecond);
+}
+
+std::vector<std::optional<Mesh::Blob>> Mesh::exchange(uint64_t channel, const std::vector<uint32_t>& ranks,
+                                                      const Blob& mine, uint32_t timeout_ms, bool survivors) {
+  uint64_t round;
+  {
+    std::lock_guard lock(mutex_);
+    round = rounds_[channel]++;
+  }
+  for (uint32_t r : ranks)
+    if (r != rank_) send(r, kBlob, channel, round, mine);
+  const int64_t deadline = now_ns() + timeout_ms * kMillisecond;
+  std::unique_lock lock(mutex_);
+  std::vector<std::optional<Blob>> out(ranks.size());
+  for (;;) {
+    std::string missing, lost;
+    for (size_t k = 0; k < ranks.size(); ++k) {
+      if (out[k].has_value()) continue;
+      if (ranks[k] == rank_) {
+        out[k] = mine;
+        continue;
+      }
+      if (auto it = blobs_.find({channel, round, ranks[k]}); it != blobs_.end()) {
+        out[k] = std::move(it->second);
+        blobs_.erase(it);
+        continue;
+      }
+      const Peer& p = *peers_[ranks[k]];
+      std::string& list = p.lost ? lost : missing;
+      list += (list.empty() ? "" : ", ") + std::to_string(ranks[k]) + (p.lost ? " (" + p.evidence + ")" : "");
+    }
+    if (!lost.empty() && !survivors) fail(jalErrorPeerLost, "rank " + lost + " was lost");
+    if (missing.empty()) return out;
+    const int64_t left = deadline - now_ns();
+    if (left <= 0)
+      fail(jalErrorCollectiveTimeout,
+           "no word from rank " + missing + " of the world for " + std::to_string(timeout_ms) + " ms");
+    changed_.wait_for(lock, std::chrono::nanoseconds(std::min<int64_t>(left, 50 * kMillisecond)));
+  }
+}
+
+void Mesh::declare_lost(uint32_t rank, const std::string& evidence) {
+  std::lock_guard calls(calls_);
+  std::vector<std::shared_ptr<Listener>> all;
+  {
+    std::lock_guard lock(mutex_);
+    Peer& p = *peers_[rank];
+    if (p.lost) return;
+    p.lost = true, p.evidence = evidence;
+    for (auto& [channel, listener] : listeners_) all.push_back(listener);
+    changed_.notify_all();
+  }
+  for (auto& l : all) l->lost(rank, evidence);
+}
+
+void Mesh::handle(uint32_t rank, const Message& m, Blob body) {
+  if (m.type == kBlob) {
+    std::lock_guard lock(mutex_);
+    blobs_[{m.channel, m.word, rank}] = std::move(body);
+    changed_.notify_all();
+  } else if (m.type == kFailure || m.type == kLeft) {
+    std::lock_guard calls(calls_);
+    Early e{rank, static_cast<uint32_t>(m.word >> 32), static_cast<jalError_t>(m.word & 0xFFFFFFFF),
+            std::string(reinterpret_cast<const char*>(body.data()), body.size()), m.type == kLeft};
+    std::shared_ptr<Listener> listener;
+    {
+      std::lock_guard lock(mutex_);
+      if (auto it = listeners_.find(m.channel); it != listeners_.end())
+        listener = it->second;
+      else if (early_.size() < 65536)
+        early_.emplace(m.channel, e);
+    }
+    if (listener == nullptr) return;
+    e.left ? listener->left(e.rank) : listener->failed(e.culprit, e.code, e.evidence);
+  }
+}
+
+void Mesh::receive(uint32_t rank) {
+  Peer& p = *peers_[rank];
+  std::byte buffer[16384];
+  const ssize_t n = recv(p.socket, buffer, sizeof buffer, MSG_DONTWAIT);
+  if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
+  if (n <= 0) {
+    const Member& m = members_[rank];
+    return declare_lost(rank, "its control connection ended" + (n < 0 ? std::string(": ") + std::strerror(errno) : "") +
+                                  "; pid " + std::to_string(m.pid) + " on " + m.name + " is gone or has closed it");
+  }
+  p.heard_ns = now_ns();
+  p.input.insert(p.input.end(), buffer, buffer + n);
+  size_t at = 0;
+  while (p.input.size() - at >= sizeof(Message)) {
+    Message m;
+    std::memcpy(&m, p.input.data() + at, sizeof m);
+    if (m.bytes > kMostBytes) return declare_lost(rank, "it sent a message of " + std::to_string(m.bytes) + " bytes");
+    if (p.input.size() - at < sizeof m + m.bytes) break;
+    const auto* body = p.input.data() + at + sizeof m;
+    at += sizeof m + m.bytes;
+    handle(rank, m, Blob(body, body + m.bytes));
+  }
+  p.input.erase(p.input.begin(), p.input.begin() + static_cast<std::ptrdiff_t>(at));
+}
+
+void Mesh::serve() {
+  const bool remote = std::any_of(peers_.begin(), peers_.end(), [](const auto& p) { return !p->local; });
+  int64_t next_beat = now_ns();
+  std::vector<pollfd> fds;
+  std::vector<uint32_t> who;
+  for (;;) {
+    fds.assign(1, {wake_event_, POLLIN, 0});
+    who.assign(1, rank_);
+    {
+      std::lock_guard lock(mutex_);
+      if (stop_) return;
+      for (uint32_t r = 0; r < peers_.size(); ++r)
+        if (r != rank_ && !peers_[r]->lost) fds.push_back({peers_[r]->socket, POLLIN, 0}), who.push_back(r);
+    }
+    // Between hosts silence means something, so nobody is silent; inside a host the kernel tells at once.
+    const int timeout = remote ? static_cast<int>(kHeartbeat / kMillisecond) : -1;
+    if (poll(fds.data(), fds.size(), timeout) < 0 && errno != EINTR) return;
+    if (fds[0].revents != 0) {
+      uint64_t count;
+      (void)!read(wake_event_, &count, sizeof count);
+    }
+    for (size_t k = 1; k < fds.size(); ++k)
+      if (fds[k].revents != 0) receive(who[k]);
+    if (!remote || now_ns() < next_beat) continue;
+    next_beat = now_ns() + kHeartbeat;
+    for (size_t k = 1; k < who.size(); ++k) {
+      Peer& p = *peers_[who[k]];
+      if (p.local) continue;
+      send(who[k], kAlive, 0, 0, {});
+      if (const int64_t silent = now_ns() - p.heard_ns; silent > grace_ms_ * kMillisecond)
+        declare_lost(who[k], "nothing was heard from host " + std::string(members_[who[k]].name) + " for " +
+                                 std::to_string(silent / kMillisecond) + " ms");
+    }
+  }
+}
+
+}  // namespace jalapeno::runtime

@@ -1,0 +1,90 @@
+// The control plane of a set of ranks: a TCP connection between every two of them. Carries small blobs while
+// communicators are made, and says who is gone: a connection that ends, or one to another host that is silent too long.
+// Knows ranks of its world and numbered channels (one for each communicator); knows no devices.
+#pragma once
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "rendezvous.hpp"
+
+namespace jalapeno::runtime {
+
+class Mesh {
+ public:
+  using Blob = std::vector<std::byte>;
+  struct Listener {  // of one channel; called on the mesh's thread
+    std::function<void(uint32_t rank, const std::string& evidence)> lost;
+    std::function<void(uint32_t rank, jalError_t code, const std::string& evidence)> failed;  // that rank says so
+    std::function<void(uint32_t rank)> left;
+  };
+
+  // Meets all ranks at the id's root and connects to each. Throws Error.
+  Mesh(const UniqueId& id, uint32_t ranks, uint32_t rank, uint32_t timeout_ms, uint32_t grace_ms);
+  ~Mesh();
+  Mesh(const Mesh&) = delete;
+  Mesh& operator=(const Mesh&) = delete;
+
+  uint32_t rank() const { return rank_; }
+  const std::vector<Member>& members() const { return members_; }
+  bool lost(uint32_t rank) const;
+  std::set<uint32_t> lost_ranks() const;
+
+  void listen(uint64_t channel, Listener listener);                  // what came before is told at once
+  void leave(uint64_t channel, const std::vector<uint32_t>& ranks);  // tells them; no call of the listener is under way
+  void tell_failure(uint64_t channel, const std::vector<uint32_t>& ranks, uint32_t culprit, jalError_t code,
+                    const std::string& evidence);
+
+  // Everybody's blob, in the order of `ranks` (this one among them). Throws Error naming who is missing at the deadline
+  // or lost; with `survivors`, lost ranks are left out (an empty optional) instead.
+  std::vector<std::optional<Blob>> exchange(uint64_t channel, const std::vector<uint32_t>& ranks, const Blob& mine,
+                                            uint32_t timeout_ms, bool survivors = false);
+
+ private:
+  struct Peer {
+    int socket = -1;
+    bool lost = false, local = true;
+    std::string evidence;
+    std::vector<std::byte> input;
+    int64_t heard_ns = 0;
+    std::mutex send_mutex;
+  };
+  struct Message;
+  void serve();
+  void receive(uint32_t rank);
+  void handle(uint32_t rank, const Message& m, Blob body);
+  void declare_lost(uint32_t rank, const std::string& evidence);
+  void send(uint32_t rank, uint32_t type, uint64_t channel, uint64_t word, const Blob& body);
+  void wake();
+
+  uint32_t rank_;
+  uint32_t grace_ms_;
+  std::vector<Member> members_;
+  std::vector<std::unique_ptr<Peer>> peers_;
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  std::map<std::tuple<uint64_t, uint64_t, uint32_t>, Blob> blobs_;  // channel, round, from
+  std::map<uint64_t, uint64_t> rounds_;                             // of this rank, by channel
+  std::map<uint64_t, std::shared_ptr<Listener>> listeners_;
+  struct Early {
+    uint32_t rank, culprit;
+    jalError_t code;
+    std::string evidence;
+    bool left;
+  };
+  std::multimap<uint64_t, Early> early_;  // for channels that nobody listens to yet
+  std::recursive_mutex calls_;            // held while a listener is called
+  int wake_event_ = -1;
+  bool stop_ = false;
+  std::thread thread_;
+};
+
+}  // namespace jalapeno::runtime

@@ -1,0 +1,243 @@
+#include "plan.hpp"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <sstream>
+
+#include "../error.hpp"
+
+namespace jalapeno::runtime {
+namespace {
+
+constexpr const char* kNames[kCollectiveOps] = {"all_reduce", "reduce",     "broadcast", "all_gather", "reduce_scatter",
+                                                "all_to_all", "all_to_all", "send",      "receive",    "barrier"};
+constexpr const char* kReduceNames[] = {"sum", "prod", "min", "max", "avg"};
+constexpr uint64_t kOneShotBytes = 8 << 10;  // measured, see docs/collectives.md
+constexpr uint64_t kStreamBytes = 2 << 20;   // larger results do not stay in a cache anyway
+
+bool reduces(CollectiveOp op) {
+  return op == CollectiveOp::kAllReduce || op == CollectiveOp::kReduce || op == CollectiveOp::kReduceScatter;
+}
+bool rooted(CollectiveOp op) { return op == CollectiveOp::kReduce || op == CollectiveOp::kBroadcast; }
+bool by_pieces(CollectiveOp op) { return op == CollectiveOp::kReduceScatter || op == CollectiveOp::kAllToAll; }
+
+template <class P>
+P make(hw::PacketOp op) {
+  P p{};
+  p.header.op = op;
+  return p;
+}
+template <class P>
+void put(Packets& out, const P& p) {
+  std::memcpy(&out.emplace_back(), &p, sizeof p);
+}
+
+hw::ReducePacket reduction(const Call& c, const GroupView& g, uint64_t offset, uint64_t count, uint32_t flags) {
+  auto p = make<hw::ReducePacket>(hw::PacketOp::kReduce);
+  p.group = g.group, p.source = c.send, p.destination = c.receive;
+  p.offset = offset, p.count = count, p.rank = c.root;
+  p.type = static_cast<hw::FabricType>(c.type);
+  p.op = c.reduce == jalAvg ? hw::FabricOp::kSum : static_cast<hw::FabricOp>(c.reduce);
+  p.flags = flags | (c.reduce == jalAvg ? hw::kAverage : 0u);
+  return p;
+}
+
+hw::MovePacket movement(const Call& c, const GroupView& g, uint64_t bytes, uint64_t stride, uint32_t rank,
+                        uint32_t flags) {
+  auto p = make<hw::MovePacket>(hw::PacketOp::kMove);
+  p.group = g.group, p.destination = c.receive, p.source = c.send;
+  p.bytes = bytes, p.stride = stride, p.rank = rank, p.flags = flags;
+  return p;
+}
+
+void await(const GroupView& g, Packets& out) {
+  auto p = make<hw::AwaitPacket>(hw::PacketOp::kAwait);
+  p.group = g.group, p.deadline_ms = g.deadline_ms;
+  put(out, p);
+}
+
+// Where this rank's operands are.
+void post_addresses(const Call& c, const GroupView& g, Packets& out) {
+  auto p = make<hw::PostPacket>(hw::PacketOp::kPost);
+  p.group = g.group, p.signature = signature_of(c);
+  p.address[0] = c.send;
+  p.address[1] = c.op == CollectiveOp::kAllToAllRanges ? c.send_ranges : c.receive;
+  put(out, p);
+}
+
+// Nobody goes on before everybody is done with everybody's memory.
+void close(const Call& c, const GroupView& g, Packets& out) {
+  auto p = make<hw::PostPacket>(hw::PacketOp::kPost);
+  p.group = g.group, p.signature = signature_of(c) | uint64_t{1} << 63;
+  put(out, p);
+  await(g, out);
+}
+
+void one_shot(const Call& c, const GroupView& g, Packets& out) {
+  const uint64_t bytes = c.count * c.element;
+  auto p = make<hw::PostPacket>(hw::PacketOp::kPost);
+  p.group = g.group, p.signature = signature_of(c), p.source = c.send;
+  p.bytes = c.op == CollectiveOp::kBroadcast && c.root != g.rank ? 0 : bytes;
+  p.stride = by_pieces(c.op) ? bytes : 0;
+  put(out, p);
+  await(g, out);
+  Call own = c;
+  if (by_pieces(c.op)) own.send = c.send + g.rank * bytes;
+  if (bytes == 0) return;
+  switch (c.op) {
+    case CollectiveOp::kAllReduce:
+    case CollectiveOp::kReduceScatter:
+      return put(out, reduction(own, g, 0, c.count, hw::kFromSlots));
+    case CollectiveOp::kReduce:
+      if (c.root == g.rank) put(out, reduction(own, g, 0, c.count, hw::kFromSlots));
+      return;
+    case CollectiveOp::kBroadcast: {
+      auto m = movement(own, g, bytes, 0, c.root, hw::kFromSlots);
+      return put(out, m);
+    }
+    case CollectiveOp::kAllGather:
+    case CollectiveOp::kAllToAll:
+      return put(out, movement(own, g, bytes, bytes, hw::kAllRanks, hw::kFromSlots));
+    default:
+      return;
+  }
+}
+
+void from_memory(const Call& c, const GroupView& g, Packets& out) {
+  const uint64_t bytes = c.count * c.element;
+  const uint32_t stream = bytes >= kStreamBytes ? uint32_t{hw::kStream} : 0;
+  post_addresses(c, g, out);
+  await(g, out);
+  switch (c.op) {
+    case CollectiveOp::kAllReduce:
+    case CollectiveOp::kReduce: {
+      // Parts begin on cache lines.
+      const uint64_t line = 64 / c.element, part = ((c.count + g.ranks - 1) / g.ranks + line - 1) / line * line;
+      const uint64_t begin = std::min(c.count, g.rank * part), count = std::min(part, c.count - begin);
+      if (count > 0)
+        put(out, reduction(c, g, begin * c.element, count,
+                           (c.op == CollectiveOp::kAllReduce ? hw::kToAll : hw::kToRoot) | stream));
+      break;
+    }
+    case CollectiveOp::kReduceScatter:
+      if (c.count > 0) put(out, reduction(c, g, g.rank * bytes, c.count, stream));
+      break;
+    case CollectiveOp::kBroadcast:
+      put(out, movement(c, g, bytes, 0, c.root, 0));
+      break;
+    case CollectiveOp::kAllGather:
+      put(out, movement(c, g, bytes, bytes, hw::kAllRanks, 0));
+      break;
+    case CollectiveOp::kAllToAll: {
+      auto m = movement(c, g, bytes, bytes, hw::kAllRanks, 0);
+      m.offset = g.rank * bytes;
+      put(out, m);
+      break;
+    }
+    case CollectiveOp::kAllToAllRanges: {
+      auto m = movement(c, g, 0, 0, hw::kAllRanks, hw::kRanges);
+      m.offset = hw::raw(c.receive_ranges);
+      put(out, m);
+      break;
+    }
+    default:
+      break;
+  }
+  close(c, g, out);
+}
+
+}  // namespace
+
+const char* name_of(CollectiveOp op) { return kNames[static_cast<int>(op)]; }
+const char* name_of(Algorithm a) {
+  constexpr const char* kAlgorithms[] = {"one-shot", "two-shot", "direct"};
+  return kAlgorithms[static_cast<int>(a)];
+}
+
+Tuning::Tuning() {
+  std::fill_n(forced_, kCollectiveOps, -1);
+  const char* text = std::getenv("JAL_COLL_ALGO");
+  std::stringstream words(text != nullptr ? text : "");
+  for (std::string word; std::getline(words, word, ',');) {
+    if (word.empty()) continue;
+    const size_t colon = word.find(':');
+    const std::string op = colon == std::string::npos ? "" : word.substr(0, colon),
+                      name = word.substr(colon == std::string::npos ? 0 : colon + 1);
+    bool known = false;
+    for (int k = 0; k < kCollectiveOps; ++k) {
+      if (!op.empty() && op != kNames[k]) continue;
+      if (name == "one-shot")
+        forced_[k] = static_cast<int>(Algorithm::kOneShot), known = true;
+      else if (name == "two-shot" || name == "direct")
+        forced_[k] = static_cast<int>(Algorithm::kDirect), known = true;
+    }
+    if (!known)
+      invalid(
+          "JAL_COLL_ALGO: \"" + word +
+          "\": expected ALGORITHM or OPERATION:ALGORITHM with one-shot, two-shot or direct, and all_reduce, reduce, "
+          "broadcast, all_gather, reduce_scatter or all_to_all");
+  }
+}
+
+Algorithm Tuning::choose(CollectiveOp op, uint64_t bytes, const GroupView& g) const {
+  const Algorithm large =
+      op == CollectiveOp::kAllReduce || op == CollectiveOp::kReduce ? Algorithm::kTwoShot : Algorithm::kDirect;
+  if (op == CollectiveOp::kBarrier) return Algorithm::kOneShot;
+  if (op == CollectiveOp::kAllToAllRanges || op == CollectiveOp::kSend || op == CollectiveOp::kReceive) return large;
+  if (bytes > g.slot_bytes) return large;
+  if (const int forced = forced_[static_cast<int>(op)]; forced >= 0)
+    return forced == static_cast<int>(Algorithm::kOneShot) ? Algorithm::kOneShot : large;
+  return bytes <= kOneShotBytes ? Algorithm::kOneShot : large;
+}
+
+// Bit 63: the closing exchange. 56: operation, 52: type, 48: reduction, 32: root + 1, 0: count, folded.
+uint64_t signature_of(const Call& c) {
+  const bool counted = c.op != CollectiveOp::kBarrier && c.op != CollectiveOp::kAllToAllRanges;
+  uint64_t s = uint64_t{static_cast<uint8_t>(c.op == CollectiveOp::kReceive ? CollectiveOp::kSend : c.op)} << 56;
+  if (counted) s |= uint64_t{static_cast<uint32_t>(c.type) & 15} << 52;
+  if (reduces(c.op)) s |= uint64_t{static_cast<uint32_t>(c.reduce) & 15} << 48;
+  if (rooted(c.op)) s |= uint64_t{c.root + 1} << 32;
+  if (counted) s |= static_cast<uint32_t>(c.count ^ c.count >> 32);
+  return s;
+}
+
+std::string signature_text(uint64_t s) {
+  const auto op = static_cast<CollectiveOp>(s >> 56 & 127);
+  if (static_cast<int>(op) >= kCollectiveOps) return "an unknown operation";
+  std::string text = name_of(op);
+  if (op == CollectiveOp::kBarrier) return text;
+  const auto type = static_cast<uint32_t>(s >> 52 & 15);
+  if (op != CollectiveOp::kAllToAllRanges)
+    text += " of " + std::to_string(s & 0xFFFFFFFF) + " " +
+            (type < hw::kDTypes ? hw::kDTypeInfo[type].name
+             : type == jalI64   ? "i64"
+                                : "unknown");
+  if (reduces(op)) text += std::string(" ") + kReduceNames[std::min<uint64_t>(s >> 48 & 15, 4)];
+  if (rooted(op)) text += ", root " + std::to_string((s >> 32 & 0xFFFF) - 1);
+  if (s >> 63) text += " (closing)";
+  return text;
+}
+
+void plan(const Call& call, const GroupView& g, Algorithm algorithm, Packets& out) {
+  algorithm == Algorithm::kOneShot ? one_shot(call, g, out) : from_memory(call, g, out);
+}
+
+void plan_pair(const Call& c, const GroupView& pair, PairStep step, Packets& out) {
+  switch (step) {
+    case PairStep::kOpen:
+      return post_addresses(c, pair, out);
+    case PairStep::kMove: {
+      await(pair, out);
+      if (c.op == CollectiveOp::kReceive && c.count > 0)
+        put(out, movement(c, pair, c.count * c.element, 0, 0, 0));  // rank 0 of a pair sends
+      auto p = make<hw::PostPacket>(hw::PacketOp::kPost);
+      p.group = pair.group, p.signature = signature_of(c) | uint64_t{1} << 63;
+      return put(out, p);
+    }
+    case PairStep::kClose:
+      return await(pair, out);
+  }
+}
+
+}  // namespace jalapeno::runtime

@@ -1,0 +1,76 @@
+// What a rank's device does for a collective: a list of packets (post, await, move, reduce). Written once per operation
+// and algorithm, for every transport the fabric's windows have. Knows addresses; knows no streams and no sockets.
+#pragma once
+#include <jalapeno/jalapeno.h>
+
+#include <jalapeno_hw/packets.hpp>
+#include <string>
+#include <vector>
+
+namespace jalapeno::runtime {
+
+enum class CollectiveOp : uint8_t {
+  kAllReduce,
+  kReduce,
+  kBroadcast,
+  kAllGather,
+  kReduceScatter,
+  kAllToAll,
+  kAllToAllRanges,
+  kSend,
+  kReceive,
+  kBarrier
+};
+inline constexpr int kCollectiveOps = 10;
+const char* name_of(CollectiveOp op);
+
+enum class Algorithm : uint8_t {
+  kOneShot,  // data goes into the peers' slots with the line: one exchange
+  kTwoShot,  // each rank reduces its part from everybody's memory into everybody's memory: two exchanges
+  kDirect    // each rank takes what it needs from its peers' memory: two exchanges
+};
+const char* name_of(Algorithm a);
+
+// One rank's call, checked.
+struct Call {
+  CollectiveOp op;
+  hw::DeviceAddr send{}, receive{};
+  uint64_t count = 0;    // elements, as the API counts them
+  uint32_t element = 1;  // bytes
+  jalDType type = jalF32;
+  jalReduceOp reduce = jalSum;
+  uint32_t root = 0;  // or the peer
+  hw::DeviceAddr send_ranges{}, receive_ranges{};
+};
+
+// The group that a call runs in.
+struct GroupView {
+  hw::DeviceAddr group;
+  uint32_t ranks, rank;
+  uint64_t slot_bytes;
+  uint32_t deadline_ms;
+};
+
+// The largest message, in bytes of `send` to one peer, that goes by slots; for each operation. JAL_COLL_ALGO overrides:
+// "two-shot", or "all_reduce:one-shot,broadcast:direct".
+class Tuning {
+ public:
+  Tuning();  // from the environment; throws Error naming the word
+  Algorithm choose(CollectiveOp op, uint64_t bytes, const GroupView& g) const;
+
+ private:
+  int forced_[kCollectiveOps];  // Algorithm, -1: none
+};
+
+// What all ranks must agree on, in one word, and back in words.
+uint64_t signature_of(const Call& call);
+std::string signature_text(uint64_t signature);
+
+using Packets = std::vector<hw::Packet>;
+void plan(const Call& call, const GroupView& g, Algorithm algorithm, Packets& out);
+
+// A send or receive in the group of its pair, in three steps, so that those of a group can be interleaved.
+enum class PairStep { kOpen, kMove, kClose };
+void plan_pair(const Call& call, const GroupView& pair, PairStep step, Packets& out);
+
+}  // namespace jalapeno::runtime
