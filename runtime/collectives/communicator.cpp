@@ -111,27 +111,23 @@ std::shared_ptr<Communicator> Communicator::create(std::shared_ptr<Context> cont
   auto c = std::make_shared<Communicator>(std::move(context), std::move(mesh), std::move(ranks), channel, settings);
   c->connect();
   c->context_->add(c);
-  std::weak_ptr<Communicator> weak = c;
-  c->mesh_->listen(channel, {[weak](uint32_t rank, const std::string& evidence) {
-                               auto s = weak.lock();
-                               if (s == nullptr) return;
-                               const uint32_t index = s->index_of(rank);
-                               if (index == s->ranks()) return;
+  // Called on the mesh's thread, never after leave() in the destructor, and without a share in the communicator: its
+  // last owner must not be a thread that the destructor waits for.
+  c->mesh_->listen(channel, {[self = c.get()](uint32_t rank, const std::string& evidence) {
+                               const uint32_t index = self->index_of(rank);
+                               if (index == self->ranks()) return;
                                {
-                                 std::lock_guard lock(s->error_mutex_);
-                                 if (s->left_.count(index) != 0) return;  // it had said goodbye
+                                 std::lock_guard lock(self->error_mutex_);
+                                 if (self->left_.count(index) != 0) return;  // it had said goodbye
                                }
-                               s->fail_with(jalErrorPeerLost, index, evidence, true);
+                               self->fail_with(jalErrorPeerLost, index, evidence, true);
                              },
-                             [weak](uint32_t rank, jalError_t code, const std::string& evidence) {
-                               if (auto s = weak.lock())
-                                 s->fail_with(code, rank == UINT32_MAX ? -1 : int64_t{rank}, evidence, false);
+                             [self = c.get()](uint32_t rank, jalError_t code, const std::string& evidence) {
+                               self->fail_with(code, rank == UINT32_MAX ? -1 : int64_t{rank}, evidence, false);
                              },
-                             [weak](uint32_t rank) {
-                               if (auto s = weak.lock()) {
-                                 std::lock_guard lock(s->error_mutex_);
-                                 s->left_.insert(s->index_of(rank));
-                               }
+                             [self = c.get()](uint32_t rank) {
+                               std::lock_guard lock(self->error_mutex_);
+                               self->left_.insert(self->index_of(rank));
                              }});
   return c;
 }

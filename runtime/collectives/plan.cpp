@@ -13,8 +13,9 @@ namespace {
 constexpr const char* kNames[kCollectiveOps] = {"all_reduce", "reduce",     "broadcast", "all_gather", "reduce_scatter",
                                                 "all_to_all", "all_to_all", "send",      "receive",    "barrier"};
 constexpr const char* kReduceNames[] = {"sum", "prod", "min", "max", "avg"};
-constexpr uint64_t kOneShotBytes = 8 << 10;  // measured, see docs/collectives.md
-constexpr uint64_t kStreamBytes = 2 << 20;   // larger results do not stay in a cache anyway
+// Measured, see docs/collectives.md: with more ranks than cores it is the number of exchanges that counts.
+constexpr uint64_t one_shot_bytes(uint32_t ranks) { return ranks <= 2 ? 4 << 10 : 16 << 10; }
+constexpr uint64_t kStreamBytes = 2 << 20;  // larger results do not stay in a cache anyway
 
 bool reduces(CollectiveOp op) {
   return op == CollectiveOp::kAllReduce || op == CollectiveOp::kReduce || op == CollectiveOp::kReduceScatter;
@@ -188,7 +189,7 @@ Algorithm Tuning::choose(CollectiveOp op, uint64_t bytes, const GroupView& g) co
   if (bytes > g.slot_bytes) return large;
   if (const int forced = forced_[static_cast<int>(op)]; forced >= 0)
     return forced == static_cast<int>(Algorithm::kOneShot) ? Algorithm::kOneShot : large;
-  return bytes <= kOneShotBytes ? Algorithm::kOneShot : large;
+  return bytes <= one_shot_bytes(g.ranks) ? Algorithm::kOneShot : large;
 }
 
 // Bit 63: the closing exchange. 56: operation, 52: type, 48: reduction, 32: root + 1, 0: count, folded.

@@ -165,7 +165,7 @@ def test_nothing_to_show_is_told():
 # ---- jalapeno-doctor ----
 def test_doctor_exercises_the_emulated_chip(chip):
     code, out, _ = run(DOCTOR, chip)
-    assert f"ok       {chip}: works: interface 1.0" in out and "interrupts arrive" in out
+    assert f"ok       {chip}: works: interface 1.1" in out and "interrupts arrive" in out
     code, out, _ = run(DOCTOR, "--latency", "20", "emu:?hbm=64M")
     assert "doorbell to completion" in out and "x the eventfd" in out
 
