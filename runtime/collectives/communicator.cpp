@@ -336,6 +336,7 @@ hw::DeviceAddr Communicator::place_ranges(Stream& stream, const std::vector<hw::
 }
 
 void Communicator::fail_with(jalError_t code, int64_t rank, const std::string& evidence, bool tell) {
+  std::string text;
   {
     std::lock_guard lock(error_mutex_);
     if (error_) return;
@@ -353,7 +354,7 @@ void Communicator::fail_with(jalError_t code, int64_t rank, const std::string& e
     });
     copy_text(r.operation, last);
     copy_text(r.evidence, (rank >= 0 && rank < ranks() ? who(static_cast<uint32_t>(rank)) + ": " : "") + evidence);
-    error_ = r;
+    error_ = r, text = r.evidence;
     failed_ = true;
   }
   // Ends what waits on the device: the rank first, then the word that makes it count.
@@ -364,8 +365,7 @@ void Communicator::fail_with(jalError_t code, int64_t rank, const std::string& e
   context_->device().wake();
   context_->device().notify();
   if (code != jalErrorCommAborted || tell)
-    driver::runtime_log().error("communicator of {} ranks, rank {}: {}: {}", ranks(), rank_, jalGetErrorName(code),
-                                evidence);
+    driver::runtime_log().error("rank {} of {}: {}: {}", rank_, ranks(), jalGetErrorName(code), text);
   if (tell) mesh_->tell_failure(channel_, ranks_, rank < 0 ? UINT32_MAX : static_cast<uint32_t>(rank), code, evidence);
 }
 

@@ -78,6 +78,11 @@ class ForkedError(Error):
     """The process was forked: devices stay with the parent."""
 
 
+class PeerError(Error):
+    """A collective ended on every rank: one is lost, late, aborted, or called for something else. Communicator.error
+    says which."""
+
+
 class CompileError(ValueError):
     """A kernel in Python that cannot be built. ``file`` and ``line`` are where."""
 
@@ -94,6 +99,7 @@ _CLASSES: dict[int, type[Error]] = {
     2003: DependencyError, 2004: DeviceError, 2005: ForkedError, 2006: BusyError, 2010: KernelError, 2011: KernelError,
     2012: KernelError,
     2013: KernelError, 2014: KernelError, 2015: KernelError, 2016: KernelError,
+    2020: PeerError, 2021: PeerError, 2022: PeerError, 2023: PeerError, 2024: DeviceError,
 }
 
 

@@ -214,5 +214,6 @@ void define_kernel(py::module_& m);
 void define_graph(py::module_& m);
 void define_tile(py::module_& m);
 void define_llm(py::module_& m);
+void define_communicator(py::module_& m);
 
 }  // namespace jalapeno::python

@@ -10,6 +10,7 @@ PYBIND11_MODULE(_core, m) {
   define_tensor(m);
   define_kernel(m);
   define_graph(m);
+  define_communicator(m);
   define_tile(m);
   define_llm(m);
 }
