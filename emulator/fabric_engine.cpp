@@ -107,6 +107,7 @@ void Chip::post_lines(Queue& queue, const Group& g, hw::FabricLine line, const s
                       uint64_t stride) {
   Memory& memory = context_memory(queue);
   const bool in_line = bytes <= hw::kFabricInlineBytes;
+  line.bytes = in_line ? 0 : static_cast<uint32_t>(bytes);
   for (uint32_t k = 0; k < g.ranks; ++k) {
     const uint32_t peer = (g.rank + 1 + k) % g.ranks;  // the own one last
     const hw::FabricPeer& p = g.peers[peer];
@@ -118,6 +119,7 @@ void Chip::post_lines(Queue& queue, const Group& g, hw::FabricLine line, const s
                                                              sizeof(hw::FabricLine), hw::kAccessWrite));
     std::memcpy(&to->signature, &line.signature, sizeof line - offsetof(hw::FabricLine, signature));
     std::atomic_ref(to->sequence).store(line.sequence, std::memory_order_release);
+    if (p.flags & hw::kFabricRelayed) queue.dirty = queue.interrupt = true;
   }
   g.group->sequence = line.sequence;
   std::atomic_thread_fence(std::memory_order_seq_cst);  // the lines, then a look at who sleeps
@@ -127,7 +129,7 @@ void Chip::post_lines(Queue& queue, const Group& g, hw::FabricLine line, const s
 
 void Chip::post(Queue& queue, const hw::PostPacket& p) {
   const Group g = group_of(queue, p.group);
-  if (p.bytes > std::max(g.group->slot_bytes, hw::kFabricInlineBytes) || p.stride > g.group->slot_bytes)
+  if (p.bytes > std::max(g.group->slot_bytes, hw::kFabricInlineBytes) || p.stride > kMostBytes / g.ranks)
     throw Fault(Status::kBadPacket, "post of %llu bytes, %llu apart, into slots of %llu", ull(p.bytes), ull(p.stride),
                 ull(g.group->slot_bytes));
   add(counters_.puts, 1);

@@ -4,9 +4,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 say() { printf '\033[1m== %s\033[0m\n' "$*"; }
 
-build_packages=(g++ cmake ninja-build pkg-config ccache libspdlog-dev libfmt-dev nlohmann-json3-dev libcli11-dev libnuma-dev liburing-dev)
+build_packages=(g++ cmake ninja-build pkg-config ccache libspdlog-dev libfmt-dev nlohmann-json3-dev libcli11-dev libnuma-dev liburing-dev libfabric-dev)
 python_packages=(pybind11-dev libdlpack-dev python3-dev python3-numpy)
-test_packages=(libgtest-dev clang-format-14 clang-tidy-14 binutils python3 python3-pytest python3-hypothesis python3-matplotlib python3-pip python3-venv python3-setuptools python3-wheel mypy)
+test_packages=(libgtest-dev clang-format-14 clang-tidy-14 binutils python3 python3-pytest python3-hypothesis python3-matplotlib python3-pip python3-venv python3-setuptools python3-wheel mypy openmpi-bin mpich iproute2)
 vm_packages=(cpio xz-utils binutils)
 
 # Installs the named Debian packages that are missing. Works as root and with sudo.

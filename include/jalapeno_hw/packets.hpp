@@ -100,10 +100,11 @@ struct alignas(64) FabricLine {
   DeviceAddr address[2];
   uint64_t device_ns;  // when it arrives, by the sender's clock
   uint32_t status;     // Status: not 0 when the sender's queue failed before this exchange
-  uint32_t reserved;
+  uint32_t bytes;      // of data in the slot
   uint64_t data[2];  // up to kFabricInlineBytes of the sender's data
 };
 inline constexpr uint64_t kFabricInlineBytes = 16;
+inline constexpr uint32_t kFabricRelayed = 1;  // the host carries lines and slots on: POST raises the queue's vector
 
 // A member as one rank sees it. Lines and slots are in pairs: exchanges use them in turn.
 struct alignas(64) FabricPeer {
@@ -112,8 +113,9 @@ struct alignas(64) FabricPeer {
   DeviceAddr slot;             // at the peer: where this rank's data goes; the second one is slot_bytes * ranks behind
   DeviceAddr window;           // added to an address that the peer told
   uint64_t waits, waited_ns;   // how often an AWAIT stood still for this peer, and how long: the device's
-  uint32_t number, reserved0;  // what fault records call it
-  uint64_t reserved1;
+  uint32_t number;  // what fault records call it
+  uint32_t flags;   // kFabricRelayed
+  uint64_t reserved;
 };
 
 // A group in the memory of one of its ranks; FabricPeer[ranks] follow.

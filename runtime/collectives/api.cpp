@@ -388,8 +388,22 @@ jalError_t jalAllToAllV(const void* send, const size_t* send_counts, const size_
     call.op = CollectiveOp::kAllToAllRanges;
     const auto give = table(send, send_counts, send_offsets, "send", call.send);
     const auto get = table(receive, receive_counts, receive_offsets, "receive", call.receive);
-    call.send_ranges = c.place_ranges(s, give), call.receive_ranges = c.place_ranges(s, get);
-    issue(c, stream, call);
+    if (c.reaches_all_memory()) {
+      call.send_ranges = c.place_ranges(s, give), call.receive_ranges = c.place_ranges(s, get);
+      return issue(c, stream, call);
+    }
+    // Between hosts: as messages, which are all under way at once.
+    std::vector<std::pair<Stream*, Call>> messages;
+    for (uint32_t k = 0; k < c.ranks(); ++k) {
+      Call one;
+      one.type = type, one.element = element, one.root = k;
+      one.op = CollectiveOp::kSend, one.send = call.send + give[k].offset, one.count = send_counts[k];
+      messages.emplace_back(&s, one);
+      one.op = CollectiveOp::kReceive, one.receive = call.receive + get[k].offset, one.count = receive_counts[k];
+      messages.emplace_back(&s, one);
+    }
+    if (group.depth == 0) return c.run_pairs(messages);
+    for (const auto& m : messages) issue(c, stream, m.second);
   });
 }
 
@@ -397,6 +411,9 @@ jalError_t jalAllToAllRanges(const void* send, const void* send_ranges, void* re
                              jalComm_t comm, jalStream_t stream) {
   return guard([&] {
     Communicator& c = communicator_of(comm);
+    if (!c.reaches_all_memory())
+      fail(jalErrorNotSupported,
+           "all_to_all with tables on the device: some ranks are on other hosts; use jalAllToAllV");
     const uint64_t bytes = c.ranks() * sizeof(hw::FabricRange);
     Call call;
     call.op = CollectiveOp::kAllToAllRanges;

@@ -16,6 +16,8 @@ namespace {
 constexpr uint64_t kCookieBit = uint64_t{1} << 63;  // tells communicators from kernels
 constexpr uint64_t kPairBytes = 512;                // a group of two, and its inbox
 constexpr uint64_t kLines = 2 * sizeof(hw::FabricLine);
+constexpr uint64_t kHeader = sizeof(hw::FabricLine);  // in front of what goes between hosts
+constexpr uint64_t kKinds = 3;  // routes of a peer: the group, what goes to it, what comes from it
 
 uint64_t next_cookie() {
   static std::atomic<uint64_t> next{1};
@@ -57,11 +59,14 @@ hw::Status status_of(jalError_t code) {
   }
 }
 
-// What a rank tells the others of its chip and its memory.
-struct Told {
+// What a rank tells the others: of its chip, and then of its memory and its place in the network.
+struct ToldChip {
   driver::FabricKey key;
-  uint64_t base, slot_bytes;
-  uint64_t uuid[2];
+};
+struct ToldMemory {
+  uint64_t base;
+  Network::Address address;
+  Network::Exposed exposed;
 };
 
 template <class T>
@@ -81,8 +86,9 @@ T from_blob(const Mesh::Blob& b) {
 
 // Of the group's memory: the same on every rank.
 struct Communicator::Layout {
-  uint64_t ranks, slot_bytes;
-  static constexpr uint64_t kControl = 0, kGroup = 64;
+  uint64_t ranks, slot_bytes;  // stride of slots
+  bool network;                // between hosts every slot begins with its line, and there is a set of them to send from
+  static constexpr uint64_t kControl = 0, kGroup = 64, kPairSlot = (64 << 10) + kHeader;
   uint64_t inbox() const { return kGroup + sizeof(hw::FabricGroup) + ranks * sizeof(hw::FabricPeer); }
   uint64_t inbox(uint64_t from) const { return inbox() + from * kLines; }
   // The group of this rank and `peer` that carries what goes to the peer, or comes from it.
@@ -90,8 +96,18 @@ struct Communicator::Layout {
     return inbox(ranks) + (2 * peer + (outgoing ? 0 : 1)) * kPairBytes;
   }
   static constexpr uint64_t kPairInbox = sizeof(hw::FabricGroup) + 2 * sizeof(hw::FabricPeer);
-  uint64_t slots() const { return (pair(ranks, true) + 4095) & ~uint64_t{4095}; }
-  uint64_t bytes() const { return slots() + 2 * ranks * slot_bytes; }
+  // What this rank's device writes for a peer of another host: a pair of lines for each kind of route.
+  uint64_t outbox(uint64_t peer, uint64_t kind) const { return pair(ranks, true) + (peer * kKinds + kind) * kLines; }
+  uint64_t slots() const { return (outbox(network ? ranks : 0, 0) + 4095) & ~uint64_t{4095}; }
+  uint64_t slot(uint64_t rank, uint64_t parity) const { return slots() + (parity * ranks + rank) * slot_bytes; }
+  uint64_t out_slot(uint64_t peer, uint64_t parity) const { return slot(peer, parity) + 2 * ranks * slot_bytes; }
+  uint64_t pair_slots(uint64_t peer, bool outgoing, bool out) const {
+    return slot(0, 4) + ((2 * peer + (outgoing ? 0 : 1)) * 2 + (out ? 1 : 0)) * 4 * kPairSlot;
+  }
+  static constexpr uint64_t pair_slot(uint64_t slots, uint64_t end, uint64_t parity) {
+    return slots + (2 * parity + end) * kPairSlot;
+  }
+  uint64_t bytes() const { return network ? pair_slots(ranks, true, false) : slot(0, 2); }
 };
 
 Communicator::Settings Communicator::settings(const jalCommOptions* options, const std::string& launcher) {
@@ -153,6 +169,7 @@ Communicator::~Communicator() {
     fail_with(jalErrorCommAborted, rank_, "the communicator was destroyed while operations were in flight", false);
   for (const Fence& f : fences_)
     if (auto s = f.stream.lock()) (void)s->queue().wait(f.value, 2'000'000'000);
+  relay_.reset();
   windows_.clear();
   for (Ranges& r : ranges_) give_back(r.table);
   if (block_.bytes != 0) context_->space().free(block_);
@@ -167,79 +184,170 @@ std::string Communicator::who(uint32_t rank) const {
   return "rank " + std::to_string(rank) + " (pid " + std::to_string(m.pid) + " on " + m.name + ")";
 }
 
-void Communicator::connect() {
-  const uint32_t n = ranks();
-  const Layout layout{n, n <= 16 ? uint64_t{32} << 10 : uint64_t{8} << 10};
-  auto& space = context_->space();
-  block_ = space.allocate(layout.bytes());
-  std::byte* memory = space.aperture(block_).data();
-  std::memset(memory, 0, layout.slots());
-  const auto& identity = context_->device().identity();
-  const Told mine{{identity.fabric_address, space.fabric_key()},
-                  hw::raw(block_.address),
-                  layout.slot_bytes,
-                  {identity.uuid[0], identity.uuid[1]}};
-  const auto told = mesh_->exchange(channel_, ranks_, blob_of(mine), settings_.init_timeout_ms);
-
-  // Windows, then word from everybody whether it has all of its own: a rank that cannot go on tells why.
-  std::string trouble;
-  windows_.resize(n);
-  std::vector<hw::DeviceAddr> window(n);
-  for (uint32_t k = 0; k < n; ++k) {
-    const auto peer = from_blob<Told>(*told[k]);
-    if (k == rank_) continue;
-    try {
-      windows_[k] = std::make_unique<driver::Window>(context_->device(), space.context(), peer.key);
-      window[k] = windows_[k]->base();
-    } catch (const driver::Error& e) {
-      trouble = "rank " + std::to_string(rank_) + " does not reach the chip of " + who(k) + ": " + e.what();
-      break;
-    }
-  }
-  if (trouble.empty()) {
-    auto at = [&](uint64_t offset) { return block_.address + offset; };
-    auto there = [&](uint32_t k, uint64_t offset) {
-      return hw::DeviceAddr{hw::raw(window[k]) + from_blob<Told>(*told[k]).base + offset};
-    };
-    auto* group = new (memory + Layout::kGroup) hw::FabricGroup{};
-    group->ranks = n, group->rank = rank_, group->slots = at(layout.slots()), group->slot_bytes = layout.slot_bytes;
-    group->control = at(Layout::kControl), group->cookie = cookie_;
-    auto* peers = reinterpret_cast<hw::FabricPeer*>(group + 1);
-    for (uint32_t k = 0; k < n; ++k) {
-      peers[k] = {};
-      peers[k].number = k;
-      peers[k].lines = there(k, layout.inbox(rank_)), peers[k].inbox = at(layout.inbox(k));
-      peers[k].slot = there(k, layout.slots() + rank_ * layout.slot_bytes), peers[k].window = window[k];
-      for (const bool outgoing : {true, false}) {  // rank 0 of a pair sends
-        auto* pair = new (memory + layout.pair(k, outgoing)) hw::FabricGroup{};
-        pair->ranks = 2, pair->rank = outgoing ? 0 : 1, pair->control = group->control, pair->cookie = cookie_;
-        auto* ends = reinterpret_cast<hw::FabricPeer*>(pair + 1);
-        const uint64_t inbox = layout.pair(k, outgoing) + Layout::kPairInbox;
-        for (uint32_t end : {0u, 1u}) {
-          ends[end] = {};
-          ends[end].number = end == pair->rank ? rank_ : k;
-          ends[end].inbox = at(inbox + end * kLines);
-          if (end == pair->rank) continue;
-          ends[end].lines = there(k, layout.pair(rank_, !outgoing) + Layout::kPairInbox + pair->rank * kLines);
-          ends[end].window = window[k];
-        }
-      }
-    }
-    // A rank's messages to itself: both ends are here, and each end is the other's peer.
-    group_ = {at(Layout::kGroup), n, rank_, layout.slot_bytes, settings_.deadline_ms};
-    space.invalidate();
-  }
+// Every rank's trouble, or that there is none: a rank that cannot go on tells all the others why.
+void Communicator::agree(const std::string& trouble) {
   Mesh::Blob word(trouble.size());
   std::memcpy(word.data(), trouble.data(), trouble.size());
   for (const auto& said : mesh_->exchange(channel_, ranks_, word, settings_.init_timeout_ms))
     if (!said->empty())
-      fail(jalErrorNotSupported, std::string(reinterpret_cast<const char*>(said->data()), said->size()));
+      runtime::fail(jalErrorNotSupported, std::string(reinterpret_cast<const char*>(said->data()), said->size()));
+}
+
+// Windows to the chips that the fabric reaches; true when that is all of them, for every rank.
+bool Communicator::open_windows() {
+  const uint32_t n = ranks();
+  auto& space = context_->space();
+  const ToldChip mine{{context_->device().identity().fabric_address, space.fabric_key()}};
+  const auto chips = mesh_->exchange(channel_, ranks_, blob_of(mine), settings_.init_timeout_ms);
+  const char* wanted = std::getenv("JAL_COLL_TRANSPORT");
+  const std::string transport = wanted != nullptr ? wanted : "";
+  if (!transport.empty() && transport != "fabric" && transport != "network")
+    invalid("JAL_COLL_TRANSPORT=" + transport + ": expected fabric, or network for ranks on other hosts");
+  std::string trouble;
+  windows_.resize(n);
+  Mesh::Blob reached(n, std::byte{1});
+  const uint64_t host = mesh_->members()[ranks_[rank_]].host;
+  for (uint32_t k = 0; k < n && trouble.empty(); ++k) {
+    if (k == rank_) continue;
+    const bool other_host = mesh_->members()[ranks_[k]].host != host;
+    reached[k] = std::byte{0};
+    if (other_host && transport == "network") continue;
+    try {
+      windows_[k] =
+          std::make_unique<driver::Window>(context_->device(), space.context(), from_blob<ToldChip>(*chips[k]).key);
+      reached[k] = std::byte{1};
+    } catch (const driver::Error& e) {
+      if (!other_host || transport == "fabric")
+        trouble = "rank " + std::to_string(rank_) + " does not reach the chip of " + who(k) + ": " + e.what();
+    }
+  }
+  agree(trouble);
+  // Both ends of a pair must see it the same way, and all ranks must choose the same algorithms.
+  bool all = true;
+  relayed_.assign(n, false);
+  const auto everywhere = mesh_->exchange(channel_, ranks_, reached, settings_.init_timeout_ms);
+  for (uint32_t i = 0; i < n; ++i)
+    for (uint32_t k = 0; k < n; ++k) {
+      if ((*everywhere[i])[k] != std::byte{0}) continue;
+      all = false;
+      if (i == rank_) relayed_[k] = true;
+      if (k == rank_) relayed_[i] = true;
+    }
+  for (uint32_t k = 0; k < n; ++k)
+    if (relayed_[k]) windows_[k].reset();
+  return all;
+}
+
+void Communicator::connect() {
+  const uint32_t n = ranks();
+  const bool network = !open_windows();
+  const uint64_t data = !network ? (n <= 16 ? 32 << 10 : 8 << 10) : n <= 8 ? 256 << 10 : n <= 16 ? 64 << 10 : 16 << 10;
+  const Layout layout{n, data + (network ? kHeader : 0), network};
+  auto& space = context_->space();
+  block_ = space.allocate(layout.bytes());
+  std::byte* memory = space.aperture(block_).data();
+  std::memset(memory, 0, layout.slots());
+
+  ToldMemory mine{};
+  mine.base = hw::raw(block_.address);
+  std::unique_ptr<Network> net;
+  std::string trouble;
+  const auto remote = std::find(relayed_.begin(), relayed_.end(), true);
+  if (remote != relayed_.end()) {
+    try {
+      net = std::make_unique<Network>(mesh_->local_address(ranks_[static_cast<size_t>(remote - relayed_.begin())]));
+      mine.address = net->address();
+      mine.exposed = net->expose(memory, block_.bytes);
+      transport_ = "fabric and libfabric " + net->provider();
+      driver::runtime_log().info(
+          "rank {} of {}: libfabric provider {} between hosts, device memory registered in place", rank_, n,
+          net->provider());
+    } catch (const Error& e) {
+      trouble = "rank " + std::to_string(rank_) + ": " + e.what();
+    }
+  }
+  agree(trouble);
+  const auto told = mesh_->exchange(channel_, ranks_, blob_of(mine), settings_.init_timeout_ms);
+
+  auto at = [&](uint64_t offset) { return block_.address + offset; };
+  auto there = [&](uint32_t k, uint64_t offset) {
+    const uint64_t window = windows_[k] != nullptr ? hw::raw(windows_[k]->base()) : 0;
+    return hw::DeviceAddr{window + from_blob<ToldMemory>(*told[k]).base + offset};
+  };
+  const uint64_t header = network ? kHeader : 0;
+  auto* group = new (memory + Layout::kGroup) hw::FabricGroup{};
+  group->ranks = n, group->rank = rank_, group->slots = at(layout.slots() + header),
+  group->slot_bytes = layout.slot_bytes;
+  group->control = at(Layout::kControl), group->cookie = cookie_;
+  auto* peers = reinterpret_cast<hw::FabricPeer*>(group + 1);
+  std::vector<Route> routes(net != nullptr ? n * kKinds : 0);
+  for (uint32_t k = 0; k < n; ++k) {
+    hw::FabricPeer& peer = peers[k];
+    peer = {};
+    peer.number = k, peer.inbox = at(layout.inbox(k));
+    const bool relayed = relayed_[k];
+    if (relayed) {
+      peer.flags = hw::kFabricRelayed;
+      peer.lines = at(layout.outbox(k, 0)), peer.slot = at(layout.out_slot(k, 0) + header);
+      routes[k * kKinds] = {k,
+                            layout.outbox(k, 0),
+                            layout.inbox(k),
+                            {layout.out_slot(k, 0), layout.out_slot(k, 1)},
+                            {layout.slot(k, 0), layout.slot(k, 1)},
+                            {layout.slot(rank_, 0), layout.slot(rank_, 1)},
+                            static_cast<uint32_t>(rank_ * kKinds * 2)};
+      net->connect(k, from_blob<ToldMemory>(*told[k]).address, from_blob<ToldMemory>(*told[k]).exposed);
+    } else {
+      peer.lines = there(k, layout.inbox(rank_)), peer.slot = there(k, layout.slot(rank_, 0) + header);
+      peer.window = windows_[k] != nullptr ? windows_[k]->base() : hw::DeviceAddr{};
+    }
+    for (const bool outgoing : {true, false}) {  // rank 0 of a pair sends
+      auto* pair = new (memory + layout.pair(k, outgoing)) hw::FabricGroup{};
+      const uint32_t self = outgoing ? 0 : 1, other = 1 - self;
+      pair->ranks = 2, pair->rank = self, pair->control = group->control, pair->cookie = cookie_;
+      auto* ends = reinterpret_cast<hw::FabricPeer*>(pair + 1);
+      const uint64_t inbox = layout.pair(k, outgoing) + Layout::kPairInbox;
+      for (uint32_t end : {self, other}) {
+        ends[end] = {};
+        ends[end].number = end == self ? rank_ : k;
+        ends[end].inbox = at(inbox + end * kLines);
+      }
+      if (!relayed) {
+        ends[other].lines = there(k, layout.pair(rank_, !outgoing) + Layout::kPairInbox + self * kLines);
+        ends[other].window = peer.window;
+        continue;
+      }
+      const uint64_t kind = outgoing ? 1 : 2, in = layout.pair_slots(k, outgoing, false),
+                     out = layout.pair_slots(k, outgoing, true), theirs = layout.pair_slots(rank_, !outgoing, false);
+      pair->slots = at(in + kHeader), pair->slot_bytes = Layout::kPairSlot;
+      ends[other].flags = hw::kFabricRelayed;
+      ends[other].lines = at(layout.outbox(k, kind)), ends[other].slot = at(Layout::pair_slot(out, self, 0) + kHeader);
+      routes[k * kKinds + kind] = {k,
+                                   layout.outbox(k, kind),
+                                   inbox + other * kLines,
+                                   {Layout::pair_slot(out, self, 0), Layout::pair_slot(out, self, 1)},
+                                   {Layout::pair_slot(in, other, 0), Layout::pair_slot(in, other, 1)},
+                                   {Layout::pair_slot(theirs, self, 0), Layout::pair_slot(theirs, self, 1)},
+                                   static_cast<uint32_t>((rank_ * kKinds + (3 - kind)) * 2)};
+    }
+  }
+  group_ = {at(Layout::kGroup), n, rank_, data, settings_.deadline_ms, network};
+  space.invalidate();
+  if (net != nullptr)
+    relay_ = std::make_unique<Relay>(context_->device(), memory, std::move(net), std::move(routes),
+                                     [this](const std::string& text) { fail_with(jalErrorPeerLost, -1, text, true); });
+  agree("");  // nobody posts before everybody's inbox is empty
 }
 
 GroupView Communicator::pair_view(const Call& call) const {
-  const Layout layout{ranks(), group_.slot_bytes};
+  const Layout layout{ranks(), group_.slot_bytes, group_.slots_only};
   const bool outgoing = call.op == CollectiveOp::kSend;
-  return {block_.address + layout.pair(call.root, outgoing), 2, outgoing ? 0u : 1u, 0, settings_.deadline_ms};
+  return {block_.address + layout.pair(call.root, outgoing),
+          2,
+          outgoing ? 0u : 1u,
+          Layout::kPairSlot - kHeader,
+          settings_.deadline_ms,
+          relayed_[call.root]};
 }
 
 void Communicator::check_usable(const Stream& stream, const Call& call) const {
@@ -260,6 +368,7 @@ void Communicator::submit(Stream& stream, const Packets& packets, const Call& ca
                                        last->completed() < last->submitted() && !last->failed())
     stream.wait_for(last->queue().timeline_address(), last->submitted());
   stream.submit(packets, name_of(call.op));
+  if (relay_ != nullptr) relay_->expect();
   const bool captured = stream.capturing();
   flight_->add(signature_of(call), call.count * call.element, stream.queue().number(), stream.submitted(), captured);
   last_stream_ = stream.weak_from_this();
@@ -289,7 +398,18 @@ void Communicator::run_pairs(std::span<const std::pair<Stream*, Call>> calls) {
   for (const auto& [stream, call] : calls) check_usable(*stream, call);
   std::lock_guard lock(mutex_);
   // All posts, then all moves, then all ends; a second message of a pair begins when the first one is over.
-  std::vector<std::pair<Stream*, Call>> left(calls.begin(), calls.end()), now, later;
+  std::vector<std::pair<Stream*, Call>> left, now, later;
+  for (const auto& [stream, call] : calls) {
+    // What goes by slots is cut to their size, on both sides alike.
+    const GroupView pair = pair_view(call);
+    const uint64_t most = pair.slots_only ? pair.slot_bytes / 64 * 64 / call.element : call.count;
+    Call piece = call;
+    for (uint64_t begin = 0; begin == 0 || begin < call.count; begin += std::max<uint64_t>(most, 1)) {
+      piece.count = std::min(most, call.count - begin);
+      piece.send = call.send + begin * call.element, piece.receive = call.receive + begin * call.element;
+      left.emplace_back(stream, piece);
+    }
+  }
   while (!left.empty()) {
     std::set<std::pair<uint32_t, bool>> used;
     now.clear(), later.clear();
@@ -504,7 +624,7 @@ jalCommInfo Communicator::info() const {
   i.operations = flight_->count();
   i.memory_bytes = block_.bytes;
   copy_text(i.launcher, settings_.launcher);
-  copy_text(i.transport, "fabric");
+  copy_text(i.transport, transport_);
   return i;
 }
 

@@ -15,6 +15,7 @@
 #include "flight.hpp"
 #include "mesh.hpp"
 #include "plan.hpp"
+#include "relay.hpp"
 
 namespace jalapeno::runtime {
 
@@ -46,6 +47,7 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
   void run(Stream& stream, const Call& call);
   // Sends and receives that must not wait for each other.
   void run_pairs(std::span<const std::pair<Stream*, Call>> calls);
+  bool reaches_all_memory() const { return !group_.slots_only; }
   Algorithm algorithm(CollectiveOp op, uint64_t bytes) const { return tuning_.choose(op, bytes, group_); }
   // Ranges of jalAllToAllV, put where the device reads them in the stream's order.
   hw::DeviceAddr place_ranges(Stream& stream, const std::vector<hw::FabricRange>& ranges);
@@ -67,6 +69,8 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
  private:
   struct Layout;
   void connect();
+  bool open_windows();
+  void agree(const std::string& trouble);
   void check_usable(const Stream& stream, const Call& call) const;
   void submit(Stream& stream, const Packets& packets, const Call& call);
   void fail_with(jalError_t code, int64_t rank, const std::string& evidence, bool tell);
@@ -85,6 +89,9 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
   driver::HbmBlock block_{};
   std::vector<std::unique_ptr<driver::Window>> windows_;
   GroupView group_{};
+  std::vector<bool> relayed_;  // by rank: reached over the network
+  std::string transport_ = "fabric";
+  std::unique_ptr<Relay> relay_;
   std::unique_ptr<Flight> flight_;
 
   std::mutex mutex_;  // one call at a time

@@ -1,5 +1,7 @@
 #include "mesh.hpp"
 
+#include <arpa/inet.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -99,6 +101,16 @@ void Mesh::wake() {
 bool Mesh::lost(uint32_t rank) const {
   std::lock_guard lock(mutex_);
   return peers_[rank]->lost;
+}
+
+std::string Mesh::local_address(uint32_t rank) const {
+  sockaddr_in a{};
+  socklen_t size = sizeof a;
+  char text[INET_ADDRSTRLEN] = {};
+  if (getsockname(peers_[rank]->socket, reinterpret_cast<sockaddr*>(&a), &size) != 0)
+    fail(jalErrorOperatingSystem, std::string("getsockname: ") + std::strerror(errno));
+  inet_ntop(AF_INET, &a.sin_addr, text, sizeof text);
+  return text;
 }
 
 std::set<uint32_t> Mesh::lost_ranks() const {

@@ -36,6 +36,7 @@ class Mesh {
   uint32_t rank() const { return rank_; }
   const std::vector<Member>& members() const { return members_; }
   bool lost(uint32_t rank) const;
+  std::string local_address(uint32_t rank) const;  // IPv4, of the interface that leads to that rank
   std::set<uint32_t> lost_ranks() const;
 
   void listen(uint64_t channel, Listener listener);                  // what came before is told at once

@@ -75,34 +75,42 @@ void close(const Call& c, const GroupView& g, Packets& out) {
   await(g, out);
 }
 
-void one_shot(const Call& c, const GroupView& g, Packets& out) {
-  const uint64_t bytes = c.count * c.element;
+// Elements [begin, begin + count) of each rank's part, which has c.count.
+void one_shot(const Call& c, const GroupView& g, uint64_t begin, uint64_t count, Packets& out) {
+  const uint64_t bytes = count * c.element, part = c.count * c.element, at = begin * c.element;
   auto p = make<hw::PostPacket>(hw::PacketOp::kPost);
-  p.group = g.group, p.signature = signature_of(c), p.source = c.send;
+  p.group = g.group, p.signature = signature_of(c), p.source = c.send + at;
   p.bytes = c.op == CollectiveOp::kBroadcast && c.root != g.rank ? 0 : bytes;
-  p.stride = by_pieces(c.op) ? bytes : 0;
+  p.stride = by_pieces(c.op) ? part : 0;
   put(out, p);
   await(g, out);
-  Call own = c;
-  if (by_pieces(c.op)) own.send = c.send + g.rank * bytes;
   if (bytes == 0) return;
+  Call own = c;
+  own.send = c.send + at + (by_pieces(c.op) ? g.rank * part : 0), own.receive = c.receive + at;
   switch (c.op) {
     case CollectiveOp::kAllReduce:
     case CollectiveOp::kReduceScatter:
-      return put(out, reduction(own, g, 0, c.count, hw::kFromSlots));
+      return put(out, reduction(own, g, 0, count, hw::kFromSlots));
     case CollectiveOp::kReduce:
-      if (c.root == g.rank) put(out, reduction(own, g, 0, c.count, hw::kFromSlots));
+      if (c.root == g.rank) put(out, reduction(own, g, 0, count, hw::kFromSlots));
       return;
-    case CollectiveOp::kBroadcast: {
-      auto m = movement(own, g, bytes, 0, c.root, hw::kFromSlots);
-      return put(out, m);
-    }
+    case CollectiveOp::kBroadcast:
+      return put(out, movement(own, g, bytes, 0, c.root, hw::kFromSlots));
     case CollectiveOp::kAllGather:
     case CollectiveOp::kAllToAll:
-      return put(out, movement(own, g, bytes, bytes, hw::kAllRanks, hw::kFromSlots));
+      return put(out, movement(own, g, bytes, part, hw::kAllRanks, hw::kFromSlots));
     default:
       return;
   }
+}
+
+void segments(const Call& c, const GroupView& g, Packets& out) {
+  const uint64_t most = g.slot_bytes / 64 * 64 / c.element;
+  uint64_t begin = 0;
+  do {
+    one_shot(c, g, begin, std::min(most, c.count - begin), out);
+    begin += most;
+  } while (begin < c.count);
 }
 
 void from_memory(const Call& c, const GroupView& g, Packets& out) {
@@ -152,7 +160,7 @@ void from_memory(const Call& c, const GroupView& g, Packets& out) {
 
 const char* name_of(CollectiveOp op) { return kNames[static_cast<int>(op)]; }
 const char* name_of(Algorithm a) {
-  constexpr const char* kAlgorithms[] = {"one-shot", "two-shot", "direct"};
+  constexpr const char* kAlgorithms[] = {"one-shot", "two-shot", "direct", "segments"};
   return kAlgorithms[static_cast<int>(a)];
 }
 
@@ -184,6 +192,7 @@ Tuning::Tuning() {
 Algorithm Tuning::choose(CollectiveOp op, uint64_t bytes, const GroupView& g) const {
   const Algorithm large =
       op == CollectiveOp::kAllReduce || op == CollectiveOp::kReduce ? Algorithm::kTwoShot : Algorithm::kDirect;
+  if (g.slots_only) return Algorithm::kSegments;
   if (op == CollectiveOp::kBarrier) return Algorithm::kOneShot;
   if (op == CollectiveOp::kAllToAllRanges || op == CollectiveOp::kSend || op == CollectiveOp::kReceive) return large;
   if (bytes > g.slot_bytes) return large;
@@ -221,23 +230,39 @@ std::string signature_text(uint64_t s) {
 }
 
 void plan(const Call& call, const GroupView& g, Algorithm algorithm, Packets& out) {
-  algorithm == Algorithm::kOneShot ? one_shot(call, g, out) : from_memory(call, g, out);
+  switch (algorithm) {
+    case Algorithm::kOneShot:
+      return one_shot(call, g, 0, call.count, out);
+    case Algorithm::kSegments:
+      return segments(call, g, out);
+    case Algorithm::kTwoShot:
+    case Algorithm::kDirect:
+      return from_memory(call, g, out);
+  }
 }
 
 void plan_pair(const Call& c, const GroupView& pair, PairStep step, Packets& out) {
+  const uint64_t bytes = c.count * c.element;
   switch (step) {
-    case PairStep::kOpen:
-      return post_addresses(c, pair, out);
+    case PairStep::kOpen: {
+      if (!pair.slots_only) return post_addresses(c, pair, out);
+      auto p = make<hw::PostPacket>(hw::PacketOp::kPost);
+      p.group = pair.group, p.signature = signature_of(c), p.source = c.send;
+      p.bytes = c.op == CollectiveOp::kSend ? bytes : 0;
+      return put(out, p);
+    }
     case PairStep::kMove: {
       await(pair, out);
-      if (c.op == CollectiveOp::kReceive && c.count > 0)
-        put(out, movement(c, pair, c.count * c.element, 0, 0, 0));  // rank 0 of a pair sends
+      if (c.op == CollectiveOp::kReceive && bytes > 0)  // rank 0 of a pair sends
+        put(out, movement(c, pair, bytes, 0, 0, pair.slots_only ? uint32_t{hw::kFromSlots} : 0));
+      if (pair.slots_only) return;  // the slots are in pairs: the sender may go on
       auto p = make<hw::PostPacket>(hw::PacketOp::kPost);
       p.group = pair.group, p.signature = signature_of(c) | uint64_t{1} << 63;
       return put(out, p);
     }
     case PairStep::kClose:
-      return await(pair, out);
+      if (!pair.slots_only) await(pair, out);
+      return;
   }
 }
 

@@ -27,7 +27,8 @@ const char* name_of(CollectiveOp op);
 enum class Algorithm : uint8_t {
   kOneShot,  // data goes into the peers' slots with the line: one exchange
   kTwoShot,  // each rank reduces its part from everybody's memory into everybody's memory: two exchanges
-  kDirect    // each rank takes what it needs from its peers' memory: two exchanges
+  kDirect,   // each rank takes what it needs from its peers' memory: two exchanges
+  kSegments  // one shot after the other: some peers are reached by slots only
 };
 const char* name_of(Algorithm a);
 
@@ -47,8 +48,9 @@ struct Call {
 struct GroupView {
   hw::DeviceAddr group;
   uint32_t ranks, rank;
-  uint64_t slot_bytes;
+  uint64_t slot_bytes;  // of data
   uint32_t deadline_ms;
+  bool slots_only;  // the memory of some peers is out of reach
 };
 
 // The largest message, in bytes of `send` to one peer, that goes by slots; for each operation. JAL_COLL_ALGO overrides:

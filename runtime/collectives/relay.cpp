@@ -1,0 +1,101 @@
+#include "relay.hpp"
+
+#include <sched.h>
+
+#include <chrono>
+#include <cstring>
+#include <jalapeno_hw/packets.hpp>
+
+namespace jalapeno::runtime {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+constexpr auto kEager = std::chrono::microseconds(200);  // after the last message another one often follows at once
+
+}  // namespace
+
+Relay::Relay(driver::Device& device, std::byte* memory, std::unique_ptr<Network> network, std::vector<Route> routes,
+             std::function<void(const std::string&)> failed)
+    : device_(device),
+      memory_(memory),
+      network_(std::move(network)),
+      routes_(std::move(routes)),
+      failed_(std::move(failed)) {
+  sender_ = std::thread([this] { send(); });
+  receiver_ = std::thread([this] { receive(); });
+}
+
+Relay::~Relay() {
+  stop_ = true;
+  device_.notify();
+  sender_.join();
+  receiver_.join();
+}
+
+void Relay::expect() { device_.notify(); }
+
+void Relay::fail_once(const std::string& text) {
+  if (!broken_.exchange(true) && !stop_) failed_(text);
+}
+
+bool Relay::send_due() {
+  std::lock_guard lock(send_mutex_);
+  bool any = false;
+  for (Route& r : routes_) {
+    const uint64_t next = r.sent + 1;
+    auto& line = *reinterpret_cast<hw::FabricLine*>(memory_ + r.lines + (next & 1) * sizeof(hw::FabricLine));
+    if (std::atomic_ref(line.sequence).load(std::memory_order_acquire) != next) continue;
+    std::byte* message = memory_ + r.out[next & 1];
+    std::memcpy(message, &line, sizeof line);
+    const auto parity = static_cast<uint32_t>(next & 1);
+    while (!network_->write(r.peer, message, sizeof line + line.bytes, r.remote[parity], r.word | parity)) {
+      if (stop_ || broken_) return false;
+      (void)network_->progress(0, [this](uint32_t word) { arrived(word); });
+      sched_yield();
+    }
+    r.sent = next;
+    any = true;
+  }
+  return any;
+}
+
+void Relay::send() {
+  try {
+    while (!stop_ && !broken_) {
+      // The device raises an interrupt after every post; it may be the one that this look would miss.
+      const uint32_t seen = device_.event_count();
+      if (!send_due()) device_.wait_event(seen, 50'000'000);
+    }
+  } catch (const std::exception& e) {
+    fail_once(e.what());
+  }
+}
+
+void Relay::arrived(uint32_t word) {
+  if (word / 2 >= routes_.size()) return;
+  const Route& r = routes_[word / 2];
+  hw::FabricLine line;
+  std::memcpy(&line, memory_ + r.in[word & 1], sizeof line);
+  auto& to = *reinterpret_cast<hw::FabricLine*>(memory_ + r.inbox + (word & 1) * sizeof line);
+  std::memcpy(&to.signature, &line.signature, sizeof line - offsetof(hw::FabricLine, signature));
+  std::atomic_ref(to.sequence).store(line.sequence, std::memory_order_release);
+}
+
+void Relay::receive() {
+  try {
+    auto last = Clock::now();
+    while (!stop_ && !broken_) {
+      const bool eager = Clock::now() - last < kEager;
+      if (network_->progress(eager ? 0 : 20, [this](uint32_t word) { arrived(word); }) > 0) {
+        device_.wake();
+        last = Clock::now();
+      } else if (eager && !send_due()) {
+        sched_yield();
+      }
+    }
+  } catch (const std::exception& e) {
+    fail_once(e.what());
+  }
+}
+
+}  // namespace jalapeno::runtime

@@ -1,0 +1,56 @@
+// Carries a group's lines and slots between hosts: what the device posted for a peer that its fabric does not reach
+// goes out over the network, what arrives is put into the device's inbox. Two threads, which sleep while nothing
+// moves: one waits for the device, the other for the network; while messages follow closely, that one does both.
+#pragma once
+#include <atomic>
+#include <functional>
+#include <jalapeno_driver/device.hpp>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "network.hpp"
+
+namespace jalapeno::runtime {
+
+// One direction pair of one peer in one group. Offsets are in the communicator's block of memory, the same on every
+// rank but for `remote`, which is the peer's. A message lies in a slot: its line, then the data.
+struct Route {
+  uint32_t peer;           // in the network
+  uint64_t lines;          // of what the device writes for the peer: FabricLine[2]
+  uint64_t inbox;          // of what the peer writes: FabricLine[2]
+  uint64_t out[2], in[2];  // slots, by parity
+  uint64_t remote[2];      // of the peer's `in`
+  uint32_t word;           // what the peer calls this route, times two
+  uint64_t sent = 0;       // the last sequence that went out
+};
+
+class Relay {
+ public:
+  // `memory`: the block, as the host sees it. failed(text): the network broke; called once, on a thread of the relay.
+  Relay(driver::Device& device, std::byte* memory, std::unique_ptr<Network> network, std::vector<Route> routes,
+        std::function<void(const std::string&)> failed);
+  ~Relay();
+  Relay(const Relay&) = delete;
+  Relay& operator=(const Relay&) = delete;
+  void expect();  // an operation was enqueued
+
+ private:
+  void send();
+  void receive();
+  bool send_due();  // true: something went out
+  std::mutex send_mutex_;
+  void arrived(uint32_t word);
+  void fail_once(const std::string& text);
+
+  driver::Device& device_;
+  std::byte* memory_;
+  std::unique_ptr<Network> network_;
+  std::vector<Route> routes_;
+  std::function<void(const std::string&)> failed_;
+  std::atomic<bool> stop_{false}, broken_{false};
+  std::thread sender_, receiver_;
+};
+
+}  // namespace jalapeno::runtime
