@@ -189,7 +189,10 @@ bool Chip::await(Queue& queue, const hw::AwaitPacket& p) {
       f.record.value = line->signature, f.record.bytes = own->signature, f.record.other = g.peers[rank].number;
       throw describe(f);
     }
-    queue.clock_ns = std::max(queue.clock_ns, static_cast<double>(line->device_ns));
+    if (const auto there = static_cast<double>(line->device_ns); there > queue.clock_ns) {
+      add(counters_.fabric_ns, there - queue.clock_ns);  // communication too, as far as the modelled chip is concerned
+      queue.clock_ns = there;
+    }
     if (queue.blocked_on_ns != 0) {
       hw::FabricPeer& late = g.peers[rank];
       late.waits += 1, late.waited_ns += host_now_ns() - queue.blocked_on_ns;

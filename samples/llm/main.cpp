@@ -4,10 +4,13 @@
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <cstdio>
+#include <exception>
 #include <fstream>
 #include <jalapeno/jalapeno.hpp>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <sstream>
+#include <thread>
 
 #include "batch.hpp"
 #include "model.hpp"
@@ -22,7 +25,7 @@ double seconds(Clock::time_point from, Clock::time_point to) {
 
 // What one phase cost, on this machine and on the modelled chip.
 struct Phase {
-  double tokens = 0, host_s = 0, device_s = 0, joules = 0;
+  double tokens = 0, host_s = 0, device_s = 0, joules = 0, fabric_s = 0;
 };
 
 class Meter {
@@ -32,7 +35,8 @@ class Meter {
     const auto end = Clock::now();
     const jalTelemetry t = device_.telemetry();
     return {tokens, seconds(start_, end), static_cast<double>(t.device_ns - begin_.device_ns) * 1e-9,
-            t.energy_joules - begin_.energy_joules};
+            t.energy_joules - begin_.energy_joules,
+            static_cast<double>(t.busy_fabric_ns - begin_.busy_fabric_ns) * 1e-9};
   }
 
  private:
@@ -87,21 +91,24 @@ void progress_bar(uint64_t done, uint64_t all) {
                "########################################", percent, percent == 100 ? "\n" : "");
 }
 
-nlohmann::json report_json(const jalDeviceProperties& p, const Phase& prefill, const Phase& decode,
-                           double load_seconds) {
+nlohmann::json report_json(const jalDeviceProperties& p, const Phase& prefill, const Phase& decode, double load_seconds,
+                           uint32_t chips) {
   auto phase = [&](const Phase& x) {
-    const double watts = x.device_s > 0 ? x.joules / x.device_s : 0;
+    // Of all chips, which do the same: rank 0's, times their number.
+    const double watts = x.device_s > 0 ? x.joules * chips / x.device_s : 0;
     nlohmann::json modelled = {{"tokens_per_second", x.device_s > 0 ? x.tokens / x.device_s : 0},
-                               {"joules_per_token", x.tokens > 0 ? x.joules / x.tokens : 0},
+                               {"joules_per_token", x.tokens > 0 ? x.joules * chips / x.tokens : 0},
                                {"watts", watts}};
+    if (chips > 1) modelled["communication_share"] = x.device_s > 0 ? x.fabric_s / x.device_s : 0;
     if (p.dollars_per_hour > 0 && x.tokens > 0)
-      modelled["dollars_per_million_tokens"] = p.dollars_per_hour / 3600 * x.device_s / x.tokens * 1e6;
+      modelled["dollars_per_million_tokens"] = p.dollars_per_hour * chips / 3600 * x.device_s / x.tokens * 1e6;
     return nlohmann::json{
         {"tokens", x.tokens},
         {"this_machine", {{"seconds", x.host_s}, {"tokens_per_second", x.host_s > 0 ? x.tokens / x.host_s : 0}}},
         {"modelled_chip", modelled}};
   };
   return {{"device", p.uri},
+          {"chips", chips},
           {"emulated", p.emulated != 0},
           {"chip_configuration", p.config_name},
           {"assumed", p.assumed != 0},
@@ -120,13 +127,17 @@ void print_report(const nlohmann::json& r) {
     std::fprintf(stderr, "  %-8s %6.0f tokens  %9.1f tokens/s\n", name, x["tokens"].get<double>(),
                  x["this_machine"]["tokens_per_second"].get<double>());
   }
-  std::fprintf(stderr, "%s chip, configuration %s%s\n", emulated ? "Modelled" : "The",
+  const uint32_t chips = r["chips"];
+  std::fprintf(stderr, "%s %s, configuration %s%s\n", emulated ? "Modelled" : "The",
+               chips == 1 ? "chip" : (std::to_string(chips) + " chips").c_str(),
                r["chip_configuration"].get<std::string>().c_str(),
                r["assumed"].get<bool>() ? " (assumed chip: no data sheet is public, every rate is an assumption)" : "");
   for (const char* name : {"prefill", "decode"}) {
     const auto& m = r[name]["modelled_chip"];
     std::fprintf(stderr, "  %-8s %9.1f tokens/s  %.4g J/token  %.0f W", name, m["tokens_per_second"].get<double>(),
                  m["joules_per_token"].get<double>(), m["watts"].get<double>());
+    if (m.contains("communication_share"))
+      std::fprintf(stderr, "  %.0f %% of it communication", m["communication_share"].get<double>() * 100);
     if (m.contains("dollars_per_million_tokens"))
       std::fprintf(stderr, "  $%.4g per million tokens", m["dollars_per_million_tokens"].get<double>());
     std::fprintf(stderr, "\n");
@@ -139,13 +150,13 @@ struct Run {
 
 Run run_one(const jalapeno::Device& device, llm::Model& model, const llm::Tokenizer& tokenizer,
             const std::vector<int32_t>& tokens, const std::string& prompt, uint32_t count, bool ignore_end,
-            const llm::Sampling& sampling) {
+            const llm::Sampling& sampling, std::FILE* out) {
   Run run;
   Meter prefill_meter(device);
   model.prefill(tokens);
   run.prefill = prefill_meter.stop(static_cast<double>(tokens.size()));
   std::string pending;  // bytes of a character that is not complete yet
-  std::printf("%s", prompt.c_str());
+  std::fprintf(out, "%s", prompt.c_str());
   Meter decode_meter(device);
   uint32_t made = 0;
   while (made < count) {
@@ -159,19 +170,19 @@ Run run_one(const jalapeno::Device& device, llm::Model& model, const llm::Tokeni
     if (tokenizer.ends_text(token) && !ignore_end) break;
     pending += tokenizer.decode(token);
     const size_t whole = llm::complete_utf8(pending);
-    std::fwrite(pending.data(), 1, whole, stdout);
-    std::fflush(stdout);
+    std::fwrite(pending.data(), 1, whole, out);
+    std::fflush(out);
     pending.erase(0, whole);
   }
   run.decode = decode_meter.stop(made);
-  std::printf("%s\n", pending.c_str());
-  std::fflush(stdout);
+  std::fprintf(out, "%s\n", pending.c_str());
+  std::fflush(out);
   return run;
 }
 
 // The texts come in the order in which they end, each with its number.
 Run run_batch(const jalapeno::Device& device, llm::Model& model, const llm::Tokenizer& tokenizer,
-              const std::vector<std::vector<int32_t>>& prompts, const llm::BatchOptions& options) {
+              const std::vector<std::vector<int32_t>>& prompts, const llm::BatchOptions& options, std::FILE* out) {
   Run run;
   auto add = [](Phase& sum, const Phase& p) {
     sum.tokens += p.tokens, sum.host_s += p.host_s, sum.device_s += p.device_s, sum.joules += p.joules;
@@ -180,8 +191,8 @@ Run run_batch(const jalapeno::Device& device, llm::Model& model, const llm::Toke
     std::string text;
     for (int32_t t : tokens)
       if (!tokenizer.ends_text(t)) text += tokenizer.decode(t);
-    std::printf("[%zu] %s\n", prompt + 1, text.c_str());
-    std::fflush(stdout);
+    std::fprintf(out, "[%zu] %s\n", prompt + 1, text.c_str());
+    std::fflush(out);
   };
   llm::Batch batch(model, tokenizer, options);
   while (batch.waiting(prompts) || batch.running()) {
@@ -203,7 +214,7 @@ Run run_batch(const jalapeno::Device& device, llm::Model& model, const llm::Toke
 int main(int argc, char** argv) try {
   CLI::App app{"Runs a Llama-architecture GGUF model on a Jalapeno device or its emulator."};
   std::string model_path, prompt, prompts_path, tokens_text, dump_path, tokenize, uri;
-  uint32_t count = 128, context = 0, parallel = 1;
+  uint32_t count = 128, context = 0, parallel = 1, chips = 1;
   llm::Sampling sampling;
   bool json = false, ignore_end = false;
   app.add_option("--model", model_path, "GGUF file")->required();
@@ -224,6 +235,10 @@ int main(int argc, char** argv) try {
   app.add_option("--parallel", parallel, "sequences decoded together (default 1); without --prompts all start alike")
       ->check(CLI::Range(1, 256));
   auto* prompts_option = app.add_option("--prompts", prompts_path, "file with one prompt a line, run in batches");
+  app.add_option("--chips", chips,
+                 "share the model out to so many emulated chips in this process; under a launcher (mpirun, srun) every "
+                 "process is one chip")
+      ->check(CLI::Range(1, 64));
   app.add_flag("--ignore-end", ignore_end, "go on after an end-of-text token");
   app.add_flag("--json", json, "print the report as JSON on standard output, after the text");
   CLI11_PARSE(app, argc, argv);
@@ -253,25 +268,71 @@ int main(int argc, char** argv) try {
     if (prompts.empty()) throw std::runtime_error(prompts_path + ": no line with a prompt");
   }
 
-  const jalapeno::Device device = uri.empty() ? jalapeno::Device() : jalapeno::Device(uri);
-  const auto load_start = Clock::now();
-  llm::Model model(device, file, context, parallel, progress_bar);
-  const double load_seconds = seconds(load_start, Clock::now());
-  if (!dump_path.empty()) {
-    if (tokens.empty()) throw std::runtime_error("--dump-logits needs at least one token");
-    write_npy(dump_path, model.logits(tokens), tokens.size(), model.parameters().vocabulary);
+  // Every rank runs this; one of them speaks.
+  auto run = [&](const jalapeno::Device& device, const jalapeno::Communicator* comm, bool speaks) {
+    const auto load_start = Clock::now();
+    llm::Model model(
+        device, file, context, parallel, speaks ? progress_bar : [](uint64_t, uint64_t) {}, comm);
+    const double load_seconds = seconds(load_start, Clock::now());
+    if (!dump_path.empty()) {
+      if (tokens.empty()) throw std::runtime_error("--dump-logits needs at least one token");
+      const std::vector<float> logits = model.logits(tokens);
+      if (speaks) write_npy(dump_path, logits, tokens.size(), model.parameters().vocabulary);
+      return;
+    }
+    struct Close {
+      void operator()(std::FILE* f) const { std::fclose(f); }
+    };
+    const std::unique_ptr<std::FILE, Close> nowhere(speaks ? nullptr : std::fopen("/dev/null", "w"));
+    std::FILE* out = speaks ? stdout : nowhere.get();
+    const Run cost = *prompts_option || parallel > 1
+                         ? run_batch(device, model, *tokenizer, prompts, {parallel, count, ignore_end, sampling}, out)
+                         : run_one(device, model, *tokenizer, tokens, *prompt_option ? prompt : "", count, ignore_end,
+                                   sampling, out);
+    if (!speaks) return;
+    const nlohmann::json report = report_json(device.properties(), cost.prefill, cost.decode, load_seconds,
+                                              comm != nullptr ? static_cast<uint32_t>(comm->ranks()) : 1);
+    if (json)
+      std::printf("%s\n", report.dump().c_str());
+    else
+      print_report(report);
+  };
+
+  int rank = 0, ranks = 1;
+  jalapeno::check(jalLauncherGetRank(&rank, &ranks, nullptr));
+  if (ranks > 1) {
+    if (chips > 1)
+      throw std::runtime_error("--chips " + std::to_string(chips) + ": a launcher started " + std::to_string(ranks) +
+                               " processes, which are one chip each");
+    const jalapeno::Device device = uri.empty() ? jalapeno::Device() : jalapeno::Device(uri);
+    const auto comm = jalapeno::Communicator::from_launcher(device);
+    run(device, &comm, rank == 0);
+    comm.finalize();
     return 0;
   }
-
-  const Run run =
-      *prompts_option || parallel > 1
-          ? run_batch(device, model, *tokenizer, prompts, {parallel, count, ignore_end, sampling})
-          : run_one(device, model, *tokenizer, tokens, *prompt_option ? prompt : "", count, ignore_end, sampling);
-  const nlohmann::json report = report_json(device.properties(), run.prefill, run.decode, load_seconds);
-  if (json)
-    std::printf("%s\n", report.dump().c_str());
-  else
-    print_report(report);
+  if (chips == 1) {
+    const jalapeno::Device device = uri.empty() ? jalapeno::Device() : jalapeno::Device(uri);
+    run(device, nullptr, true);
+    return 0;
+  }
+  std::vector<jalapeno::Device> devices;
+  for (uint32_t k = 0; k < chips; ++k) devices.emplace_back(uri.empty() ? "emu:" : uri);
+  const std::vector<jalapeno::Communicator> comms = jalapeno::Communicator::all(devices);
+  // A rank that fails ends the others' waits.
+  std::vector<std::exception_ptr> failures(chips);
+  std::vector<std::thread> threads;
+  for (uint32_t k = 0; k < chips; ++k)
+    threads.emplace_back([&, k] {
+      try {
+        run(devices[k], &comms[k], k == 0);
+      } catch (...) {
+        failures[k] = std::current_exception();
+        (void)jalCommAbort(comms[k].get());
+      }
+    });
+  for (std::thread& t : threads) t.join();
+  for (const auto& f : failures)
+    if (f) std::rethrow_exception(f);
   return 0;
 } catch (const std::exception& e) {
   std::fprintf(stderr, "jalapeno-llm: %s\n", e.what());

@@ -91,21 +91,30 @@ jalDType Model::Stack::input() const {
 }
 
 Model::Weight Model::take(const Gguf& file, const std::string& name, uint64_t rows, uint64_t columns, bool vector,
-                          bool required, void* place) {
+                          bool required, void* place, Part part) {
   const TensorInfo* t = file.find(name);
   if (t == nullptr) {
     if (required) throw std::runtime_error(file.path() + ": tensor " + name + " is missing");
     return {};
   }
-  if (t->rows != rows || t->columns != columns)
+  const uint64_t all_rows = part == Part::kRows ? rows * ranks_ : rows,
+                 all_columns = part == Part::kColumns ? columns * ranks_ : columns;
+  if (t->rows != all_rows || t->columns != all_columns)
     throw std::runtime_error(file.path() + ": tensor " + name + " is " + std::to_string(t->rows) + " x " +
-                             std::to_string(t->columns) + ", expected " + std::to_string(rows) + " x " +
-                             std::to_string(columns));
+                             std::to_string(t->columns) + ", expected " + std::to_string(all_rows) + " x " +
+                             std::to_string(all_columns));
   if (vector && t->type != TensorType::kF32)
     throw std::runtime_error(file.path() + ": tensor " + name + " is " + type_name(t->type) + ", vectors must be F32");
-  if (place == nullptr) place = storage_.emplace_back(device_, t->bytes).data();
-  weight_bytes_ += t->bytes;
-  wishes_.push_back({t->offset, t->bytes, place});
+  const uint64_t bytes = part == Part::kAll ? t->bytes : t->bytes / ranks_, row = t->bytes / t->rows;
+  if (place == nullptr) place = storage_.emplace_back(device_, bytes).data();
+  weight_bytes_ += bytes;
+  if (part == Part::kColumns) {
+    for (uint64_t r = 0; r < rows; ++r)
+      wishes_.push_back(
+          {t->offset + r * row + rank_ * (row / ranks_), row / ranks_, static_cast<char*>(place) + r * (row / ranks_)});
+  } else {
+    wishes_.push_back({t->offset + (part == Part::kRows ? rank_ * bytes : 0), bytes, place});
+  }
   return {place, dtype_of(t->type), static_cast<uint32_t>(rows), static_cast<uint32_t>(columns)};
 }
 
@@ -116,14 +125,14 @@ Model::Stack Model::take_stack(const Gguf& file, const std::vector<Wanted>& want
   for (const Wanted& w : wanted) {
     const TensorInfo* t = file.find(w.name);
     joined = joined && t != nullptr && t->type == top->type;
-    if (joined) bytes += t->bytes;
+    if (joined) bytes += t->bytes / ranks_;
   }
   uint8_t* place = joined ? storage_.emplace_back(device_, bytes).data() : nullptr;
   Stack stack;
   for (const Wanted& w : wanted) {
-    stack.pieces.push_back({take(file, w.name, w.rows, columns, false, true, place), stack.rows});
+    stack.pieces.push_back({take(file, w.name, w.rows, columns, false, true, place, Part::kRows), stack.rows});
     stack.rows += static_cast<uint32_t>(w.rows);
-    if (joined) place += file.find(w.name)->bytes;
+    if (joined) place += file.find(w.name)->bytes / ranks_;
   }
   if (!joined) return stack;
   Weight whole = stack.pieces.front().weight;
@@ -139,8 +148,12 @@ jalapeno::Kernel Model::kernel(const std::string& name) {
 }
 
 Model::Model(const jalapeno::Device& device, const Gguf& file, uint32_t context, uint32_t sequences,
-             const std::function<void(uint64_t, uint64_t)>& progress)
-    : device_(device), stream_(device), cores_(device.properties().cores), sequences_(sequences) {
+             const std::function<void(uint64_t, uint64_t)>& progress, const jalapeno::Communicator* ranks)
+    : device_(device), comm_(ranks), stream_(device), cores_(device.properties().cores), sequences_(sequences) {
+  if (comm_ != nullptr) {
+    const jalCommInfo info = comm_->info();
+    rank_ = static_cast<uint32_t>(info.rank), ranks_ = static_cast<uint32_t>(info.ranks);
+  }
   const std::string architecture = file.text("general.architecture");
   if (architecture != "llama")
     throw std::runtime_error(file.path() + ": architecture \"" + architecture + "\", this program runs llama");
@@ -189,6 +202,15 @@ Model::Model(const jalapeno::Device& device, const Gguf& file, uint32_t context,
     throw std::runtime_error(file.path() + ": rope scaling \"" + scaling +
                              "\", supported are none, linear and the factors of Llama 3 (rope_freqs.weight)");
 
+  // Blocks of 32 elements are not cut.
+  uint32_t unit = 1;
+  for (const auto& [name, t] : file.tensors())
+    if (t.type == TensorType::kQ4_0 || t.type == TensorType::kQ8_0) unit = 32;
+  if (h_.kv_heads % ranks_ != 0 || h_.ffn % (unit * ranks_) != 0 || h_.heads / ranks_ * h_.head % unit != 0)
+    throw std::runtime_error(file.path() + ": " + std::to_string(h_.kv_heads) +
+                             " KV heads and a feed-forward layer of " + std::to_string(h_.ffn) +
+                             " cannot be shared out to " + std::to_string(ranks_) + " chips");
+  h_.heads /= ranks_, h_.kv_heads /= ranks_, h_.ffn /= ranks_;
   const uint64_t kv_width = uint64_t{h_.kv_heads} * h_.head, q_width = uint64_t{h_.heads} * h_.head;
   embedding_ = take(file, "token_embd.weight", h_.vocabulary, h_.width, false);
   output_norm_ = take(file, "output_norm.weight", 1, h_.width, true);
@@ -205,7 +227,7 @@ Model::Model(const jalapeno::Device& device, const Gguf& file, uint32_t context,
     };
     auto note = [&](const Weight& w) { all_f32 &= w.dtype == jalF32, any_f16 |= w.dtype == jalF16; };
     auto matrix = [&](const char* name, uint64_t rows, uint64_t columns) {
-      const Weight w = take(file, full(name), rows, columns, false);
+      const Weight w = take(file, full(name), rows, columns, false, true, nullptr, Part::kColumns);
       note(w);
       return w;
     };
@@ -312,6 +334,14 @@ void Model::multiply(const Stack& w, const jalTensor& in, const jalapeno::Buffer
     multiply(p.weight, in, columns(out, in.shape[0], w.rows, p.row, p.weight.rows), false);
 }
 
+// x += in * w, whose columns are shared out: one rank adds its part to x, and what all of them have is added up.
+void Model::add_product(const Weight& w, const jalTensor& in, const jalTensor& x) {
+  multiply(w, in, x, rank_ == 0);
+  if (comm_ != nullptr)
+    comm_->all_reduce(static_cast<const float*>(x.data), static_cast<float*>(x.data), size_t{x.shape[0]} * x.shape[1],
+                      jalSum, stream_);
+}
+
 Model::Pass Model::prompt_pass(uint32_t n, uint32_t s) const {
   return {n, false, tensor(prompt_.data(), jalI32, {n}), tensor(prompt_position_.data(), jalI32, {1}),
           tensor(table_.data() + size_t{s} * pages_, jalI32, {1, pages_})};
@@ -367,13 +397,13 @@ void Model::forward(const Pass& pass, bool all_logits) {
     else
       launch(stream_, {h_.heads, blocks(n, rows)}, kernel("attention_paged_" + attention_suffix), heads(q), keys,
              values, pass.position, tensor(pass.table.data, jalI32, {pages_}), heads(attended), group, scale);
-    multiply(l.o, attended, x, true);
+    add_product(l.o, attended, x);
     norm = tensor(norm_.data(), l.gate_up.input(), {n, h_.width});
     launch(stream_, {n}, kernel("rmsnorm"), x, l.ffn_norm.vector(), norm, h_.eps);
     multiply(l.gate_up, norm, gate_up_);
     const jalTensor hidden = tensor(hidden_.data(), l.down.input(), {n, h_.ffn});
     launch(stream_, {blocks(h_.ffn, 8192), n}, kernel("swiglu"), gate, up, hidden);
-    multiply(l.down, hidden, x, true);
+    add_product(l.down, hidden, x);
   }
   const uint32_t first = all_logits || pass.step ? 0 : n - 1, count = n - first;
   const jalTensor last = tensor(norm_.data(), output_.input(), {count, h_.width});

@@ -28,10 +28,12 @@ class Model {
  public:
   // context 0: the model's own; `sequences` of them can be held and decoded at once. Throws std::runtime_error or
   // jalapeno::Error. progress as in load_weights.
+  // ranks: not null, and this is one rank's part of the model: heads and the feed-forward layer are shared out, and
+  // every rank makes the same calls. All of them get the same tokens, because the sums they share are the same bits.
   Model(const jalapeno::Device& device, const Gguf& file, uint32_t context, uint32_t sequences,
-        const std::function<void(uint64_t, uint64_t)>& progress);
+        const std::function<void(uint64_t, uint64_t)>& progress, const jalapeno::Communicator* ranks = nullptr);
 
-  const Hyperparameters& parameters() const { return h_; }
+  const Hyperparameters& parameters() const { return h_; }  // heads and ffn: this rank's
   uint64_t weight_bytes() const { return weight_bytes_; }
 
   // Runs the tokens as sequence `s`, from position 0 on. Throws when they do not fit the context.
@@ -70,8 +72,10 @@ class Model {
     Stack qkv, gate_up;
     jalapeno::Buffer<uint8_t> keys, values;
   };
+  // What of a matrix in the file this rank has: rows and columns are its own.
+  enum class Part { kAll, kRows, kColumns };
   Weight take(const Gguf& file, const std::string& name, uint64_t rows, uint64_t columns, bool vector,
-              bool required = true, void* place = nullptr);
+              bool required = true, void* place = nullptr, Part part = Part::kAll);
   struct Wanted {
     std::string name;
     uint64_t rows;
@@ -82,6 +86,7 @@ class Model {
   void make_rope_tables(const Gguf& file);
   void multiply(const Weight& w, const jalTensor& in, const jalTensor& out, bool add);
   void multiply(const Stack& w, const jalTensor& in, const jalapeno::Buffer<float>& out);
+  void add_product(const Weight& w, const jalTensor& in, const jalTensor& x);  // over all ranks
   // What one pass over `n` tokens reads: either a piece of one prompt, or one token of each of n sequences.
   struct Pass {
     uint32_t n;
@@ -105,6 +110,8 @@ class Model {
   }
 
   const jalapeno::Device& device_;
+  const jalapeno::Communicator* comm_;  // nullptr: alone
+  uint32_t rank_ = 0, ranks_ = 1;
   jalapeno::Stream stream_;
   Hyperparameters h_{};
   uint32_t chunk_ = 0, pages_ = 0, cores_ = 1;

@@ -1,6 +1,7 @@
 """Ranks on several "hosts": network namespaces of this machine with a bridge between them, libfabric's tcp over it."""
 import json
 import os
+import pathlib
 import random
 import shutil
 import subprocess
@@ -46,11 +47,11 @@ class Hosts:
     def _in(self, which, *arguments):
         ip("-n", f"{self.name}-{which}", *arguments)
 
-    def start(self, *arguments, ranks_per_host=1, **more):
+    def start(self, *arguments, ranks_per_host=1, program=RANK, **more):
         port, ranks = random.randrange(20000, 40000), self.count * ranks_per_host
         env = {k: v for k, v in os.environ.items() if not k.startswith(("PMI", "OMPI", "SLURM"))}
         env.update(WORLD_SIZE=str(ranks), MASTER_ADDR=self.address(0), MASTER_PORT=str(port), JAL_LOG="off", **more)
-        return [subprocess.Popen(["ip", "netns", "exec", f"{self.name}-{r // ranks_per_host}", RANK, *map(str, arguments)],
+        return [subprocess.Popen(["ip", "netns", "exec", f"{self.name}-{r // ranks_per_host}", program, *map(str, arguments)],
                                  env={**env, "RANK": str(r)}, stdout=subprocess.PIPE, text=True) for r in range(ranks)]
 
     def cut(self, host):
@@ -145,6 +146,19 @@ def test_a_link_that_stays_cut_ends_the_operation_and_the_rest_goes_on(hosts):
         assert said[0]["error"] == "jalErrorPeerLost" and said[-1]["wrong"] == 0, said
     finally:
         hosts.heal(2)
+
+
+@pytest.mark.skipif("JALAPENO_LLM" not in os.environ, reason="JALAPENO_LLM says where the program is")
+def test_a_model_runs_across_hosts(hosts):
+    llm = os.environ["JALAPENO_LLM"]
+    model = str(pathlib.Path(__file__).resolve().parents[2] / "samples/llm/model/storyteller-3m-bf16.gguf")
+    arguments = ["--model", model, "--prompt", "Tom had a blue kite", "-n", "30"]
+    alone = subprocess.run([llm, *arguments], capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
+    two = Hosts.__new__(Hosts)
+    two.__dict__.update(hosts.__dict__, count=2)
+    processes = two.start(*arguments, program=llm)
+    texts = [p.communicate(timeout=PATIENCE)[0] for p in processes]
+    assert texts == [alone, ""] and all(p.returncode == 0 for p in processes)
 
 
 def test_no_provider_is_an_error_that_lists_what_was_found(hosts):

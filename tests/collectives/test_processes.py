@@ -12,6 +12,8 @@ import pytest
 
 RANK = os.environ["JALAPENO_COLL_RANK"]
 BENCH = os.environ["JALAPENO_COLL_BENCH"]
+LLM = os.environ.get("JALAPENO_LLM", "")
+MODEL = pathlib.Path(__file__).resolve().parents[2] / "samples/llm/model/storyteller-3m-bf16.gguf"
 PATIENCE = 120
 
 
@@ -158,6 +160,32 @@ def test_the_bench_verifies_what_it_measures():
     rows = json.loads(done.stdout[done.stdout.index("[\n"):])
     assert {r["operation"] for r in rows} == {"all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "reduce", "send_recv"}
     assert all(r["wrong"] == 0 and r["processes"] == 2 and r["model_assumed"] for r in rows)
+
+
+def story(*arguments, env=None):
+    done = subprocess.run([LLM, "--model", str(MODEL), "--prompt", "Tom had a blue kite", "-n", "40", "--json", *arguments],
+                          capture_output=True, text=True, timeout=PATIENCE, env=env or {**os.environ, "JAL_LOG": "off"})
+    assert done.returncode == 0, done.stderr
+    text, report = done.stdout.rsplit("\n{", 1)
+    return text, json.loads("{" + report)
+
+
+@pytest.mark.skipif(not LLM, reason="JALAPENO_LLM says where the program is")
+def test_a_model_shared_out_to_chips_tells_the_same_story():
+    alone, _ = story()
+    for chips in (2, 4):
+        text, report = story("--chips", str(chips))
+        assert text == alone
+        assert report["chips"] == chips and report["assumed"] and 0 < report["decode"]["modelled_chip"]["communication_share"] < 1
+    port = free_port()
+    command = [LLM, "--model", str(MODEL), "--prompt", "Tom had a blue kite", "-n", "40"]
+    processes = [subprocess.Popen(command, env=environment(r, 2, port), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+                 for r in range(2)]
+    texts = [p.communicate(timeout=PATIENCE)[0] for p in processes]
+    assert texts[0].rstrip("\n") == alone.rstrip("\n") and texts[1] == ""
+    assert all(p.returncode == 0 for p in processes)
+    refused = subprocess.run([LLM, "--model", str(MODEL), "--prompt", "x", "--chips", "3"], capture_output=True, text=True, timeout=PATIENCE)
+    assert refused.returncode == 1 and "cannot be shared out to 3 chips" in refused.stderr, refused.stderr
 
 
 @pytest.mark.skipif("JAL_TEST_KILLS" not in os.environ, reason="JAL_TEST_KILLS says how many")
