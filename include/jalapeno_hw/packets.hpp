@@ -101,20 +101,20 @@ struct alignas(64) FabricLine {
   uint64_t device_ns;  // when it arrives, by the sender's clock
   uint32_t status;     // Status: not 0 when the sender's queue failed before this exchange
   uint32_t bytes;      // of data in the slot
-  uint64_t data[2];  // up to kFabricInlineBytes of the sender's data
+  uint64_t data[2];    // up to kFabricInlineBytes of the sender's data
 };
 inline constexpr uint64_t kFabricInlineBytes = 16;
 inline constexpr uint32_t kFabricRelayed = 1;  // the host carries lines and slots on: POST raises the queue's vector
 
 // A member as one rank sees it. Lines and slots are in pairs: exchanges use them in turn.
 struct alignas(64) FabricPeer {
-  DeviceAddr lines;            // at the peer: FabricLine[2] that this rank writes
-  DeviceAddr inbox;            // here: FabricLine[2] that the peer writes
-  DeviceAddr slot;             // at the peer: where this rank's data goes; the second one is slot_bytes * ranks behind
-  DeviceAddr window;           // added to an address that the peer told
-  uint64_t waits, waited_ns;   // how often an AWAIT stood still for this peer, and how long: the device's
-  uint32_t number;  // what fault records call it
-  uint32_t flags;   // kFabricRelayed
+  DeviceAddr lines;           // at the peer: FabricLine[2] that this rank writes
+  DeviceAddr inbox;           // here: FabricLine[2] that the peer writes
+  DeviceAddr slot;            // at the peer: where this rank's data goes; the second one is slot_bytes * ranks behind
+  DeviceAddr window;          // added to an address that the peer told
+  uint64_t waits, waited_ns;  // how often an AWAIT stood still for this peer, and how long: the device's
+  uint32_t number;            // what fault records call it
+  uint32_t flags;             // kFabricRelayed
   uint64_t reserved;
 };
 

@@ -1,11 +1,12 @@
 // The C functions of the collectives: checks, groups of calls, handles.
+#include <algorithm>
 #include <cstring>
 #include <thread>
 #include <utility>
 
-#include "../stream.hpp"
 #include "communicator.hpp"
 #include "launcher.hpp"
+#include "stream.hpp"
 
 namespace jalapeno::runtime {
 namespace {
@@ -47,9 +48,10 @@ uint32_t element_bytes(jalDType type, const char* name) {
 }
 
 uint64_t bytes_of(uint64_t count, uint64_t parts, uint32_t element, const char* name) {
-  if (count > (uint64_t{1} << 46) / element / parts)
+  const uint64_t each = std::max<uint64_t>(element * parts, 1);
+  if (count > (uint64_t{1} << 46) / each)
     invalid(std::string(name) + ": a count of " + std::to_string(count) + " elements is more than any device holds");
-  return count * parts * element;
+  return count * each;
 }
 
 // Device memory of the communicator's device.

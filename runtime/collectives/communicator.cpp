@@ -8,7 +8,7 @@
 #include <jalapeno_driver/log.hpp>
 #include <nlohmann/json.hpp>
 
-#include "../stream.hpp"
+#include "stream.hpp"
 
 namespace jalapeno::runtime {
 namespace {

@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "../context.hpp"
+#include "context.hpp"
 #include "flight.hpp"
 #include "mesh.hpp"
 #include "plan.hpp"

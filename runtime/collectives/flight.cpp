@@ -13,7 +13,7 @@
 #include <filesystem>
 #include <jalapeno_driver/log.hpp>
 
-#include "../error.hpp"
+#include "error.hpp"
 #include "rendezvous.hpp"
 
 namespace jalapeno::runtime {

@@ -14,7 +14,7 @@
 #include <optional>
 #include <sstream>
 
-#include "../error.hpp"
+#include "error.hpp"
 
 namespace jalapeno::runtime {
 namespace {

@@ -11,7 +11,7 @@
 #include <cerrno>
 #include <cstring>
 
-#include "../error.hpp"
+#include "error.hpp"
 
 namespace jalapeno::runtime {
 namespace {

@@ -12,7 +12,7 @@
 #include <cstring>
 #include <jalapeno_driver/log.hpp>
 
-#include "../error.hpp"
+#include "error.hpp"
 
 namespace jalapeno::runtime {
 namespace {

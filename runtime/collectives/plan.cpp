@@ -5,7 +5,7 @@
 #include <cstring>
 #include <sstream>
 
-#include "../error.hpp"
+#include "error.hpp"
 
 namespace jalapeno::runtime {
 namespace {

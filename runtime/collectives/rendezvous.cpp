@@ -21,7 +21,7 @@
 #include <jalapeno_driver/log.hpp>
 #include <thread>
 
-#include "../error.hpp"
+#include "error.hpp"
 
 namespace jalapeno::runtime {
 namespace {
