@@ -425,6 +425,33 @@ TEST(Collectives, AFailedKernelBeforeAnOperationEndsTheOthersWait) {
   EXPECT_NE(w.comms[0].error(), jalSuccess);
 }
 
+TEST(Collectives, WorkGoesOnWithFewerLinksAndEndsWithNone) {
+  std::string down = "link_error@put:1";
+  for (int put = 3; put < 15; ++put) down += ",link_down@put:" + std::to_string(put);  // one of the twelve each
+  std::vector<Device> devices;
+  devices.emplace_back("emu:?hbm=64M&threads=1&fault=" + down), devices.emplace_back("emu:?hbm=64M&threads=1");
+  const auto comms = Communicator::all(devices);
+  const std::vector<float> ones(1000, 1.f);
+  Buffer<float> a(devices[0], std::span<const float>(ones)), b(devices[1], std::span<const float>(ones));
+  const Stream s(devices[0]), t(devices[1]);
+  auto once = [&] {
+    comms[0].all_reduce(a.data(), a.data(), a.size(), jalMax, s);
+    comms[1].all_reduce(b.data(), b.data(), b.size(), jalMax, t);
+    s.synchronize(), t.synchronize();
+  };
+  once(), once();
+  EXPECT_EQ(devices[0].telemetry().links_up, 12u);
+  EXPECT_EQ(devices[0].telemetry().fabric_errors, 1u);
+  once();
+  EXPECT_EQ(devices[0].telemetry().links_up, 11u);
+  EXPECT_EQ(a.to_host(), ones);
+  for (int put = 4; put < 14; ++put) once();
+  EXPECT_EQ(devices[0].telemetry().links_up, 1u);
+  EXPECT_THROW(once(), Error);
+  EXPECT_EQ(jalStreamSynchronize(s.get()), jalErrorLinkDown) << jalGetLastErrorDetail();
+  EXPECT_EQ(devices[0].telemetry().links_up, 0u);
+}
+
 TEST(Collectives, SplitAndShrinkGoOnWithFewer) {
   World w(4);
   std::vector<jalComm_t> parts(4);
