@@ -7,6 +7,7 @@
 #include <cstring>
 #include <jalapeno_driver/log.hpp>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "stream.hpp"
 
@@ -164,15 +165,22 @@ Communicator::Communicator(std::shared_ptr<Context> context, std::shared_ptr<Mes
 
 Communicator::~Communicator() {
   mesh_->leave(channel_, ranks_);
-  // What is in flight reads and writes the group's memory. A communicator that failed has nothing in flight that waits.
-  if (!failed_)
+  try {
+    // What is in flight reads and writes the group's memory. After a failure nothing of it waits for long.
     fail_with(jalErrorCommAborted, rank_, "the communicator was destroyed while operations were in flight", false);
-  for (const Fence& f : fences_)
-    if (auto s = f.stream.lock()) (void)s->queue().wait(f.value, 2'000'000'000);
+    for (const Fence& f : fences_)
+      if (auto s = f.stream.lock()) (void)s->queue().wait(f.value, 2'000'000'000);
+  } catch (const std::exception&) {
+    // The device is lost: nothing runs.
+  }
   relay_.reset();
   windows_.clear();
   for (Ranges& r : ranges_) give_back(r.table);
-  if (block_.bytes != 0) context_->space().free(block_);
+  try {
+    if (block_.bytes != 0) context_->space().free(block_);
+  } catch (const std::exception& e) {
+    driver::runtime_log().debug("memory of a communicator: {}", e.what());
+  }
 }
 
 uint32_t Communicator::index_of(uint32_t world_rank) const {
@@ -357,9 +365,25 @@ void Communicator::check_usable(const Stream& stream, const Call& call) const {
   std::lock_guard lock(error_mutex_);
   if (error_)
     runtime::fail(error_->code, std::string(name_of(call.op)) + ": the communicator has failed: " + error_->evidence);
-  if (!left_.empty())
-    runtime::fail(jalErrorPeerLost,
-                  std::string(name_of(call.op)) + ": " + who(*left_.begin()) + " has destroyed its communicator");
+  if (finalized_)
+    runtime::fail(jalErrorIllegalState, std::string(name_of(call.op)) + ": the communicator was finalized");
+  // A message needs its two ranks only.
+  const bool pair = call.op == CollectiveOp::kSend || call.op == CollectiveOp::kReceive;
+  if (pair ? left_.count(call.root) != 0 : !left_.empty())
+    runtime::fail(jalErrorPeerLost, std::string(name_of(call.op)) + ": " + who(pair ? call.root : *left_.begin()) +
+                                        " has left the communicator");
+}
+
+// A stream that has failed before takes nothing: the other ranks, who wait for this call, are told.
+void Communicator::enqueue(Stream& stream, const Packets& packets, const Call& call) {
+  try {
+    stream.submit(packets, name_of(call.op));
+  } catch (const Error& e) {
+    if (stream.failed())
+      fail_with(jalErrorDependencyFailed, rank_, std::string("its stream failed before this operation: ") + e.what(),
+                true);
+    throw;
+  }
 }
 
 void Communicator::submit(Stream& stream, const Packets& packets, const Call& call) {
@@ -367,7 +391,7 @@ void Communicator::submit(Stream& stream, const Packets& packets, const Call& ca
   if (auto last = last_stream_.lock(); last != nullptr && last.get() != &stream && !stream.capturing() &&
                                        last->completed() < last->submitted() && !last->failed())
     stream.wait_for(last->queue().timeline_address(), last->submitted());
-  stream.submit(packets, name_of(call.op));
+  enqueue(stream, packets, call);
   if (relay_ != nullptr) relay_->expect();
   const bool captured = stream.capturing();
   flight_->add(signature_of(call), call.count * call.element, stream.queue().number(), stream.submitted(), captured);
@@ -420,7 +444,7 @@ void Communicator::run_pairs(std::span<const std::pair<Stream*, Call>> calls) {
       for (const auto& [stream, call] : now) {
         packets_.clear();
         plan_pair(call, pair_view(call), step, packets_);
-        stream->submit(packets_, name_of(call.op));
+        enqueue(*stream, packets_, call);
       }
     }
     packets_.clear();
@@ -477,6 +501,7 @@ void Communicator::fail_with(jalError_t code, int64_t rank, const std::string& e
     error_ = r, text = r.evidence;
     failed_ = true;
   }
+  if (block_.bytes == 0) return;  // it was never connected
   // Ends what waits on the device: the rank first, then the word that makes it count.
   auto& control = *reinterpret_cast<hw::FabricControl*>(context_->space().aperture(block_).data() + Layout::kControl);
   std::atomic_ref(control.rank)
@@ -485,7 +510,8 @@ void Communicator::fail_with(jalError_t code, int64_t rank, const std::string& e
   context_->device().wake();
   context_->device().notify();
   if (code != jalErrorCommAborted || tell)
-    driver::runtime_log().error("rank {} of {}: {}: {}", rank_, ranks(), jalGetErrorName(code), text);
+    driver::runtime_log().error("rank {} of {}: {}: {}; operations: {}", rank_, ranks(), jalGetErrorName(code), text,
+                                flight_->path());
   if (tell) mesh_->tell_failure(channel_, ranks_, rank < 0 ? UINT32_MAX : static_cast<uint32_t>(rank), code, evidence);
 }
 
@@ -551,6 +577,11 @@ void Communicator::finalize() {
       runtime::fail(jalErrorWaitTimeout, "jalCommFinalize: operations are still in flight");
   if (const jalError_t e = error(); e != jalSuccess)
     runtime::fail(e, "jalCommFinalize: " + std::string(record()->evidence));
+  {
+    std::lock_guard lock(error_mutex_);
+    if (std::exchange(finalized_, true)) return;
+  }
+  mesh_->say_goodbye(channel_, ranks_);
 }
 
 std::shared_ptr<Communicator> Communicator::split(int color, int key) {

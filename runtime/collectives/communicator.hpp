@@ -73,6 +73,7 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
   void agree(const std::string& trouble);
   void check_usable(const Stream& stream, const Call& call) const;
   void submit(Stream& stream, const Packets& packets, const Call& call);
+  void enqueue(Stream& stream, const Packets& packets, const Call& call);
   void fail_with(jalError_t code, int64_t rank, const std::string& evidence, bool tell);
   void notice_streams();
   GroupView pair_view(const Call& call) const;
@@ -110,7 +111,8 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
   mutable std::mutex error_mutex_;
   std::optional<jalCommErrorRecord> error_;
   std::atomic<bool> failed_{false};
-  std::set<uint32_t> left_;  // group ranks that destroyed their communicator
+  std::set<uint32_t> left_;  // group ranks that finalized or destroyed their communicator
+  bool finalized_ = false;
 };
 
 Communicator& communicator_of(jalComm_t comm);

@@ -145,6 +145,10 @@ void Mesh::leave(uint64_t channel, const std::vector<uint32_t>& ranks) {
     std::lock_guard lock(mutex_);
     listeners_.erase(channel);
   }
+  say_goodbye(channel, ranks);
+}
+
+void Mesh::say_goodbye(uint64_t channel, const std::vector<uint32_t>& ranks) {
   for (uint32_t r : ranks)
     if (r != rank_) send(r, kLeft, channel, 0, {});
 }

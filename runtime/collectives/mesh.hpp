@@ -39,7 +39,8 @@ class Mesh {
   std::string local_address(uint32_t rank) const;  // IPv4, of the interface that leads to that rank
   std::set<uint32_t> lost_ranks() const;
 
-  void listen(uint64_t channel, Listener listener);                  // what came before is told at once
+  void listen(uint64_t channel, Listener listener);                        // what came before is told at once
+  void say_goodbye(uint64_t channel, const std::vector<uint32_t>& ranks);  // the end of this rank is no loss to them
   void leave(uint64_t channel, const std::vector<uint32_t>& ranks);  // tells them; no call of the listener is under way
   void tell_failure(uint64_t channel, const std::vector<uint32_t>& ranks, uint32_t culprit, jalError_t code,
                     const std::string& evidence);

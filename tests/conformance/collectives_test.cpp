@@ -416,13 +416,30 @@ TEST(Collectives, AFailedKernelBeforeAnOperationEndsTheOthersWait) {
   stop.trap(7);
   const auto image = tile::write_module({stop.finish()});
   const Module module(w.devices[0], image);
+  Timeline gate(w.devices[0]);
+  w.streams[0].wait(gate, 1);  // both are enqueued when it fails
   launch(w.streams[0], {1}, module.kernel("stop"));
   w.comms[0].barrier(w.streams[0]);
   w.comms[1].barrier(w.streams[1]);
+  gate.signal(1);
   EXPECT_EQ(jalStreamSynchronize(w.streams[1].get()), jalErrorDependencyFailed);
   EXPECT_NE(std::string(jalGetLastErrorDetail()).find("rank 0"), std::string::npos) << jalGetLastErrorDetail();
   EXPECT_EQ(jalStreamSynchronize(w.streams[0].get()), jalErrorAssert);
   EXPECT_NE(w.comms[0].error(), jalSuccess);
+}
+
+TEST(Collectives, AStreamThatHasFailedIsToldToWhoWaits) {
+  World w(2);
+  tile::Builder stop("stop");
+  stop.trap(7);
+  const auto image = tile::write_module({stop.finish()});
+  const Module module(w.devices[0], image);
+  launch(w.streams[0], {1}, module.kernel("stop"));
+  EXPECT_EQ(jalStreamSynchronize(w.streams[0].get()), jalErrorAssert);
+  w.comms[1].barrier(w.streams[1]);
+  EXPECT_EQ(jalBarrier(w.comms[0].get(), w.streams[0].get()), jalErrorAssert);
+  EXPECT_EQ(jalStreamSynchronize(w.streams[1].get()), jalErrorDependencyFailed) << jalGetLastErrorDetail();
+  EXPECT_EQ(w.comms[1].error_record().rank, 0);
 }
 
 TEST(Collectives, WorkGoesOnWithFewerLinksAndEndsWithNone) {

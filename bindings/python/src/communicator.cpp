@@ -323,8 +323,11 @@ rank and for every size and algorithm. docs/collectives.md tells more.)")
         return "<jalapeno.Communicator rank " + std::to_string(c.info.rank) + " of " + std::to_string(c.info.ranks) +
                ">";
       });
-  m.def("group_start", [] { check(jalGroupStart()); });
-  m.def("group_end", [] { check(without_gil([] { return jalGroupEnd(); })); });
+  m.def(
+      "group_start", [] { check(jalGroupStart()); }, "Collects this thread's collective calls; use jalapeno.group().");
+  m.def(
+      "group_end", [] { check(without_gil([] { return jalGroupEnd(); })); },
+      "Issues what was collected; use jalapeno.group().");
   m.def(
       "launcher_rank",
       [] {
