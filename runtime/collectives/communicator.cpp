@@ -194,9 +194,7 @@ std::string Communicator::who(uint32_t rank) const {
 
 // Every rank's trouble, or that there is none: a rank that cannot go on tells all the others why.
 void Communicator::agree(const std::string& trouble) {
-  Mesh::Blob word(trouble.size());
-  std::memcpy(word.data(), trouble.data(), trouble.size());
-  for (const auto& said : mesh_->exchange(channel_, ranks_, word, settings_.init_timeout_ms))
+  for (const auto& said : mesh_->exchange(channel_, ranks_, Mesh::blob(trouble), settings_.init_timeout_ms))
     if (!said->empty())
       runtime::fail(jalErrorNotSupported, std::string(reinterpret_cast<const char*>(said->data()), said->size()));
 }

@@ -155,8 +155,7 @@ void Mesh::say_goodbye(uint64_t channel, const std::vector<uint32_t>& ranks) {
 
 void Mesh::tell_failure(uint64_t channel, const std::vector<uint32_t>& ranks, uint32_t culprit, jalError_t code,
                         const std::string& evidence) {
-  Blob body(evidence.size());
-  std::memcpy(body.data(), evidence.data(), evidence.size());
+  const Blob body = blob(evidence);
   for (uint32_t r : ranks)
     if (r != rank_) send(r, kFailure, channel, uint64_t{culprit} << 32 | static_cast<uint32_t>(code), body);
 }
@@ -169,9 +168,9 @@ void Mesh::send(uint32_t rank, uint32_t type, uint64_t channel, uint64_t word, c
   }
   std::lock_guard lock(p.send_mutex);
   const Message m{type, static_cast<uint32_t>(body.size()), channel, word};
-  std::vector<std::byte> all(sizeof m + body.size());
+  std::vector<std::byte> all(sizeof m);
   std::memcpy(all.data(), &m, sizeof m);
-  std::memcpy(all.data() + sizeof m, body.data(), body.size());
+  all.insert(all.end(), body.begin(), body.end());
   // A stopped process does not read; its buffer takes the few messages there are. A peer that is gone shows on its
   // socket, on the mesh's thread.
   (void)send_all(p.socket, all.data(), all.size(), now_ns() + 100 * kMillisecond);

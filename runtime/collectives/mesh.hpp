@@ -21,6 +21,10 @@ namespace jalapeno::runtime {
 class Mesh {
  public:
   using Blob = std::vector<std::byte>;
+  static Blob blob(const std::string& text) {
+    const auto* begin = reinterpret_cast<const std::byte*>(text.data());
+    return {begin, begin + text.size()};
+  }
   struct Listener {  // of one channel; called on the mesh's thread
     std::function<void(uint32_t rank, const std::string& evidence)> lost;
     std::function<void(uint32_t rank, jalError_t code, const std::string& evidence)> failed;  // that rank says so
