@@ -148,6 +148,7 @@ class Chip {
                   uint64_t stride);
   bool await(Queue& queue, const hw::AwaitPacket& packet);
   hw::FabricLine line_of(Queue& queue, const Group& g, uint32_t rank);
+  uint64_t posted_address(const Group& g, uint32_t rank, hw::DeviceAddr said, uint64_t offset, uint64_t bytes) const;
   uint64_t posted_data(const Group& g, uint32_t rank) const;  // device address of what that rank put here
   void move(Queue& queue, const hw::MovePacket& packet);
   void reduce(Queue& queue, const hw::ReducePacket& packet);

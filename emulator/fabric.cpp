@@ -191,6 +191,8 @@ FabricPort::Reached FabricPort::reach(uint64_t address, uint64_t key) {
   }
   const auto [name, size] = socket_name(address);
   Descriptor s{socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)};
+  setsockopt(s.fd, SOL_SOCKET, SO_SNDTIMEO, &kPatience,
+             sizeof kPatience);  // bounds connect too, when its queue is full
   if (s.fd < 0 || connect(s.fd, reinterpret_cast<const sockaddr*>(&name), size) != 0 || !same_user(s.fd))
     return {hw::kWindowUnreachable, nullptr};
   setsockopt(s.fd, SOL_SOCKET, SO_RCVTIMEO, &kPatience, sizeof kPatience);

@@ -152,6 +152,12 @@ void Chip::post(Queue& queue, const hw::PostPacket& p) {
 // A queue that failed before its exchange says so: nobody may wait for it.
 void Chip::poison_group(Queue& queue, const hw::PostPacket& p, Status status) {
   const Group g = group_of(queue, p.group);
+  // Once is enough, and more would overwrite lines that a slow peer still reads.
+  if (g.sequence > 0) {
+    hw::FabricLine own;
+    context_memory(queue).read(of_line(g.peers[g.rank].inbox, g.sequence), &own, sizeof own);
+    if (own.sequence == g.sequence && own.status != 0) return;
+  }
   hw::FabricLine line{};
   line.sequence = g.sequence + 1, line.signature = p.signature, line.status = static_cast<uint32_t>(status);
   line.device_ns = static_cast<uint64_t>(queue.clock_ns);
@@ -161,7 +167,23 @@ void Chip::poison_group(Queue& queue, const hw::PostPacket& p, Status status) {
 hw::FabricLine Chip::line_of(Queue& queue, const Group& g, uint32_t rank) {
   hw::FabricLine line;
   context_memory(queue).read(of_line(g.peers[rank].inbox, g.sequence), &line, sizeof line);
+  if (line.sequence != g.sequence || line.status != 0) {
+    Fault f(Status::kDependencyFailed, "the line of rank %u is of exchange %llu with status %u, expected %llu",
+            g.peers[rank].number, ull(line.sequence), line.status, ull(g.sequence));
+    f.record.cookie = g.group->cookie, f.record.other = g.peers[rank].number, f.record.value = line.status;
+    throw f;
+  }
   return line;
+}
+
+// What a peer says is an address of its own context: nothing outside the window to it.
+uint64_t Chip::posted_address(const Group& g, uint32_t rank, hw::DeviceAddr said, uint64_t offset,
+                              uint64_t bytes) const {
+  constexpr uint64_t kEnd = uint64_t{1} << hw::kVaBits;
+  if (hw::raw(said) >= kEnd || offset >= kEnd - hw::raw(said) || bytes > kEnd - hw::raw(said) - offset)
+    throw Fault(Status::kBadPacket, "rank %u told of 0x%llx, with %llu bytes at offset %llu: not in its context",
+                g.peers[rank].number, ull(hw::raw(said)), ull(bytes), ull(offset));
+  return (rank == g.rank ? 0 : hw::raw(g.peers[rank].window)) + hw::raw(said) + offset;
 }
 
 bool Chip::await(Queue& queue, const hw::AwaitPacket& p) {
@@ -253,15 +275,14 @@ void Chip::move(Queue& queue, const hw::MovePacket& p) {
       hw::FabricRange get{}, give{};
       const hw::FabricLine line = line_of(queue, g, rank);
       memory.read(p.offset + rank * sizeof get, &get, sizeof get);
-      const uint64_t window = rank == g.rank ? 0 : hw::raw(g.peers[rank].window);
-      memory.read(window + hw::raw(line.address[1]) + g.rank * sizeof give, &give, sizeof give);
+      memory.read(posted_address(g, rank, line.address[1], g.rank * sizeof give, sizeof give), &give, sizeof give);
       if (get.bytes != give.bytes || get.bytes > kMostBytes) {
         Fault f(Status::kMismatch, "rank %u gives %llu bytes, rank %u expects %llu", g.peers[rank].number,
                 ull(give.bytes), g.peers[g.rank].number, ull(get.bytes));
         f.record.cookie = g.group->cookie, f.record.other = g.peers[rank].number;
         throw f;
       }
-      source = hw::raw(line.address[0]) + window + give.offset;
+      source = posted_address(g, rank, line.address[0], give.offset, give.bytes);
       destination = hw::raw(p.destination) + get.offset, bytes = get.bytes;
     } else if (rank != g.rank) {
       const hw::FabricLine line = line_of(queue, g, rank);
@@ -269,7 +290,7 @@ void Chip::move(Queue& queue, const hw::MovePacket& p) {
         if (bytes <= hw::kFabricInlineBytes) return memory.write(destination, line.data, bytes);
         source = posted_data(g, rank);
       } else {
-        source = hw::raw(line.address[0]) + hw::raw(g.peers[rank].window) + p.offset;
+        source = posted_address(g, rank, line.address[0], p.offset, bytes);
       }
     }
     if (bytes == 0 || source == destination) return;
@@ -310,18 +331,18 @@ void Chip::reduce(Queue& queue, const hw::ReducePacket& p) {
       continue;
     }
     const hw::FabricLine line = line_of(queue, g, k);
-    const uint64_t window = hw::raw(g.peers[k].window);
     if (slots && bytes <= hw::kFabricInlineBytes) {
       inline_[k] = {line.data[0], line.data[1]};
       sources[k] = reinterpret_cast<const std::byte*>(inline_[k].data());
     } else if (slots) {
       sources[k] = reach(queue, posted_data(g, k), bytes, hw::kAccessRead);
     } else {
-      sources[k] = reach(queue, hw::raw(line.address[0]) + window + p.offset, bytes, hw::kAccessRead);
+      sources[k] = reach(queue, posted_address(g, k, line.address[0], p.offset, bytes), bytes, hw::kAccessRead);
       fetched += bytes;
     }
     if ((p.flags & hw::kToAll) || ((p.flags & hw::kToRoot) && p.rank == k)) {
-      destinations.push_back(reach(queue, hw::raw(line.address[1]) + window + p.offset, bytes, hw::kAccessWrite));
+      destinations.push_back(
+          reach(queue, posted_address(g, k, line.address[1], p.offset, bytes), bytes, hw::kAccessWrite));
       put += bytes;
     }
   }

@@ -230,6 +230,16 @@ std::shared_ptr<Communicator> Context::find_communicator(uint64_t cookie) {
   return nullptr;
 }
 
+void Context::dropped_graph() {
+  std::vector<std::weak_ptr<Communicator>> all;
+  {
+    std::lock_guard lock(mutex_);
+    all = communicators_;
+  }
+  for (const auto& weak : all)
+    if (auto c = weak.lock()) c->dropped_graph();
+}
+
 void Context::dropped_post(hw::DeviceAddr group) {
   std::vector<std::weak_ptr<Communicator>> all;
   {

@@ -58,6 +58,7 @@ class Context : public std::enable_shared_from_this<Context> {
   void add(const std::shared_ptr<Communicator>& communicator);
   std::shared_ptr<Communicator> find_communicator(uint64_t cookie);
   void dropped_post(hw::DeviceAddr group);  // a stream was reset before it posted
+  void dropped_graph();                     // ... before it was through with a graph
 
   // A cache line of pinned memory for a timeline.
   struct Line {

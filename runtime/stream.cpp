@@ -431,9 +431,11 @@ uint64_t Stream::reset() {
   capture_.reset();
   std::vector<hw::TimelinePacket> signals;
   std::vector<hw::DeviceAddr> groups;
+  bool graphs = false;
   queue_.each_pending([&](const hw::Packet& packet) {
     if (packet.header.op == hw::PacketOp::kPost || packet.header.op == hw::PacketOp::kAwait)
       groups.push_back(hw::DeviceAddr{packet.word[0]});
+    graphs |= packet.header.op == hw::PacketOp::kCall;
     if (packet.header.op != hw::PacketOp::kSignal) return;
     hw::TimelinePacket p;
     std::memcpy(&p, &packet, sizeof p);
@@ -452,6 +454,7 @@ uint64_t Stream::reset() {
   lock.unlock();
   // The other ranks of dropped collectives must not wait for this one. After a failure the device has told them.
   for (const hw::DeviceAddr group : groups) context_->dropped_post(group);
+  if (graphs) context_->dropped_graph();
   context_->drop_calls_of(this);
   raise(call_done_);
   lock.lock();

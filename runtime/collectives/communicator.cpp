@@ -165,11 +165,14 @@ Communicator::Communicator(std::shared_ptr<Context> context, std::shared_ptr<Mes
 
 Communicator::~Communicator() {
   mesh_->leave(channel_, ranks_);
+  bool idle = true;
   try {
     // What is in flight reads and writes the group's memory. After a failure nothing of it waits for long.
     fail_with(jalErrorCommAborted, rank_, "the communicator was destroyed while operations were in flight", false);
     for (const Fence& f : fences_)
-      if (auto s = f.stream.lock()) (void)s->queue().wait(f.value, 2'000'000'000);
+      if (auto s = f.stream.lock();
+          s != nullptr && s->queue().wait(f.value, 2'000'000'000) == driver::WaitResult::kTimeout)
+        idle = false;
   } catch (const std::exception&) {
     // The device is lost: nothing runs.
   }
@@ -177,7 +180,11 @@ Communicator::~Communicator() {
   windows_.clear();
   for (Ranges& r : ranges_) give_back(r.table);
   try {
-    if (block_.bytes != 0) context_->space().free(block_);
+    if (!idle)
+      driver::runtime_log().warn("rank {}: a stream still uses its communicator; {} bytes stay allocated", rank_,
+                                 block_.bytes);
+    else if (block_.bytes != 0)
+      context_->space().free(block_);
   } catch (const std::exception& e) {
     driver::runtime_log().debug("memory of a communicator: {}", e.what());
   }
@@ -234,6 +241,8 @@ bool Communicator::open_windows() {
   const auto everywhere = mesh_->exchange(channel_, ranks_, reached, settings_.init_timeout_ms);
   for (uint32_t i = 0; i < n; ++i)
     for (uint32_t k = 0; k < n; ++k) {
+      if (everywhere[i]->size() != n)
+        runtime::fail(jalErrorVersionMismatch, who(i) + " told of " + std::to_string(everywhere[i]->size()) + " ranks");
       if ((*everywhere[i])[k] != std::byte{0}) continue;
       all = false;
       if (i == rank_) relayed_[k] = true;
@@ -301,7 +310,8 @@ void Communicator::connect() {
                             {layout.out_slot(k, 0), layout.out_slot(k, 1)},
                             {layout.slot(k, 0), layout.slot(k, 1)},
                             {layout.slot(rank_, 0), layout.slot(rank_, 1)},
-                            static_cast<uint32_t>(rank_ * kKinds * 2)};
+                            static_cast<uint32_t>(rank_ * kKinds * 2),
+                            layout.slot_bytes};
       net->connect(k, from_blob<ToldMemory>(*told[k]).address, from_blob<ToldMemory>(*told[k]).exposed);
     } else {
       peer.lines = there(k, layout.inbox(rank_)), peer.slot = there(k, layout.slot(rank_, 0) + header);
@@ -334,7 +344,8 @@ void Communicator::connect() {
                                    {Layout::pair_slot(out, self, 0), Layout::pair_slot(out, self, 1)},
                                    {Layout::pair_slot(in, other, 0), Layout::pair_slot(in, other, 1)},
                                    {Layout::pair_slot(theirs, self, 0), Layout::pair_slot(theirs, self, 1)},
-                                   static_cast<uint32_t>((rank_ * kKinds + (3 - kind)) * 2)};
+                                   static_cast<uint32_t>((rank_ * kKinds + (3 - kind)) * 2),
+                                   Layout::kPairSlot};
     }
   }
   group_ = {at(Layout::kGroup), n, rank_, data, settings_.deadline_ms, network};
@@ -384,15 +395,26 @@ void Communicator::enqueue(Stream& stream, const Packets& packets, const Call& c
   }
 }
 
+// Two streams may not be in two operations at once: the later one waits for the end of the other's last one.
+void Communicator::follow_last(Stream& stream) {
+  auto last = last_stream_.lock();
+  if (last == nullptr || last.get() == &stream || stream.capturing() || last->failed()) return;
+  for (const Fence& f : fences_)
+    if (f.stream.lock() == last && last->completed() < f.value)
+      stream.wait_for(last->queue().timeline_address(), f.value);
+}
+
 void Communicator::submit(Stream& stream, const Packets& packets, const Call& call) {
-  // Two streams may not be in two operations at once: the later one waits for the earlier one's end.
-  if (auto last = last_stream_.lock(); last != nullptr && last.get() != &stream && !stream.capturing() &&
-                                       last->completed() < last->submitted() && !last->failed())
-    stream.wait_for(last->queue().timeline_address(), last->submitted());
   enqueue(stream, packets, call);
   if (relay_ != nullptr) relay_->expect();
   const bool captured = stream.capturing();
-  flight_->add(signature_of(call), call.count * call.element, stream.queue().number(), stream.submitted(), captured);
+  if (captured) captured_ = true;
+  if (call.op == CollectiveOp::kAllToAllRanges)
+    for (Ranges& r : ranges_)
+      if (r.table.address == call.send_ranges || r.table.address == call.receive_ranges)
+        r.used.value = stream.submitted();
+  flight_->add(signature_of(call, algorithm(call)), call.count * call.element, stream.queue().number(),
+               stream.submitted(), captured);
   last_stream_ = stream.weak_from_this();
   auto known = std::find_if(fences_.begin(), fences_.end(), [&](const Fence& f) {
     return !f.stream.owner_before(last_stream_) && !last_stream_.owner_before(f.stream);
@@ -412,7 +434,8 @@ void Communicator::run(Stream& stream, const Call& call) {
   }
   std::lock_guard lock(mutex_);
   packets_.clear();
-  plan(call, group_, tuning_.choose(call.op, call.count * call.element, group_), packets_);
+  follow_last(stream);
+  plan(call, group_, algorithm(call), packets_);
   submit(stream, packets_, call);
 }
 
@@ -437,6 +460,7 @@ void Communicator::run_pairs(std::span<const std::pair<Stream*, Call>> calls) {
     now.clear(), later.clear();
     for (const auto& c : left)
       (used.emplace(c.second.root, c.second.op == CollectiveOp::kSend).second ? now : later).push_back(c);
+    for (const auto& [stream, call] : now) follow_last(*stream);
     for (const PairStep step : {PairStep::kOpen, PairStep::kMove, PairStep::kClose}) {
       // A rank's message to itself must be sent before it is awaited, whatever order the calls came in.
       for (const auto& [stream, call] : now) {
@@ -472,8 +496,7 @@ hw::DeviceAddr Communicator::place_ranges(Stream& stream, const std::vector<hw::
   std::memcpy(one.data(), &copy, sizeof copy);
   stream.submit(one, "all_to_all");
   free->captured = stream.capturing();
-  // Free again when the call that follows is over, which is at most this many packets.
-  free->used = {stream.weak_from_this(), stream.submitted() + 8};
+  free->used = {stream.weak_from_this(), UINT64_MAX};  // until the call that reads it is enqueued, which says more
   return free->table.address;
 }
 
@@ -490,10 +513,10 @@ void Communicator::fail_with(jalError_t code, int64_t rank, const std::string& e
       r.pid = m.pid;
       copy_text(r.host, m.name);
     }
-    std::string last = "none";
-    flight_->each([&](const Flight::Entry& e) {
-      last = signature_text(e.signature) + ", number " + std::to_string(e.sequence) + " of this rank";
-    });
+    const uint64_t number = flight_->last_number();
+    const std::string last = number == 0 ? "none"
+                                         : signature_text(flight_->last_signature()) + ", number " +
+                                               std::to_string(number) + " of this rank";
     copy_text(r.operation, last);
     copy_text(r.evidence, (rank >= 0 && rank < ranks() ? who(static_cast<uint32_t>(rank)) + ": " : "") + evidence);
     error_ = r, text = r.evidence;
@@ -527,6 +550,11 @@ std::string Communicator::explain(const hw::FaultRecord& f) {
   if (text.empty()) text = f.detail;
   fail_with(code_of(status), known ? int64_t{f.other} : -1, text, true);
   return text;
+}
+
+void Communicator::dropped_graph() {
+  if (captured_)
+    fail_with(jalErrorCommAborted, rank_, "a stream with a graph was reset, which may hold its operations", true);
 }
 
 void Communicator::dropped(hw::DeviceAddr group) {

@@ -48,6 +48,7 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
   // Sends and receives that must not wait for each other.
   void run_pairs(std::span<const std::pair<Stream*, Call>> calls);
   bool reaches_all_memory() const { return !group_.slots_only; }
+  Algorithm algorithm(const Call& call) const { return algorithm(call.op, call.count * call.element); }
   Algorithm algorithm(CollectiveOp op, uint64_t bytes) const { return tuning_.choose(op, bytes, group_); }
   // Ranges of jalAllToAllV, put where the device reads them in the stream's order.
   hw::DeviceAddr place_ranges(Stream& stream, const std::vector<hw::FabricRange>& ranges);
@@ -65,6 +66,7 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
   std::string explain(const hw::FaultRecord& fault);
   // A stream drops packets that posted to this group: the other ranks wait for nothing.
   void dropped(hw::DeviceAddr group);
+  void dropped_graph();
 
  private:
   struct Layout;
@@ -73,6 +75,7 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
   void agree(const std::string& trouble);
   void check_usable(const Stream& stream, const Call& call) const;
   void submit(Stream& stream, const Packets& packets, const Call& call);
+  void follow_last(Stream& stream);
   void enqueue(Stream& stream, const Packets& packets, const Call& call);
   void fail_with(jalError_t code, int64_t rank, const std::string& evidence, bool tell);
   void notice_streams();
@@ -106,6 +109,7 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
     bool captured = false;
   };
   std::vector<Ranges> ranges_;
+  std::atomic<bool> captured_{false};  // some graph has operations of this group
   uint64_t splits_ = 0, shrinks_ = 0;
 
   mutable std::mutex error_mutex_;

@@ -77,6 +77,8 @@ void Flight::add(uint64_t signature, uint64_t bytes, uint32_t queue, uint64_t po
   e.signature = signature, e.bytes = bytes, e.queue = queue, e.position = position;
   e.enqueued_ns = static_cast<uint64_t>(now_ns()), e.done_ns = 0, e.captured = captured;
   sequence.store(++count_, std::memory_order_release);
+  last_signature_.store(signature, std::memory_order_relaxed);
+  last_number_.store(count_, std::memory_order_release);
 }
 
 }  // namespace jalapeno::runtime

@@ -1,6 +1,7 @@
 // The flight recorder: a communicator's last operations on this rank, in a file in shared memory that outlives the
 // process. Written by one thread at a time; one cache line an operation.
 #pragma once
+#include <atomic>
 #include <cstdint>
 #include <string>
 
@@ -28,6 +29,9 @@ class Flight {
 
   void add(uint64_t signature, uint64_t bytes, uint32_t queue, uint64_t position, bool captured);
   uint64_t count() const { return count_; }
+  // Of the last one, from any thread.
+  uint64_t last_signature() const { return last_signature_.load(std::memory_order_relaxed); }
+  uint64_t last_number() const { return last_number_.load(std::memory_order_acquire); }
   // The last entries, oldest first.
   template <class F>
   void each(F f) {
@@ -45,6 +49,7 @@ class Flight {
   Header* header_ = nullptr;
   Entry* entries_ = nullptr;
   uint64_t count_ = 0;
+  std::atomic<uint64_t> last_signature_{0}, last_number_{0};
 };
 
 }  // namespace jalapeno::runtime

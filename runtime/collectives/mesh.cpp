@@ -57,9 +57,10 @@ Mesh::Mesh(const UniqueId& id, uint32_t ranks, uint32_t rank, uint32_t timeout_m
     for (uint32_t left = ranks - rank - 1; left > 0;) {
       pollfd p{listener.fd, POLLIN, 0};
       const int64_t wait = (deadline - now_ns()) / kMillisecond;
-      if (wait <= 0 || (poll(&p, 1, static_cast<int>(wait)) == 0))
+      if (wait <= 0 || (poll(&p, 1, static_cast<int>(wait)) == 0 && now_ns() > deadline))
         fail(jalErrorCollectiveTimeout, "rank " + std::to_string(rank) + ": " + std::to_string(left) +
                                             " ranks did not connect within " + std::to_string(timeout_ms) + " ms");
+      if (!(p.revents & POLLIN)) continue;  // interrupted
       const int fd = accept4(listener.fd, nullptr, nullptr, SOCK_CLOEXEC);
       if (fd < 0) continue;
       uint64_t from[2];

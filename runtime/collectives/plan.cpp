@@ -59,27 +59,27 @@ void await(const GroupView& g, Packets& out) {
 }
 
 // Where this rank's operands are.
-void post_addresses(const Call& c, const GroupView& g, Packets& out) {
+void post_addresses(const Call& c, const GroupView& g, Algorithm a, Packets& out) {
   auto p = make<hw::PostPacket>(hw::PacketOp::kPost);
-  p.group = g.group, p.signature = signature_of(c);
+  p.group = g.group, p.signature = signature_of(c, a);
   p.address[0] = c.send;
   p.address[1] = c.op == CollectiveOp::kAllToAllRanges ? c.send_ranges : c.receive;
   put(out, p);
 }
 
 // Nobody goes on before everybody is done with everybody's memory.
-void close(const Call& c, const GroupView& g, Packets& out) {
+void close(const Call& c, const GroupView& g, Algorithm a, Packets& out) {
   auto p = make<hw::PostPacket>(hw::PacketOp::kPost);
-  p.group = g.group, p.signature = signature_of(c) | uint64_t{1} << 63;
+  p.group = g.group, p.signature = signature_of(c, a) | uint64_t{1} << 63;
   put(out, p);
   await(g, out);
 }
 
 // Elements [begin, begin + count) of each rank's part, which has c.count.
-void one_shot(const Call& c, const GroupView& g, uint64_t begin, uint64_t count, Packets& out) {
+void one_shot(const Call& c, const GroupView& g, Algorithm a, uint64_t begin, uint64_t count, Packets& out) {
   const uint64_t bytes = count * c.element, part = c.count * c.element, at = begin * c.element;
   auto p = make<hw::PostPacket>(hw::PacketOp::kPost);
-  p.group = g.group, p.signature = signature_of(c), p.source = c.send + at;
+  p.group = g.group, p.signature = signature_of(c, a), p.source = c.send + at;
   p.bytes = c.op == CollectiveOp::kBroadcast && c.root != g.rank ? 0 : bytes;
   p.stride = by_pieces(c.op) ? part : 0;
   put(out, p);
@@ -108,15 +108,15 @@ void segments(const Call& c, const GroupView& g, Packets& out) {
   const uint64_t most = g.slot_bytes / 64 * 64 / c.element;
   uint64_t begin = 0;
   do {
-    one_shot(c, g, begin, std::min(most, c.count - begin), out);
+    one_shot(c, g, Algorithm::kSegments, begin, std::min(most, c.count - begin), out);
     begin += most;
   } while (begin < c.count);
 }
 
-void from_memory(const Call& c, const GroupView& g, Packets& out) {
+void from_memory(const Call& c, const GroupView& g, Algorithm a, Packets& out) {
   const uint64_t bytes = c.count * c.element;
   const uint32_t stream = bytes >= kStreamBytes ? uint32_t{hw::kStream} : 0;
-  post_addresses(c, g, out);
+  post_addresses(c, g, a, out);
   await(g, out);
   switch (c.op) {
     case CollectiveOp::kAllReduce:
@@ -153,7 +153,7 @@ void from_memory(const Call& c, const GroupView& g, Packets& out) {
     default:
       break;
   }
-  close(c, g, out);
+  close(c, g, a, out);
 }
 
 }  // namespace
@@ -201,10 +201,11 @@ Algorithm Tuning::choose(CollectiveOp op, uint64_t bytes, const GroupView& g) co
   return bytes <= one_shot_bytes(g.ranks) ? Algorithm::kOneShot : large;
 }
 
-// Bit 63: the closing exchange. 56: operation, 52: type, 48: reduction, 32: root + 1, 0: count, folded.
-uint64_t signature_of(const Call& c) {
+// Bit 63: the closing exchange. 60: algorithm, 56: operation, 52: type, 48: reduction, 32: root + 1, 0: count, folded.
+uint64_t signature_of(const Call& c, Algorithm algorithm) {
   const bool counted = c.op != CollectiveOp::kBarrier && c.op != CollectiveOp::kAllToAllRanges;
   uint64_t s = uint64_t{static_cast<uint8_t>(c.op == CollectiveOp::kReceive ? CollectiveOp::kSend : c.op)} << 56;
+  s |= uint64_t{static_cast<uint8_t>(algorithm)} << 60;
   if (counted) s |= uint64_t{static_cast<uint32_t>(c.type) & 15} << 52;
   if (reduces(c.op)) s |= uint64_t{static_cast<uint32_t>(c.reduce) & 15} << 48;
   if (rooted(c.op)) s |= uint64_t{c.root + 1} << 32;
@@ -213,7 +214,7 @@ uint64_t signature_of(const Call& c) {
 }
 
 std::string signature_text(uint64_t s) {
-  const auto op = static_cast<CollectiveOp>(s >> 56 & 127);
+  const auto op = static_cast<CollectiveOp>(s >> 56 & 15);
   if (static_cast<int>(op) >= kCollectiveOps) return "an unknown operation";
   std::string text = name_of(op);
   if (op == CollectiveOp::kBarrier) return text;
@@ -225,6 +226,7 @@ std::string signature_text(uint64_t s) {
                                 : "unknown");
   if (reduces(op)) text += std::string(" ") + kReduceNames[std::min<uint64_t>(s >> 48 & 15, 4)];
   if (rooted(op)) text += ", root " + std::to_string((s >> 32 & 0xFFFF) - 1);
+  text += std::string(", ") + name_of(static_cast<Algorithm>(s >> 60 & 3));
   if (s >> 63) text += " (closing)";
   return text;
 }
@@ -232,22 +234,23 @@ std::string signature_text(uint64_t s) {
 void plan(const Call& call, const GroupView& g, Algorithm algorithm, Packets& out) {
   switch (algorithm) {
     case Algorithm::kOneShot:
-      return one_shot(call, g, 0, call.count, out);
+      return one_shot(call, g, algorithm, 0, call.count, out);
     case Algorithm::kSegments:
       return segments(call, g, out);
     case Algorithm::kTwoShot:
     case Algorithm::kDirect:
-      return from_memory(call, g, out);
+      return from_memory(call, g, algorithm, out);
   }
 }
 
 void plan_pair(const Call& c, const GroupView& pair, PairStep step, Packets& out) {
   const uint64_t bytes = c.count * c.element;
+  const Algorithm how = pair.slots_only ? Algorithm::kSegments : Algorithm::kDirect;
   switch (step) {
     case PairStep::kOpen: {
-      if (!pair.slots_only) return post_addresses(c, pair, out);
+      if (!pair.slots_only) return post_addresses(c, pair, how, out);
       auto p = make<hw::PostPacket>(hw::PacketOp::kPost);
-      p.group = pair.group, p.signature = signature_of(c), p.source = c.send;
+      p.group = pair.group, p.signature = signature_of(c, how), p.source = c.send;
       p.bytes = c.op == CollectiveOp::kSend ? bytes : 0;
       return put(out, p);
     }
@@ -257,7 +260,7 @@ void plan_pair(const Call& c, const GroupView& pair, PairStep step, Packets& out
         put(out, movement(c, pair, bytes, 0, 0, pair.slots_only ? uint32_t{hw::kFromSlots} : 0));
       if (pair.slots_only) return;  // the slots are in pairs: the sender may go on
       auto p = make<hw::PostPacket>(hw::PacketOp::kPost);
-      p.group = pair.group, p.signature = signature_of(c) | uint64_t{1} << 63;
+      p.group = pair.group, p.signature = signature_of(c, how) | uint64_t{1} << 63;
       return put(out, p);
     }
     case PairStep::kClose:

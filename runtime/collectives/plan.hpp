@@ -65,7 +65,7 @@ class Tuning {
 };
 
 // What all ranks must agree on, in one word, and back in words.
-uint64_t signature_of(const Call& call);
+uint64_t signature_of(const Call& call, Algorithm algorithm);
 std::string signature_text(uint64_t signature);
 
 using Packets = std::vector<hw::Packet>;

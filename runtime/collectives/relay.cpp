@@ -5,6 +5,8 @@
 #include <chrono>
 #include <cstring>
 #include <jalapeno_hw/packets.hpp>
+#include <stdexcept>
+#include <string>
 
 namespace jalapeno::runtime {
 namespace {
@@ -47,8 +49,13 @@ bool Relay::send_due() {
     if (std::atomic_ref(line.sequence).load(std::memory_order_acquire) != next) continue;
     std::byte* message = memory_ + r.out[next & 1];
     std::memcpy(message, &line, sizeof line);
+    // The copy counts: peers of the fabric can write the line too.
+    const uint64_t bytes = sizeof line + reinterpret_cast<const hw::FabricLine*>(message)->bytes;
+    if (bytes > r.slot_bytes)
+      throw std::runtime_error("a message of " + std::to_string(bytes) + " bytes in a slot of " +
+                               std::to_string(r.slot_bytes));
     const auto parity = static_cast<uint32_t>(next & 1);
-    while (!network_->write(r.peer, message, sizeof line + line.bytes, r.remote[parity], r.word | parity)) {
+    while (!network_->write(r.peer, message, bytes, r.remote[parity], r.word | parity)) {
       if (stop_ || broken_) return false;
       (void)network_->progress(0, [this](uint32_t word) { arrived(word); });
       sched_yield();

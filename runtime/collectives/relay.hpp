@@ -23,6 +23,7 @@ struct Route {
   uint64_t out[2], in[2];  // slots, by parity
   uint64_t remote[2];      // of the peer's `in`
   uint32_t word;           // what the peer calls this route, times two
+  uint64_t slot_bytes;     // a message is no longer
   uint64_t sent = 0;       // the last sequence that went out
 };
 

@@ -139,6 +139,8 @@ void serve(int listener_fd, uint64_t key) {
       answer(client.fd, why, {});
       return refuse_all(why);
     }
+    if (h.ranks == 0 || h.ranks > kMostRanks || h.rank >= h.ranks) continue;  // no rank of ours says that
+    h.member.name[sizeof h.member.name - 1] = 0;
     if (ranks == 0) {
       ranks = h.ranks;
       members.resize(ranks), here.resize(ranks);
@@ -146,7 +148,7 @@ void serve(int listener_fd, uint64_t key) {
       deadline = now_ns() + int64_t{h.timeout_ms} * 1'000'000;
     }
     std::string why;
-    if (h.ranks != ranks)
+    if (h.ranks != ranks)  // its rank may be out of range here
       why = "rank " + std::to_string(h.rank) + " expects " + std::to_string(h.ranks) + " ranks, another one " +
             std::to_string(ranks);
     else if (here[h.rank])
