@@ -130,7 +130,7 @@ def test_a_link_that_heals_in_time_is_no_error(hosts):
 
 
 def test_a_link_that_stays_cut_ends_the_operation_and_the_rest_goes_on(hosts):
-    processes = hosts.start(30, "shrink", JAL_COLL_GRACE_MS="1000")
+    processes = hosts.start(30, "shrink", JAL_COLL_GRACE_MS="3000")
     for p in processes:
         joined(p)
     time.sleep(0.3)

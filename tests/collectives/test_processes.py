@@ -120,7 +120,7 @@ def test_survivors_of_a_killed_rank_are_told_who_and_go_on(victim):
 
 
 def test_a_stopped_rank_is_named_at_the_deadline():
-    processes = start(3, 30, JAL_COLL_DEADLINE_MS="700")
+    processes = start(3, 30, JAL_COLL_DEADLINE_MS="3000")
     for p in processes:
         joined(p)
     time.sleep(0.2)
