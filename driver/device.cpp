@@ -283,14 +283,18 @@ void Device::listen() {
   }
 }
 
+uint32_t Device::first_free(const std::vector<bool>& used, const char* what) const {
+  const auto it = std::find(used.begin(), used.end(), false);
+  if (it == used.end())
+    throw Error(Code::kBusy, uri_ + ": all " + std::to_string(used.size()) + " " + what + " are in use");
+  return static_cast<uint32_t>(it - used.begin());
+}
+
 uint32_t Device::take_context() {
   std::lock_guard lock(mutex_);
-  for (uint32_t c = 0; c < contexts_.size(); ++c)
-    if (!contexts_[c]) {
-      contexts_[c] = true;
-      return c;
-    }
-  throw Error(Code::kBusy, uri_ + ": all " + std::to_string(contexts_.size()) + " contexts are in use");
+  const uint32_t c = first_free(contexts_, "contexts");
+  contexts_[c] = true;
+  return c;
 }
 
 void Device::give_context(uint32_t context) {
@@ -330,12 +334,9 @@ void Device::export_context(uint32_t context, uint64_t key) {
 uint32_t Device::take_window() {
   throw_if_lost();
   std::lock_guard lock(mutex_);
-  for (uint32_t w = 0; w < windows_.size(); ++w)
-    if (!windows_[w]) {
-      windows_[w] = true;
-      return w;
-    }
-  throw Error(Code::kBusy, uri_ + ": all " + std::to_string(windows_.size()) + " fabric windows are in use");
+  const uint32_t w = first_free(windows_, "fabric windows");
+  windows_[w] = true;
+  return w;
 }
 
 void Device::give_window(uint32_t window) {
@@ -386,22 +387,18 @@ uint64_t Device::free_hbm() const {
 uint32_t Device::take_queue() {
   throw_if_lost();
   std::lock_guard lock(mutex_);
-  for (uint32_t q = 0; q < queues_.size(); ++q) {
-    if (queues_[q]) continue;
-    if (queue_events_[q] < 0) {
-      const int fd = os().eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-      if (fd < 0)
-        throw Error(Code::kOperatingSystem,
-                    uri_ + ": eventfd for queue " + std::to_string(q) + ": " + error_text(errno));
-      queue_events_[q] = fd;
-      transport_->set_interrupt(q, fd);
-      epoll_event e{EPOLLIN, {.u64 = q}};
-      epoll_ctl(epoll_, EPOLL_CTL_ADD, fd, &e);
-    }
-    queues_[q] = true;
-    return q;
+  const uint32_t q = first_free(queues_, "hardware queues");
+  if (queue_events_[q] < 0) {
+    const int fd = os().eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (fd < 0)
+      throw Error(Code::kOperatingSystem, uri_ + ": eventfd for queue " + std::to_string(q) + ": " + error_text(errno));
+    queue_events_[q] = fd;
+    transport_->set_interrupt(q, fd);
+    epoll_event e{EPOLLIN, {.u64 = q}};
+    epoll_ctl(epoll_, EPOLL_CTL_ADD, fd, &e);
   }
-  throw Error(Code::kBusy, uri_ + ": all " + std::to_string(queues_.size()) + " hardware queues are in use");
+  queues_[q] = true;
+  return q;
 }
 
 void Device::give_queue(uint32_t queue) {

@@ -98,6 +98,7 @@ class Device {
 
  private:
   void read_identity();
+  uint32_t first_free(const std::vector<bool>& used, const char* what) const;  // throws Error(kBusy)
   void listen();
   hw::DevicePage& device_page() {
     return *reinterpret_cast<hw::DevicePage*>(doorbells_.data() + size_t{identity_.queues} * sizeof(hw::DoorbellPage));

@@ -77,6 +77,7 @@ class Chip {
   };
   // A group as its memory says, checked; pointers into this chip's mappings.
   struct Group {
+    Memory* memory;  // its context's, looked up once for the packet
     hw::FabricGroup* group;
     hw::FabricPeer* peers;
     uint32_t ranks, rank;
@@ -147,14 +148,14 @@ class Chip {
   void post_lines(Queue& queue, const Group& g, hw::FabricLine line, const std::byte* data, uint64_t bytes,
                   uint64_t stride);
   bool await(Queue& queue, const hw::AwaitPacket& packet);
-  hw::FabricLine line_of(Queue& queue, const Group& g, uint32_t rank);
+  hw::FabricLine line_of(const Group& g, uint32_t rank);
   uint64_t posted_address(const Group& g, uint32_t rank, hw::DeviceAddr said, uint64_t offset, uint64_t bytes) const;
   uint64_t posted_data(const Group& g, uint32_t rank) const;  // device address of what that rank put here
   void move(Queue& queue, const hw::MovePacket& packet);
   void reduce(Queue& queue, const hw::ReducePacket& packet);
   void poison_group(Queue& queue, const hw::PostPacket& packet, hw::Status status);
   RemoteContext* remote_of(uint64_t address);  // nullptr: the address is this chip's own
-  std::byte* reach(Queue& queue, uint64_t address, uint64_t bytes, hw::Access access);
+  std::byte* reach(Memory& memory, uint64_t address, uint64_t bytes, hw::Access access);
   void charge_fabric(Queue& queue, uint64_t read, uint64_t written, double latencies);
   double fabric_rate();  // bytes a nanosecond over the links that are up; throws Fault when there is none
   void window_command(uint32_t command);

@@ -21,28 +21,11 @@ constexpr uint64_t kLarge = 256 << 10;  // bytes, of a copy or fill
 constexpr int kCallDepth = 1;           // a block may not call
 constexpr auto kEager = std::chrono::microseconds(2), kSpin = std::chrono::microseconds(100);
 
-void add(std::atomic<double>& counter, double v) {
-  counter.store(counter.load(std::memory_order_relaxed) + v, std::memory_order_relaxed);
-}
-void add(std::atomic<uint64_t>& counter, uint64_t v) {
-  counter.store(counter.load(std::memory_order_relaxed) + v, std::memory_order_relaxed);
-}
-
 template <class P>
 P as(const hw::Packet& packet) {
   P p;
   std::memcpy(&p, &packet, sizeof p);
   return p;
-}
-
-// Pairs with the driver's fence between arming (or ringing) and its second look: both sides store, fence, load.
-void store_load_fence() {
-#if defined(__SANITIZE_THREAD__)
-  static std::atomic<int> word;  // TSan does not model fences; an RMW orders for it too
-  word.fetch_add(0, std::memory_order_seq_cst);
-#else
-  std::atomic_thread_fence(std::memory_order_seq_cst);
-#endif
 }
 
 // Keeps the first failure, unless its owner has said that it goes on after it.

@@ -78,29 +78,10 @@ void wake_page(FabricPage& page) {
 
 RemoteContext::RemoteContext(std::shared_ptr<Mapping> hbm, std::shared_ptr<Mapping> page, uint64_t root,
                              uint32_t context, uint64_t token)
-    : hbm_(std::move(hbm)),
-      page_(std::move(page)),
-      root_(root),
-      context_(context),
-      token_(token),
-      populated_(hbm_->bytes() / hw::kPageBytes) {}
+    : hbm_(std::move(hbm)), page_(std::move(page)), root_(root), context_(context), token_(token), populated_(*hbm_) {}
 
 void RemoteContext::wake() {
   if (std::atomic_ref(page().asleep).load(std::memory_order_relaxed) != 0) wake_page(page());
-}
-
-void RemoteContext::populate(std::byte* at, uint64_t bytes) {
-#if defined(MADV_POPULATE_WRITE)
-  if (at < hbm_->data() || at >= hbm_->data() + hbm_->bytes()) return;
-  const auto offset = static_cast<uint64_t>(at - hbm_->data());
-  for (uint64_t page = offset / hw::kPageBytes; page <= (offset + bytes - 1) / hw::kPageBytes; ++page) {
-    if (populated_[page]) continue;
-    populated_[page] = true;
-    (void)madvise(hbm_->data() + page * hw::kPageBytes, hw::kPageBytes, MADV_POPULATE_WRITE);
-  }
-#else
-  (void)at, (void)bytes;
-#endif
 }
 
 FabricPort::FabricPort(uint64_t address, const MemorySystem& memory, Lookup lookup)

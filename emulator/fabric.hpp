@@ -33,8 +33,8 @@ class RemoteContext {
   uint64_t root() const { return root_; }
   uint64_t generation() const { return std::atomic_ref(page().generation).load(std::memory_order_acquire); }
   bool exported() const { return std::atomic_ref(page().exported[context_]).load(std::memory_order_acquire) == token_; }
-  void wake();                                   // after a line was written: its chip looks at once
-  void populate(std::byte* at, uint64_t bytes);  // as MemorySystem's; only one thread of a chip calls it
+  void wake();  // after a line was written: its chip looks at once
+  void populate(std::byte* at, uint64_t bytes) { populated_.range(*hbm_, at, bytes); }  // one thread of a chip
 
  private:
   FabricPage& page() const { return *reinterpret_cast<FabricPage*>(page_->data()); }
@@ -42,7 +42,7 @@ class RemoteContext {
   uint64_t root_;
   uint32_t context_;
   uint64_t token_;
-  std::vector<bool> populated_;
+  Populated populated_;
 };
 
 class FabricPort {

@@ -17,32 +17,7 @@ constexpr uint64_t kPiece = 64 << 10;    // bytes of a reduction that one thread
 constexpr uint64_t kParallel = 1 << 20;  // from so many on, when there are more threads than ranks
 constexpr uint64_t kMostBytes = uint64_t{1} << 46;
 
-void add(std::atomic<uint64_t>& counter, uint64_t v) {
-  counter.store(counter.load(std::memory_order_relaxed) + v, std::memory_order_relaxed);
-}
-void add(std::atomic<double>& counter, double v) {
-  counter.store(counter.load(std::memory_order_relaxed) + v, std::memory_order_relaxed);
-}
-
 unsigned long long ull(uint64_t v) { return v; }
-
-uint64_t element_bytes(hw::FabricType type) {
-  switch (type) {
-    case hw::FabricType::kI8:
-    case hw::FabricType::kE4M3:
-    case hw::FabricType::kE5M2:
-      return 1;
-    case hw::FabricType::kBF16:
-    case hw::FabricType::kF16:
-      return 2;
-    case hw::FabricType::kF32:
-    case hw::FabricType::kI32:
-      return 4;
-    case hw::FabricType::kI64:
-      return 8;
-  }
-  throw Fault(Status::kBadPacket, "element type %u of a reduction", static_cast<uint32_t>(type));
-}
 
 uint64_t of_line(hw::DeviceAddr pair, uint64_t sequence) {
   return hw::raw(pair) + (sequence & 1) * sizeof(hw::FabricLine);
@@ -56,8 +31,7 @@ RemoteContext* Chip::remote_of(uint64_t address) {
 }
 
 // Bytes that lie together, ready for many accesses.
-std::byte* Chip::reach(Queue& queue, uint64_t address, uint64_t bytes, hw::Access access) {
-  Memory& memory = context_memory(queue);
+std::byte* Chip::reach(Memory& memory, uint64_t address, uint64_t bytes, hw::Access access) {
   std::byte* p = memory.span(address, bytes, access);
   if (p == nullptr) {
     memory.each(address, bytes, access, [](std::byte*, uint64_t, uint64_t) {});  // throws where it is not mapped
@@ -77,11 +51,11 @@ Chip::Group Chip::group_of(Queue& queue, hw::DeviceAddr address) {
   Memory& memory = context_memory(queue);
   auto* group =
       reinterpret_cast<hw::FabricGroup*>(memory.word(hw::raw(address), sizeof(hw::FabricGroup), hw::kAccessWrite));
-  Group g{group, nullptr, group->ranks, group->rank, group->sequence};
+  Group g{&memory, group, nullptr, group->ranks, group->rank, group->sequence};
   if (g.ranks == 0 || g.ranks > hw::kMaxFabricRanks || g.rank >= g.ranks)
     throw Fault(Status::kBadPacket, "group at 0x%llx: rank %u of %u", ull(hw::raw(address)), g.rank, g.ranks);
   g.peers = reinterpret_cast<hw::FabricPeer*>(
-      reach(queue, hw::raw(address) + sizeof(hw::FabricGroup), g.ranks * sizeof(hw::FabricPeer), hw::kAccessWrite));
+      reach(memory, hw::raw(address) + sizeof(hw::FabricGroup), g.ranks * sizeof(hw::FabricPeer), hw::kAccessWrite));
   return g;
 }
 
@@ -105,7 +79,7 @@ void Chip::charge_fabric(Queue& queue, uint64_t read, uint64_t written, double l
 // Line and data of an exchange to everybody, this rank's own inbox included.
 void Chip::post_lines(Queue& queue, const Group& g, hw::FabricLine line, const std::byte* data, uint64_t bytes,
                       uint64_t stride) {
-  Memory& memory = context_memory(queue);
+  Memory& memory = *g.memory;
   const bool in_line = bytes <= hw::kFabricInlineBytes;
   line.bytes = in_line ? 0 : static_cast<uint32_t>(bytes);
   for (uint32_t k = 0; k < g.ranks; ++k) {
@@ -122,7 +96,7 @@ void Chip::post_lines(Queue& queue, const Group& g, hw::FabricLine line, const s
     if (p.flags & hw::kFabricRelayed) queue.dirty = queue.interrupt = true;
   }
   g.group->sequence = line.sequence;
-  std::atomic_thread_fence(std::memory_order_seq_cst);  // the lines, then a look at who sleeps
+  store_load_fence();  // the lines, then a look at who sleeps
   for (uint32_t k = 0; k < g.ranks; ++k)
     if (RemoteContext* r = k == g.rank ? nullptr : remote_of(hw::raw(g.peers[k].lines))) r->wake();
 }
@@ -139,7 +113,7 @@ void Chip::post(Queue& queue, const hw::PostPacket& p) {
     add(counters_.fabric_errors, 1);
   }
   const std::byte* data =
-      p.bytes == 0 ? nullptr : reach(queue, hw::raw(p.source), p.bytes + p.stride * (g.ranks - 1), hw::kAccessRead);
+      p.bytes == 0 ? nullptr : reach(*g.memory, hw::raw(p.source), p.bytes + p.stride * (g.ranks - 1), hw::kAccessRead);
   const uint64_t put = (p.bytes + sizeof(hw::FabricLine)) * (g.ranks - 1);
   charge_fabric(queue, 0, put, 0);
   hw::FabricLine line{};
@@ -155,7 +129,7 @@ void Chip::poison_group(Queue& queue, const hw::PostPacket& p, Status status) {
   // Once is enough, and more would overwrite lines that a slow peer still reads.
   if (g.sequence > 0) {
     hw::FabricLine own;
-    context_memory(queue).read(of_line(g.peers[g.rank].inbox, g.sequence), &own, sizeof own);
+    g.memory->read(of_line(g.peers[g.rank].inbox, g.sequence), &own, sizeof own);
     if (own.sequence == g.sequence && own.status != 0) return;
   }
   hw::FabricLine line{};
@@ -164,9 +138,9 @@ void Chip::poison_group(Queue& queue, const hw::PostPacket& p, Status status) {
   post_lines(queue, g, line, nullptr, 0, 0);
 }
 
-hw::FabricLine Chip::line_of(Queue& queue, const Group& g, uint32_t rank) {
+hw::FabricLine Chip::line_of(const Group& g, uint32_t rank) {
   hw::FabricLine line;
-  context_memory(queue).read(of_line(g.peers[rank].inbox, g.sequence), &line, sizeof line);
+  g.memory->read(of_line(g.peers[rank].inbox, g.sequence), &line, sizeof line);
   if (line.sequence != g.sequence || line.status != 0) {
     Fault f(Status::kDependencyFailed, "the line of rank %u is of exchange %llu with status %u, expected %llu",
             g.peers[rank].number, ull(line.sequence), line.status, ull(g.sequence));
@@ -188,7 +162,7 @@ uint64_t Chip::posted_address(const Group& g, uint32_t rank, hw::DeviceAddr said
 
 bool Chip::await(Queue& queue, const hw::AwaitPacket& p) {
   const Group g = group_of(queue, p.group);
-  Memory& memory = context_memory(queue);
+  Memory& memory = *g.memory;
   auto describe = [&](Fault f) {
     f.record.cookie = g.group->cookie;
     return f;
@@ -266,14 +240,14 @@ void Chip::move(Queue& queue, const hw::MovePacket& p) {
   const Group g = group_of(queue, p.group);
   if (p.bytes > kMostBytes || (p.rank != hw::kAllRanks && p.rank >= g.ranks))
     throw Fault(Status::kBadPacket, "move of %llu bytes from rank %u of %u", ull(p.bytes), p.rank, g.ranks);
-  Memory& memory = context_memory(queue);
+  Memory& memory = *g.memory;
   uint64_t fetched = 0;
   auto from = [&](uint32_t rank) {
     uint64_t source = hw::raw(p.source) + p.offset, destination = hw::raw(p.destination) + rank * p.stride,
              bytes = p.bytes;
     if (p.flags & hw::kRanges) {  // each side has a table: what it gives to whom, what it gets from whom
       hw::FabricRange get{}, give{};
-      const hw::FabricLine line = line_of(queue, g, rank);
+      const hw::FabricLine line = line_of(g, rank);
       memory.read(p.offset + rank * sizeof get, &get, sizeof get);
       memory.read(posted_address(g, rank, line.address[1], g.rank * sizeof give, sizeof give), &give, sizeof give);
       if (get.bytes != give.bytes || get.bytes > kMostBytes) {
@@ -285,7 +259,7 @@ void Chip::move(Queue& queue, const hw::MovePacket& p) {
       source = posted_address(g, rank, line.address[0], give.offset, give.bytes);
       destination = hw::raw(p.destination) + get.offset, bytes = get.bytes;
     } else if (rank != g.rank) {
-      const hw::FabricLine line = line_of(queue, g, rank);
+      const hw::FabricLine line = line_of(g, rank);
       if (p.flags & hw::kFromSlots) {
         if (bytes <= hw::kFabricInlineBytes) return memory.write(destination, line.data, bytes);
         source = posted_data(g, rank);
@@ -296,7 +270,7 @@ void Chip::move(Queue& queue, const hw::MovePacket& p) {
     if (bytes == 0 || source == destination) return;
     if (rank != g.rank && !(p.flags & hw::kFromSlots)) {
       fetched += bytes;
-      (void)reach(queue, source, bytes, hw::kAccessRead);  // brings large parts in at once
+      (void)reach(*g.memory, source, bytes, hw::kAccessRead);  // brings large parts in at once
     }
     copy_bytes(memory, source, destination, bytes);
   };
@@ -309,40 +283,40 @@ void Chip::move(Queue& queue, const hw::MovePacket& p) {
 
 void Chip::reduce(Queue& queue, const hw::ReducePacket& p) {
   const Group g = group_of(queue, p.group);
-  const uint64_t element = element_bytes(p.type);
+  const uint64_t element = hw::element_bytes(p.type);
+  if (element == 0) throw Fault(Status::kBadPacket, "element type %u of a reduction", static_cast<uint32_t>(p.type));
   if (p.count > kMostBytes || static_cast<uint32_t>(p.op) > 3 || ((p.flags & hw::kToRoot) && p.rank >= g.ranks))
     throw Fault(Status::kBadPacket, "reduction %u of %llu elements to rank %u of %u", static_cast<uint32_t>(p.op),
                 ull(p.count), p.rank, g.ranks);
   if (p.count == 0) return;
   const uint64_t bytes = p.count * element;
   const bool slots = p.flags & hw::kFromSlots;
-  // The pointers of a group stay in the map while this runs: context_memory is not asked again behind the map's back.
   std::vector<const std::byte*>& sources = sources_;
   std::vector<std::byte*>& destinations = destinations_;
   sources.resize(g.ranks), destinations.clear(), inline_.resize(g.ranks);
   uint64_t fetched = 0, put = 0;
   for (uint32_t k = 0; k < g.ranks; ++k) {
     if (k == g.rank) {
-      sources[k] = reach(queue, hw::raw(p.source) + (slots ? 0 : p.offset), bytes, hw::kAccessRead);
+      sources[k] = reach(*g.memory, hw::raw(p.source) + (slots ? 0 : p.offset), bytes, hw::kAccessRead);
       if (!(p.flags & hw::kToRoot) || p.rank == k)
-        destinations.push_back(reach(queue,
+        destinations.push_back(reach(*g.memory,
                                      hw::raw(p.destination) + (p.flags & (hw::kToAll | hw::kToRoot) ? p.offset : 0),
                                      bytes, hw::kAccessWrite));
       continue;
     }
-    const hw::FabricLine line = line_of(queue, g, k);
+    const hw::FabricLine line = line_of(g, k);
     if (slots && bytes <= hw::kFabricInlineBytes) {
       inline_[k] = {line.data[0], line.data[1]};
       sources[k] = reinterpret_cast<const std::byte*>(inline_[k].data());
     } else if (slots) {
-      sources[k] = reach(queue, posted_data(g, k), bytes, hw::kAccessRead);
+      sources[k] = reach(*g.memory, posted_data(g, k), bytes, hw::kAccessRead);
     } else {
-      sources[k] = reach(queue, posted_address(g, k, line.address[0], p.offset, bytes), bytes, hw::kAccessRead);
+      sources[k] = reach(*g.memory, posted_address(g, k, line.address[0], p.offset, bytes), bytes, hw::kAccessRead);
       fetched += bytes;
     }
     if ((p.flags & hw::kToAll) || ((p.flags & hw::kToRoot) && p.rank == k)) {
       destinations.push_back(
-          reach(queue, posted_address(g, k, line.address[1], p.offset, bytes), bytes, hw::kAccessWrite));
+          reach(*g.memory, posted_address(g, k, line.address[1], p.offset, bytes), bytes, hw::kAccessWrite));
       put += bytes;
     }
   }

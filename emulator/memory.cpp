@@ -40,6 +40,20 @@ Mapping::Mapping(int fd, uint64_t offset, uint64_t bytes, bool writable) : bytes
 
 Mapping::~Mapping() { munmap(data_, bytes_); }
 
+void Populated::range(const Mapping& hbm, std::byte* at, uint64_t bytes) {
+#if defined(MADV_POPULATE_WRITE)
+  if (at < hbm.data() || at >= hbm.data() + hbm.bytes()) return;
+  const auto offset = static_cast<uint64_t>(at - hbm.data());
+  for (uint64_t page = offset / hw::kPageBytes; page <= (offset + bytes - 1) / hw::kPageBytes; ++page) {
+    if (pages_[page]) continue;
+    pages_[page] = true;  // also when an older kernel does not know how: then the faults come one by one
+    (void)madvise(hbm.data() + page * hw::kPageBytes, hw::kPageBytes, MADV_POPULATE_WRITE);
+  }
+#else
+  (void)hbm, (void)at, (void)bytes;
+#endif
+}
+
 std::byte* Memory::span(uint64_t address, uint64_t bytes, hw::Access access) {
   const auto& extents = map_->extents();
   if (last_ < extents.size()) {
@@ -91,28 +105,14 @@ MemorySystem::MemorySystem(uint64_t hbm_bytes) : hbm_bytes_(hbm_bytes) {
   // The client maps it too: it must not be able to shrink it under us.
   if (fcntl(hbm_fd_, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) fail("sealing HBM");
   hbm_ = std::make_shared<Mapping>(hbm_fd_, 0, hbm_bytes, true);
-  populated_.resize(hbm_bytes / hw::kPageBytes);
+  populated_ = Populated(*hbm_);
 }
 
 MemorySystem::~MemorySystem() { close(hbm_fd_); }
 
 void MemorySystem::scrub() {
   fallocate(hbm_fd_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(hbm_bytes_));
-  populated_.assign(populated_.size(), false);
-}
-
-void MemorySystem::populate(std::byte* at, uint64_t bytes) {
-#if defined(MADV_POPULATE_WRITE)
-  if (at < hbm_->data() || at >= hbm_->data() + hbm_bytes_) return;
-  const auto offset = static_cast<uint64_t>(at - hbm_->data());
-  for (uint64_t page = offset / hw::kPageBytes; page <= (offset + bytes - 1) / hw::kPageBytes; ++page) {
-    if (populated_[page]) continue;
-    populated_[page] = true;  // also when an older kernel does not know how: then the faults come one by one
-    (void)madvise(hbm_->data() + page * hw::kPageBytes, hw::kPageBytes, MADV_POPULATE_WRITE);
-  }
-#else
-  (void)at, (void)bytes;
-#endif
+  populated_ = Populated(*hbm_);
 }
 
 void MemorySystem::map_host(int fd, uint64_t offset, uint64_t iova, uint64_t bytes, bool read, bool write) {

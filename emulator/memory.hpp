@@ -34,6 +34,18 @@ class Mapping {
   uint64_t bytes_;
 };
 
+// Which pages of a mapped HBM are there already. Large writes are about to go somewhere: range() brings host memory
+// behind it in at once, where it was not yet. One page fault for every 4 KiB costs many times as much. Not thread-safe.
+class Populated {
+ public:
+  Populated() = default;
+  explicit Populated(const Mapping& hbm) : pages_(hbm.bytes() / hw::kPageBytes) {}
+  void range(const Mapping& hbm, std::byte* at, uint64_t bytes);  // nothing outside of it
+
+ private:
+  std::vector<bool> pages_;
+};
+
 struct Extent {
   uint64_t begin, bytes;  // device address, as in hw::DeviceAddr
   std::byte* host;
@@ -101,9 +113,8 @@ class MemorySystem {
   uint64_t hbm_bytes() const { return hbm_bytes_; }
   const std::shared_ptr<Mapping>& hbm() const { return hbm_; }
   void scrub();  // HBM reads as zero again
-  // Large writes are about to go there: brings host memory behind it in at once, where it is HBM and was not yet. One
-  // page fault for every 4 KiB costs many times as much. Only the processor's thread calls it.
-  void populate(std::byte* at, uint64_t bytes);
+  // Large writes are about to go there. Only the processor's thread calls it.
+  void populate(std::byte* at, uint64_t bytes) { populated_.range(*hbm_, at, bytes); }
 
   // fd stays the caller's. Throws std::runtime_error when the file is smaller than the range or can shrink.
   void map_host(int fd, uint64_t offset, uint64_t iova, uint64_t bytes, bool read, bool write);
@@ -135,7 +146,7 @@ class MemorySystem {
   uint64_t hbm_bytes_;
   int hbm_fd_;
   std::shared_ptr<Mapping> hbm_;
-  std::vector<bool> populated_;  // by page of HBM
+  Populated populated_;
   mutable std::mutex mutex_;
   std::vector<HostRange> host_;  // sorted by iova, disjoint
   bool host_reachable_ = false;

@@ -1,5 +1,6 @@
-// Small conversions that several engines need: f32 in 64-bit words, and the host's clock.
+// Small things that several engines need: f32 in 64-bit words, counters, the host's clock, and its fences.
 #pragma once
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <ctime>
@@ -23,6 +24,24 @@ inline uint64_t host_now_ns() {
   timespec t{};
   clock_gettime(CLOCK_MONOTONIC, &t);
   return static_cast<uint64_t>(t.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(t.tv_nsec);
+}
+
+// Counters have one writer; a plain store is enough.
+inline void add(std::atomic<double>& counter, double v) {
+  counter.store(counter.load(std::memory_order_relaxed) + v, std::memory_order_relaxed);
+}
+inline void add(std::atomic<uint64_t>& counter, uint64_t v) {
+  counter.store(counter.load(std::memory_order_relaxed) + v, std::memory_order_relaxed);
+}
+
+// Pairs with the other side's fence between arming (or publishing) and its second look: both store, fence, load.
+inline void store_load_fence() {
+#if defined(__SANITIZE_THREAD__)
+  static std::atomic<int> word;  // TSan does not model fences; an RMW orders for it too
+  word.fetch_add(0, std::memory_order_seq_cst);
+#else
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+#endif
 }
 
 // Between two looks at memory another thread will write.

@@ -223,31 +223,12 @@ void Context::add(const std::shared_ptr<Communicator>& communicator) {
   communicators_.push_back(communicator);
 }
 
-std::shared_ptr<Communicator> Context::find_communicator(uint64_t cookie) {
+std::vector<std::shared_ptr<Communicator>> Context::communicators() {
   std::lock_guard lock(mutex_);
+  std::vector<std::shared_ptr<Communicator>> out;
   for (const auto& weak : communicators_)
-    if (auto c = weak.lock(); c != nullptr && c->cookie() == cookie) return c;
-  return nullptr;
-}
-
-void Context::dropped_graph() {
-  std::vector<std::weak_ptr<Communicator>> all;
-  {
-    std::lock_guard lock(mutex_);
-    all = communicators_;
-  }
-  for (const auto& weak : all)
-    if (auto c = weak.lock()) c->dropped_graph();
-}
-
-void Context::dropped_post(hw::DeviceAddr group) {
-  std::vector<std::weak_ptr<Communicator>> all;
-  {
-    std::lock_guard lock(mutex_);
-    all = communicators_;
-  }
-  for (const auto& weak : all)
-    if (auto c = weak.lock()) c->dropped(group);
+    if (auto c = weak.lock()) out.push_back(std::move(c));
+  return out;
 }
 
 void* Context::library_kernel(const std::string& name) {
@@ -274,7 +255,9 @@ jalErrorRecord Context::describe(const hw::FaultRecord& f, const Stream& stream)
   std::copy(f.pid, f.pid + 3, r.grid_position);
   r.core = f.core, r.tile = f.tile, r.access = f.access, r.bytes = f.bytes, r.address = f.address;
   copy_text(r.detail, f.detail);
-  if (auto communicator = find_communicator(f.cookie)) copy_text(r.detail, communicator->explain(f));
+  if (f.cookie & Communicator::kCookieBit)
+    for (const auto& c : communicators())
+      if (c->cookie() == f.cookie) copy_text(r.detail, c->explain(f));
   if (auto kernel = find_kernel(f.cookie)) {
     copy_text(r.kernel, kernel->name);
     if (const SourceLine* line = f.instruction != hw::kNoInstruction ? kernel->line_of(f.instruction) : nullptr;

@@ -54,11 +54,8 @@ class Context : public std::enable_shared_from_this<Context> {
   std::shared_ptr<const KernelImage> find_kernel(uint64_t cookie);
   void* library_kernel(const std::string& name);  // handle
 
-  // Communicators of this device, by the cookie of their groups.
   void add(const std::shared_ptr<Communicator>& communicator);
-  std::shared_ptr<Communicator> find_communicator(uint64_t cookie);
-  void dropped_post(hw::DeviceAddr group);  // a stream was reset before it posted
-  void dropped_graph();                     // ... before it was through with a graph
+  std::vector<std::shared_ptr<Communicator>> communicators();
 
   // A cache line of pinned memory for a timeline.
   struct Line {

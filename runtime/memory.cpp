@@ -11,13 +11,20 @@ namespace {
 constexpr uint64_t kUnit = 256, kLarge = uint64_t{1} << 20;
 uint64_t round_up(uint64_t v, uint64_t unit) { return (v + unit - 1) / unit * unit; }
 
-std::string hex(const void* p) {
+}  // namespace
+
+std::string pointer_text(const void* p) {
   char text[32];
   std::snprintf(text, sizeof text, "%p", p);
   return text;
 }
 
-}  // namespace
+void Region::require(const void* p, uint64_t n, const std::string& what) const {
+  if (!contains(p, n))
+    invalid(what + " of " + std::to_string(n) + " bytes at offset " +
+            std::to_string(reinterpret_cast<uint64_t>(p) - base) + " leaves its allocation of " +
+            std::to_string(bytes));
+}
 
 Registry& Registry::get() {
   static Registry* r = new Registry;  // never destroyed: used while the program ends
@@ -207,10 +214,10 @@ std::vector<Fence> all_streams(Context& context) {
 Region device_region(const void* p, const char* what) {
   auto r = Registry::get().find(p);
   if (!r || r->kind != MemoryKind::kDevice)
-    invalid(std::string(what) + ": " + hex(p) + " is not device memory of jalMalloc");
+    invalid(std::string(what) + ": " + pointer_text(p) + " is not device memory of jalMalloc");
   if (r->base != reinterpret_cast<uint64_t>(p))
-    invalid(std::string(what) + ": " + hex(p) + " is inside an allocation; free its base " +
-            hex(reinterpret_cast<void*>(r->base)));
+    invalid(std::string(what) + ": " + pointer_text(p) + " is inside an allocation; free its base " +
+            pointer_text(reinterpret_cast<void*>(r->base)));
   return *r;
 }
 
@@ -295,7 +302,7 @@ jalError_t jalHostFree(void* pointer) {
     if (pointer == nullptr) return;
     auto r = Registry::get().find(pointer);
     if (!r || r->kind != MemoryKind::kPinned || r->base != reinterpret_cast<uint64_t>(pointer))
-      invalid("jalHostFree: " + hex(pointer) + " is not memory of jalHostAlloc");
+      invalid("jalHostFree: " + pointer_text(pointer) + " is not memory of jalHostAlloc");
     for (auto& s : r->context->streams())
       s->synchronize(default_timeout_ns(), false);  // the device may still be using it
     Registry::get().remove(pointer, MemoryKind::kPinned);
@@ -309,7 +316,8 @@ jalError_t jalHostRegister(jalDevice_t device, void* pointer, size_t bytes) {
     Context& c = context_of(device);
     required(static_cast<char*>(pointer), "pointer");
     if (bytes == 0 || is_device_pointer(pointer)) invalid("jalHostRegister: expected host memory of at least one byte");
-    if (Registry::get().find(pointer)) invalid("jalHostRegister: " + hex(pointer) + " is registered or pinned already");
+    if (Registry::get().find(pointer))
+      invalid("jalHostRegister: " + pointer_text(pointer) + " is registered or pinned already");
     Registry::get().add({reinterpret_cast<uint64_t>(pointer), bytes, MemoryKind::kRegistered, &c, {}});
   });
 }
@@ -318,7 +326,7 @@ jalError_t jalHostUnregister(void* pointer) {
   return guard([&] {
     auto r = Registry::get().find(pointer);
     if (!r || r->kind != MemoryKind::kRegistered || r->base != reinterpret_cast<uint64_t>(pointer))
-      invalid("jalHostUnregister: " + hex(pointer) + " is not registered");
+      invalid("jalHostUnregister: " + pointer_text(pointer) + " is not registered");
     for (auto& s : r->context->streams()) s->synchronize(default_timeout_ns(), false);
     Registry::get().remove(pointer, MemoryKind::kRegistered);
   });
@@ -329,7 +337,7 @@ jalError_t jalHostGetDevicePointer(void** out, void* host_pointer) {
     required(out, "device_pointer");
     auto r = Registry::get().find(host_pointer);
     if (!r || r->kind != MemoryKind::kPinned)
-      invalid("jalHostGetDevicePointer: " + hex(host_pointer) + " is not memory of jalHostAlloc");
+      invalid("jalHostGetDevicePointer: " + pointer_text(host_pointer) + " is not memory of jalHostAlloc");
     *out = host_pointer;  // the runtime tells them apart by address; a kernel argument may use it as it is
   });
 }
@@ -337,7 +345,7 @@ jalError_t jalHostGetDevicePointer(void** out, void* host_pointer) {
 jalError_t jalPointerGetRange(const void* pointer, void** base, size_t* bytes) {
   return guard([&] {
     auto r = Registry::get().find(pointer);
-    if (!r) fail(jalErrorNotFound, "jalPointerGetRange: " + hex(pointer) + " belongs to no allocation");
+    if (!r) fail(jalErrorNotFound, "jalPointerGetRange: " + pointer_text(pointer) + " belongs to no allocation");
     if (base != nullptr) *base = reinterpret_cast<void*>(r->base);
     if (bytes != nullptr) *bytes = r->bytes;
   });

@@ -25,6 +25,8 @@ inline hw::DeviceAddr device_address(const void* p) {
   return hw::DeviceAddr{reinterpret_cast<uint64_t>(p) & ((uint64_t{1} << 48) - 1)};
 }
 
+std::string pointer_text(const void* p);  // for messages
+
 enum class MemoryKind { kDevice, kPinned, kRegistered };
 
 struct Region {
@@ -36,6 +38,7 @@ struct Region {
     const uint64_t at = reinterpret_cast<uint64_t>(p);
     return at >= base && at - base <= bytes && n <= bytes - (at - base);
   }
+  void require(const void* p, uint64_t n, const std::string& what) const;  // throws unless it contains them
   hw::DeviceAddr at(const void* p) const { return address + (reinterpret_cast<uint64_t>(p) - base); }
 };
 

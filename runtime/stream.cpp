@@ -7,6 +7,7 @@
 #include <cstring>
 #include <utility>
 
+#include "collectives/communicator.hpp"
 #include "prepared_launch.hpp"
 
 namespace jalapeno::runtime {
@@ -20,12 +21,6 @@ P make(hw::PacketOp op) {
   P p{};
   p.header.op = op;
   return p;
-}
-
-std::string pointer_text(const void* p) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%p", p);
-  return text;
 }
 
 }  // namespace
@@ -171,10 +166,7 @@ void Stream::copy(void* destination, const void* source, uint64_t width, uint64_
     auto r = Registry::get().find(p);
     if (!r && is_device_pointer(p))
       invalid(std::string(name) + ": " + which + " " + pointer_text(p) + " is not in any allocation of a device");
-    if (r && !r->contains(p, bytes))
-      invalid(std::string(name) + ": " + which + " of " + std::to_string(bytes) + " bytes at offset " +
-              std::to_string(reinterpret_cast<uint64_t>(p) - r->base) + " leaves its allocation of " +
-              std::to_string(r->bytes));
+    if (r) r->require(p, bytes, std::string(name) + ": " + which);
     return r;
   };
   const auto from = side(source, source_pitch, "source"), to = side(destination, destination_pitch, "destination");
@@ -344,10 +336,7 @@ void Stream::fill(void* pointer, uint32_t pattern, uint32_t pattern_bytes, uint6
   const auto r = Registry::get().find(pointer);
   if (!r || r->kind == MemoryKind::kRegistered)
     invalid("fill: " + pointer_text(pointer) + " is neither device nor pinned memory");
-  if (!r->contains(pointer, bytes))
-    invalid("fill of " + std::to_string(bytes) + " bytes at offset " +
-            std::to_string(reinterpret_cast<uint64_t>(pointer) - r->base) + " leaves its allocation of " +
-            std::to_string(r->bytes));
+  r->require(pointer, bytes, "fill");
   if (r->context != context_.get())
     fail(jalErrorInvalidDevice, "fill: the memory belongs to another device than the stream");
   auto p = make<hw::FillPacket>(hw::PacketOp::kFill);
@@ -453,8 +442,8 @@ uint64_t Stream::reset() {
   context_->device().notify();
   lock.unlock();
   // The other ranks of dropped collectives must not wait for this one. After a failure the device has told them.
-  for (const hw::DeviceAddr group : groups) context_->dropped_post(group);
-  if (graphs) context_->dropped_graph();
+  if (!groups.empty() || graphs)
+    for (const auto& c : context_->communicators()) c->dropped(groups, graphs);
   context_->drop_calls_of(this);
   raise(call_done_);
   lock.lock();

@@ -142,13 +142,11 @@ namespace JAL_KERNELS_ISA {
 void combine(const CombineArgs& x) {
   switch (x.type) {
     case FabricType::kI8:
-      return combine_as<int64_t>(x, 1);
     case FabricType::kI32:
-      return combine_as<int64_t>(x, 4);
     case FabricType::kI64:
-      return combine_as<int64_t>(x, 8);
+      return combine_as<int64_t>(x, hw::element_bytes(x.type));
     default:
-      return combine_as<float>(x, hw::info(static_cast<DType>(x.type)).bytes);
+      return combine_as<float>(x, hw::element_bytes(x.type));
   }
 }
 }  // namespace JAL_KERNELS_ISA

@@ -179,6 +179,23 @@ struct FabricRange {
 };
 
 enum class FabricType : uint8_t { kF32 = 0, kBF16 = 1, kF16 = 2, kI8 = 3, kI32 = 4, kE4M3 = 7, kE5M2 = 8, kI64 = 9 };
+constexpr uint32_t element_bytes(FabricType type) {  // 0: no type of a reduction
+  switch (type) {
+    case FabricType::kI8:
+    case FabricType::kE4M3:
+    case FabricType::kE5M2:
+      return 1;
+    case FabricType::kBF16:
+    case FabricType::kF16:
+      return 2;
+    case FabricType::kF32:
+    case FabricType::kI32:
+      return 4;
+    case FabricType::kI64:
+      return 8;
+  }
+  return 0;
+}
 enum class FabricOp : uint8_t { kSum = 0, kProduct = 1, kMin = 2, kMax = 3 };
 
 struct alignas(64) ReducePacket {

@@ -26,23 +26,7 @@ struct Group {
 thread_local Group group;
 
 uint32_t element_bytes(jalDType type, const char* name) {
-  switch (type) {
-    case jalF32:
-    case jalI32:
-      return 4;
-    case jalBF16:
-    case jalF16:
-      return 2;
-    case jalI8:
-    case jalE4M3:
-    case jalE5M2:
-      return 1;
-    case jalI64:
-      return 8;
-    case jalQ8_0:
-    case jalQ4_0:
-      break;
-  }
+  if (const uint32_t bytes = hw::element_bytes(static_cast<hw::FabricType>(type)); bytes != 0) return bytes;
   invalid(std::string(name) + ": type " + std::to_string(static_cast<int>(type)) +
           ", expected f32, bf16, f16, i8, i32, i64, e4m3 or e5m2");
 }
@@ -57,20 +41,15 @@ uint64_t bytes_of(uint64_t count, uint64_t parts, uint32_t element, const char* 
 // Device memory of the communicator's device.
 hw::DeviceAddr operand(const Communicator& c, const void* p, uint64_t bytes, const char* name, const char* which) {
   if (bytes == 0) return {};
-  char text[32];
-  std::snprintf(text, sizeof text, "%p", p);
-  if (p == nullptr) invalid(std::string(name) + ": " + which + " is NULL");
+  const std::string what = std::string(name) + ": " + which;
+  if (p == nullptr) invalid(what + " is NULL");
   const auto r = Registry::get().find(p);
   if (!r || r->kind != MemoryKind::kDevice)
-    invalid(std::string(name) + ": " + which + " " + text + " is not device memory of jalMalloc" +
+    invalid(what + " " + pointer_text(p) + " is not device memory of jalMalloc" +
             (r ? " (pinned and registered host memory is out of the peers' reach)" : ""));
   if (r->context != &c.context())
-    fail(jalErrorInvalidDevice,
-         std::string(name) + ": " + which + " " + text + " belongs to another device than the communicator");
-  if (!r->contains(p, bytes))
-    invalid(std::string(name) + ": " + which + " of " + std::to_string(bytes) + " bytes at offset " +
-            std::to_string(reinterpret_cast<uint64_t>(p) - r->base) + " leaves its allocation of " +
-            std::to_string(r->bytes));
+    fail(jalErrorInvalidDevice, what + " " + pointer_text(p) + " belongs to another device than the communicator");
+  r->require(p, bytes, what);
   return r->at(p);
 }
 

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <jalapeno_driver/log.hpp>
+#include <jalapeno_driver/os.hpp>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -14,21 +15,14 @@
 namespace jalapeno::runtime {
 namespace {
 
-constexpr uint64_t kCookieBit = uint64_t{1} << 63;  // tells communicators from kernels
-constexpr uint64_t kPairBytes = 512;                // a group of two, and its inbox
+constexpr uint64_t kPairBytes = 512;  // a group of two, and its inbox
 constexpr uint64_t kLines = 2 * sizeof(hw::FabricLine);
 constexpr uint64_t kHeader = sizeof(hw::FabricLine);  // in front of what goes between hosts
 constexpr uint64_t kKinds = 3;  // routes of a peer: the group, what goes to it, what comes from it
 
 uint64_t next_cookie() {
   static std::atomic<uint64_t> next{1};
-  return next.fetch_add(1) | kCookieBit;
-}
-
-uint64_t unix_now_ns() {
-  timespec t{};
-  clock_gettime(CLOCK_REALTIME, &t);
-  return static_cast<uint64_t>(t.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(t.tv_nsec);
+  return next.fetch_add(1) | Communicator::kCookieBit;
 }
 
 uint64_t mix(uint64_t a, uint64_t b) {
@@ -60,10 +54,7 @@ hw::Status status_of(jalError_t code) {
   }
 }
 
-// What a rank tells the others: of its chip, and then of its memory and its place in the network.
-struct ToldChip {
-  driver::FabricKey key;
-};
+// What a rank tells the others of its memory and its place in the network.
 struct ToldMemory {
   uint64_t base;
   Network::Address address;
@@ -210,7 +201,7 @@ void Communicator::agree(const std::string& trouble) {
 bool Communicator::open_windows() {
   const uint32_t n = ranks();
   auto& space = context_->space();
-  const ToldChip mine{{context_->device().identity().fabric_address, space.fabric_key()}};
+  const driver::FabricKey mine{context_->device().identity().fabric_address, space.fabric_key()};
   const auto chips = mesh_->exchange(channel_, ranks_, blob_of(mine), settings_.init_timeout_ms);
   const char* wanted = std::getenv("JAL_COLL_TRANSPORT");
   const std::string transport = wanted != nullptr ? wanted : "";
@@ -226,8 +217,8 @@ bool Communicator::open_windows() {
     reached[k] = std::byte{0};
     if (other_host && transport == "network") continue;
     try {
-      windows_[k] =
-          std::make_unique<driver::Window>(context_->device(), space.context(), from_blob<ToldChip>(*chips[k]).key);
+      windows_[k] = std::make_unique<driver::Window>(context_->device(), space.context(),
+                                                     from_blob<driver::FabricKey>(*chips[k]));
       reached[k] = std::byte{1};
     } catch (const driver::Error& e) {
       if (!other_host || transport == "fabric")
@@ -404,9 +395,8 @@ void Communicator::follow_last(Stream& stream) {
       stream.wait_for(last->queue().timeline_address(), f.value);
 }
 
-void Communicator::submit(Stream& stream, const Packets& packets, const Call& call) {
-  enqueue(stream, packets, call);
-  if (relay_ != nullptr) relay_->expect();
+// The call is enqueued as a whole.
+void Communicator::note(Stream& stream, const Call& call) {
   const bool captured = stream.capturing();
   if (captured) captured_ = true;
   if (call.op == CollectiveOp::kAllToAllRanges)
@@ -436,7 +426,8 @@ void Communicator::run(Stream& stream, const Call& call) {
   packets_.clear();
   follow_last(stream);
   plan(call, group_, algorithm(call), packets_);
-  submit(stream, packets_, call);
+  enqueue(stream, packets_, call);
+  note(stream, call);
 }
 
 void Communicator::run_pairs(std::span<const std::pair<Stream*, Call>> calls) {
@@ -469,8 +460,7 @@ void Communicator::run_pairs(std::span<const std::pair<Stream*, Call>> calls) {
         enqueue(*stream, packets_, call);
       }
     }
-    packets_.clear();
-    for (const auto& [stream, call] : now) submit(*stream, packets_, call);
+    for (const auto& [stream, call] : now) note(*stream, call);
     left.swap(later);
   }
 }
@@ -507,13 +497,13 @@ void Communicator::fail_with(jalError_t code, int64_t rank, const std::string& e
     if (error_) return;
     jalCommErrorRecord r{};
     r.struct_size = sizeof r;
-    r.code = code, r.rank = static_cast<int>(rank), r.unix_ns = unix_now_ns();
+    r.code = code, r.rank = static_cast<int>(rank), r.unix_ns = static_cast<uint64_t>(driver::unix_ns());
     if (rank >= 0 && rank < ranks()) {
       const Member& m = mesh_->members()[ranks_[static_cast<size_t>(rank)]];
       r.pid = m.pid;
       copy_text(r.host, m.name);
     }
-    const uint64_t number = flight_->last_number();
+    const uint64_t number = flight_->count();
     const std::string last = number == 0 ? "none"
                                          : signature_text(flight_->last_signature()) + ", number " +
                                                std::to_string(number) + " of this rank";
@@ -552,14 +542,12 @@ std::string Communicator::explain(const hw::FaultRecord& f) {
   return text;
 }
 
-void Communicator::dropped_graph() {
-  if (captured_)
+void Communicator::dropped(const std::vector<hw::DeviceAddr>& groups, bool graphs) {
+  for (const hw::DeviceAddr group : groups)
+    if (hw::raw(group) - hw::raw(block_.address) < block_.bytes)
+      return fail_with(jalErrorCommAborted, rank_, "a stream with its operations was reset", true);
+  if (graphs && captured_)
     fail_with(jalErrorCommAborted, rank_, "a stream with a graph was reset, which may hold its operations", true);
-}
-
-void Communicator::dropped(hw::DeviceAddr group) {
-  if (hw::raw(group) - hw::raw(block_.address) < block_.bytes)
-    fail_with(jalErrorCommAborted, rank_, "a stream with its operations was reset", true);
 }
 
 void Communicator::notice_streams() {
@@ -707,7 +695,7 @@ std::string Communicator::dump() {
     if (e.done_ns == 0 && !e.captured)
       for (const Fence& f : fences_)
         if (auto s = f.stream.lock(); s != nullptr && s->queue().number() == e.queue && s->completed() >= e.position) {
-          e.done_ns = static_cast<uint64_t>(now_ns());
+          e.done_ns = static_cast<uint64_t>(driver::monotonic_ns());
           state = s->failed() ? "failed" : "done";
         }
     j["operations"].push_back({{"number", e.sequence},

@@ -23,6 +23,7 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
  public:
   static constexpr uint8_t kHandleTag = 0x59;
   static constexpr const char* kHandleName = "communicator";
+  static constexpr uint64_t kCookieBit = uint64_t{1} << 63;  // tells communicators from kernels
 
   struct Settings {
     uint32_t deadline_ms, init_timeout_ms, grace_ms;
@@ -64,9 +65,8 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
   std::string dump();
   // What a fault of the device means here, for the stream's error; the communicator has failed then.
   std::string explain(const hw::FaultRecord& fault);
-  // A stream drops packets that posted to this group: the other ranks wait for nothing.
-  void dropped(hw::DeviceAddr group);
-  void dropped_graph();
+  // A stream was reset: it drops packets of these groups, and perhaps graphs. The other ranks wait for nothing.
+  void dropped(const std::vector<hw::DeviceAddr>& groups, bool graphs);
 
  private:
   struct Layout;
@@ -74,9 +74,9 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
   bool open_windows();
   void agree(const std::string& trouble);
   void check_usable(const Stream& stream, const Call& call) const;
-  void submit(Stream& stream, const Packets& packets, const Call& call);
   void follow_last(Stream& stream);
   void enqueue(Stream& stream, const Packets& packets, const Call& call);
+  void note(Stream& stream, const Call& call);
   void fail_with(jalError_t code, int64_t rank, const std::string& evidence, bool tell);
   void notice_streams();
   GroupView pair_view(const Call& call) const;

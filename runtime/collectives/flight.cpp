@@ -12,9 +12,9 @@
 #include <cstring>
 #include <filesystem>
 #include <jalapeno_driver/log.hpp>
+#include <jalapeno_driver/os.hpp>
 
 #include "error.hpp"
-#include "rendezvous.hpp"
 
 namespace jalapeno::runtime {
 namespace {
@@ -71,14 +71,15 @@ Flight::~Flight() {
 }
 
 void Flight::add(uint64_t signature, uint64_t bytes, uint32_t queue, uint64_t position, bool captured) {
-  Entry& e = entries_[count_ % kEntries];
+  const uint64_t before = count();
+  Entry& e = entries_[before % kEntries];
   std::atomic_ref sequence(e.sequence);
   sequence.store(0, std::memory_order_relaxed);
   e.signature = signature, e.bytes = bytes, e.queue = queue, e.position = position;
-  e.enqueued_ns = static_cast<uint64_t>(now_ns()), e.done_ns = 0, e.captured = captured;
-  sequence.store(++count_, std::memory_order_release);
+  e.enqueued_ns = static_cast<uint64_t>(driver::monotonic_ns()), e.done_ns = 0, e.captured = captured;
+  sequence.store(before + 1, std::memory_order_release);
   last_signature_.store(signature, std::memory_order_relaxed);
-  last_number_.store(count_, std::memory_order_release);
+  count_.store(before + 1, std::memory_order_release);
 }
 
 }  // namespace jalapeno::runtime

@@ -28,14 +28,14 @@ class Flight {
   Flight& operator=(const Flight&) = delete;
 
   void add(uint64_t signature, uint64_t bytes, uint32_t queue, uint64_t position, bool captured);
-  uint64_t count() const { return count_; }
-  // Of the last one, from any thread.
+  // From any thread: how many there were, and what the last one was.
+  uint64_t count() const { return count_.load(std::memory_order_acquire); }
   uint64_t last_signature() const { return last_signature_.load(std::memory_order_relaxed); }
-  uint64_t last_number() const { return last_number_.load(std::memory_order_acquire); }
   // The last entries, oldest first.
   template <class F>
   void each(F f) {
-    for (uint64_t k = count_ > kEntries ? count_ - kEntries : 0; k < count_; ++k) f(entries_[k % kEntries]);
+    const uint64_t n = count();
+    for (uint64_t k = n > kEntries ? n - kEntries : 0; k < n; ++k) f(entries_[k % kEntries]);
   }
   const std::string& path() const { return path_; }
 
@@ -48,8 +48,7 @@ class Flight {
   std::string path_;
   Header* header_ = nullptr;
   Entry* entries_ = nullptr;
-  uint64_t count_ = 0;
-  std::atomic<uint64_t> last_signature_{0}, last_number_{0};
+  std::atomic<uint64_t> count_{0}, last_signature_{0};
 };
 
 }  // namespace jalapeno::runtime

@@ -10,10 +10,15 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <jalapeno_driver/os.hpp>
+#include <utility>
 
 #include "error.hpp"
 
 namespace jalapeno::runtime {
+
+using driver::monotonic_ns;
+
 namespace {
 
 constexpr int64_t kMillisecond = 1'000'000, kHeartbeat = 100 * kMillisecond;
@@ -29,56 +34,40 @@ struct Mesh::Message {
 
 Mesh::Mesh(const UniqueId& id, uint32_t ranks, uint32_t rank, uint32_t timeout_ms, uint32_t grace_ms)
     : rank_(rank), grace_ms_(grace_ms) {
-  struct Closing {
-    int fd;
-    ~Closing() { close(fd); }
-  };
   uint16_t port = 0;
-  const Closing listener{listen_anywhere(port)};
-  const int64_t deadline = now_ns() + timeout_ms * kMillisecond;
+  const Socket listener(listen_anywhere(port));
+  const int64_t deadline = monotonic_ns() + timeout_ms * kMillisecond;
   members_ = meet(id, ranks, rank, listener.fd, timeout_ms);
   for (uint32_t r = 0; r < ranks; ++r) peers_.push_back(std::make_unique<Peer>());
-  auto close_all = [&] {
-    for (auto& p : peers_)
-      if (p->socket >= 0) close(p->socket);
-  };
-  try {
-    const uint64_t hello[2] = {id.key, rank};
-    for (uint32_t r = 0; r < rank; ++r) {
-      Peer& p = *peers_[r];
-      const Member& m = members_[r];
-      p.socket = connect_to(m.addresses, m.address_count, m.port, m.host == members_[rank].host, deadline);
-      if (p.socket < 0 || !send_all(p.socket, hello, sizeof hello, deadline))
-        fail(jalErrorCollectiveTimeout, "rank " + std::to_string(rank) + " cannot connect to rank " +
-                                            std::to_string(r) + " (pid " + std::to_string(m.pid) + " on " + m.name +
-                                            ") at port " + std::to_string(m.port) +
-                                            "; JAL_COLL_INTERFACE chooses the network");
-    }
-    for (uint32_t left = ranks - rank - 1; left > 0;) {
-      pollfd p{listener.fd, POLLIN, 0};
-      const int64_t wait = (deadline - now_ns()) / kMillisecond;
-      if (wait <= 0 || (poll(&p, 1, static_cast<int>(wait)) == 0 && now_ns() > deadline))
-        fail(jalErrorCollectiveTimeout, "rank " + std::to_string(rank) + ": " + std::to_string(left) +
-                                            " ranks did not connect within " + std::to_string(timeout_ms) + " ms");
-      if (!(p.revents & POLLIN)) continue;  // interrupted
-      const int fd = accept4(listener.fd, nullptr, nullptr, SOCK_CLOEXEC);
-      if (fd < 0) continue;
-      uint64_t from[2];
-      if (!receive_all(fd, from, sizeof from, std::min(deadline, now_ns() + 1000 * kMillisecond)) ||
-          from[0] != id.key || from[1] >= ranks || peers_[from[1]]->socket >= 0) {
-        close(fd);
-        continue;
-      }
-      peers_[from[1]]->socket = fd, --left;
-    }
-    wake_event_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (wake_event_ < 0) fail(jalErrorOperatingSystem, std::string("eventfd: ") + std::strerror(errno));
-  } catch (...) {
-    close_all();
-    throw;
+  const uint64_t hello[2] = {id.key, rank};
+  for (uint32_t r = 0; r < rank; ++r) {
+    Peer& p = *peers_[r];
+    const Member& m = members_[r];
+    p.socket = Socket(connect_to(m.addresses, m.address_count, m.port, m.host == members_[rank].host, deadline));
+    if (p.socket.fd < 0 || !send_all(p.socket.fd, hello, sizeof hello, deadline))
+      fail(jalErrorCollectiveTimeout, "rank " + std::to_string(rank) + " cannot connect to rank " + std::to_string(r) +
+                                          " (pid " + std::to_string(m.pid) + " on " + m.name + ") at port " +
+                                          std::to_string(m.port) + "; JAL_COLL_INTERFACE chooses the network");
   }
+  for (uint32_t left = ranks - rank - 1; left > 0;) {
+    pollfd p{listener.fd, POLLIN, 0};
+    const int64_t wait = (deadline - monotonic_ns()) / kMillisecond;
+    if (wait <= 0 || (poll(&p, 1, static_cast<int>(wait)) == 0 && monotonic_ns() > deadline))
+      fail(jalErrorCollectiveTimeout, "rank " + std::to_string(rank) + ": " + std::to_string(left) +
+                                          " ranks did not connect within " + std::to_string(timeout_ms) + " ms");
+    if (!(p.revents & POLLIN)) continue;  // interrupted
+    Socket socket(accept4(listener.fd, nullptr, nullptr, SOCK_CLOEXEC));
+    if (socket.fd < 0) continue;
+    uint64_t from[2];
+    if (!receive_all(socket.fd, from, sizeof from, std::min(deadline, monotonic_ns() + 1000 * kMillisecond)) ||
+        from[0] != id.key || from[1] >= ranks || peers_[from[1]]->socket.fd >= 0)
+      continue;
+    peers_[from[1]]->socket = std::move(socket), --left;
+  }
+  wake_event_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (wake_event_ < 0) fail(jalErrorOperatingSystem, std::string("eventfd: ") + std::strerror(errno));
   for (uint32_t r = 0; r < ranks; ++r)
-    peers_[r]->local = members_[r].host == members_[rank].host, peers_[r]->heard_ns = now_ns();
+    peers_[r]->local = members_[r].host == members_[rank].host, peers_[r]->heard_ns = monotonic_ns();
   thread_ = std::thread([this] { serve(); });
 }
 
@@ -89,8 +78,6 @@ Mesh::~Mesh() {
   }
   wake();
   thread_.join();
-  for (auto& p : peers_)
-    if (p->socket >= 0) close(p->socket);
   close(wake_event_);
 }
 
@@ -99,16 +86,11 @@ void Mesh::wake() {
   (void)!write(wake_event_, &one, sizeof one);
 }
 
-bool Mesh::lost(uint32_t rank) const {
-  std::lock_guard lock(mutex_);
-  return peers_[rank]->lost;
-}
-
 std::string Mesh::local_address(uint32_t rank) const {
   sockaddr_in a{};
   socklen_t size = sizeof a;
   char text[INET_ADDRSTRLEN] = {};
-  if (getsockname(peers_[rank]->socket, reinterpret_cast<sockaddr*>(&a), &size) != 0)
+  if (getsockname(peers_[rank]->socket.fd, reinterpret_cast<sockaddr*>(&a), &size) != 0)
     fail(jalErrorOperatingSystem, std::string("getsockname: ") + std::strerror(errno));
   inet_ntop(AF_INET, &a.sin_addr, text, sizeof text);
   return text;
@@ -174,7 +156,7 @@ void Mesh::send(uint32_t rank, uint32_t type, uint64_t channel, uint64_t word, c
   all.insert(all.end(), body.begin(), body.end());
   // A stopped process does not read; its buffer takes the few messages there are. A peer that is gone shows on its
   // socket, on the mesh's thread.
-  (void)send_all(p.socket, all.data(), all.size(), now_ns() + 100 * kMillisecond);
+  (void)send_all(p.socket.fd, all.data(), all.size(), monotonic_ns() + 100 * kMillisecond);
 }
 
 std::vector<std::optional<Mesh::Blob>> Mesh::exchange(uint64_t channel, const std::vector<uint32_t>& ranks,
@@ -186,7 +168,7 @@ std::vector<std::optional<Mesh::Blob>> Mesh::exchange(uint64_t channel, const st
   }
   for (uint32_t r : ranks)
     if (r != rank_) send(r, kBlob, channel, round, mine);
-  const int64_t deadline = now_ns() + timeout_ms * kMillisecond;
+  const int64_t deadline = monotonic_ns() + timeout_ms * kMillisecond;
   std::unique_lock lock(mutex_);
   std::vector<std::optional<Blob>> out(ranks.size());
   for (;;) {
@@ -208,7 +190,7 @@ std::vector<std::optional<Mesh::Blob>> Mesh::exchange(uint64_t channel, const st
     }
     if (!lost.empty() && !survivors) fail(jalErrorPeerLost, "rank " + lost + " was lost");
     if (missing.empty()) return out;
-    const int64_t left = deadline - now_ns();
+    const int64_t left = deadline - monotonic_ns();
     if (left <= 0)
       fail(jalErrorCollectiveTimeout,
            "no word from rank " + missing + " of the world for " + std::to_string(timeout_ms) + " ms");
@@ -255,14 +237,14 @@ void Mesh::handle(uint32_t rank, const Message& m, Blob body) {
 void Mesh::receive(uint32_t rank) {
   Peer& p = *peers_[rank];
   std::byte buffer[16384];
-  const ssize_t n = recv(p.socket, buffer, sizeof buffer, MSG_DONTWAIT);
+  const ssize_t n = recv(p.socket.fd, buffer, sizeof buffer, MSG_DONTWAIT);
   if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
   if (n <= 0) {
     const Member& m = members_[rank];
     return declare_lost(rank, "its control connection ended" + (n < 0 ? std::string(": ") + std::strerror(errno) : "") +
                                   "; pid " + std::to_string(m.pid) + " on " + m.name + " is gone or has closed it");
   }
-  p.heard_ns = now_ns();
+  p.heard_ns = monotonic_ns();
   p.input.insert(p.input.end(), buffer, buffer + n);
   size_t at = 0;
   while (p.input.size() - at >= sizeof(Message)) {
@@ -279,7 +261,7 @@ void Mesh::receive(uint32_t rank) {
 
 void Mesh::serve() {
   const bool remote = std::any_of(peers_.begin(), peers_.end(), [](const auto& p) { return !p->local; });
-  int64_t next_beat = now_ns();
+  int64_t next_beat = monotonic_ns();
   std::vector<pollfd> fds;
   std::vector<uint32_t> who;
   for (;;) {
@@ -289,7 +271,7 @@ void Mesh::serve() {
       std::lock_guard lock(mutex_);
       if (stop_) return;
       for (uint32_t r = 0; r < peers_.size(); ++r)
-        if (r != rank_ && !peers_[r]->lost) fds.push_back({peers_[r]->socket, POLLIN, 0}), who.push_back(r);
+        if (r != rank_ && !peers_[r]->lost) fds.push_back({peers_[r]->socket.fd, POLLIN, 0}), who.push_back(r);
     }
     // Between hosts silence means something, so nobody is silent; inside a host the kernel tells at once.
     const int timeout = remote ? static_cast<int>(kHeartbeat / kMillisecond) : -1;
@@ -300,13 +282,13 @@ void Mesh::serve() {
     }
     for (size_t k = 1; k < fds.size(); ++k)
       if (fds[k].revents != 0) receive(who[k]);
-    if (!remote || now_ns() < next_beat) continue;
-    next_beat = now_ns() + kHeartbeat;
+    if (!remote || monotonic_ns() < next_beat) continue;
+    next_beat = monotonic_ns() + kHeartbeat;
     for (size_t k = 1; k < who.size(); ++k) {
       Peer& p = *peers_[who[k]];
       if (p.local) continue;
       send(who[k], kAlive, 0, 0, {});
-      if (const int64_t silent = now_ns() - p.heard_ns; silent > grace_ms_ * kMillisecond)
+      if (const int64_t silent = monotonic_ns() - p.heard_ns; silent > grace_ms_ * kMillisecond)
         declare_lost(who[k], "nothing was heard from host " + std::string(members_[who[k]].name) + " for " +
                                  std::to_string(silent / kMillisecond) + " ms");
     }

@@ -39,7 +39,6 @@ class Mesh {
 
   uint32_t rank() const { return rank_; }
   const std::vector<Member>& members() const { return members_; }
-  bool lost(uint32_t rank) const;
   std::string local_address(uint32_t rank) const;  // IPv4, of the interface that leads to that rank
   std::set<uint32_t> lost_ranks() const;
 
@@ -56,7 +55,7 @@ class Mesh {
 
  private:
   struct Peer {
-    int socket = -1;
+    Socket socket;
     bool lost = false, local = true;
     std::string evidence;
     std::vector<std::byte> input;

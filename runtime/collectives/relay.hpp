@@ -35,7 +35,6 @@ class Relay {
   ~Relay();
   Relay(const Relay&) = delete;
   Relay& operator=(const Relay&) = delete;
-  void expect();  // an operation was enqueued
 
  private:
   void send();

@@ -18,12 +18,15 @@
 #include <cstring>
 #include <fstream>
 #include <functional>
-#include <jalapeno_driver/log.hpp>
+#include <jalapeno_driver/os.hpp>
 #include <thread>
 
 #include "error.hpp"
 
 namespace jalapeno::runtime {
+
+using driver::monotonic_ns;
+
 namespace {
 
 constexpr char kMagic[8] = {'J', 'A', 'L', 'C', 'O', 'L', 'L', 0};
@@ -32,7 +35,7 @@ constexpr uint32_t kMostRanks = 1024;
 
 struct Hello {
   char magic[8];
-  uint32_t version, library;
+  uint32_t version, reserved0;
   uint64_t key;
   uint32_t ranks, rank, timeout_ms, reserved;
   Member member;
@@ -41,26 +44,13 @@ struct Reply {
   uint32_t error, text_bytes, members, reserved;  // then the text, then the members
 };
 
-struct Socket {
-  int fd = -1;
-  explicit Socket(int f) : fd(f) {}
-  Socket(Socket&& o) noexcept : fd(std::exchange(o.fd, -1)) {}
-  Socket& operator=(Socket&& o) noexcept {
-    std::swap(fd, o.fd);
-    return *this;
-  }
-  ~Socket() {
-    if (fd >= 0) close(fd);
-  }
-};
-
 [[noreturn]] void system_error(const std::string& what) {
   fail(jalErrorOperatingSystem, what + ": " + std::strerror(errno));
 }
 
 int poll_until(int fd, short events, int64_t deadline_ns) {
   for (;;) {
-    const int64_t left = deadline_ns - now_ns();
+    const int64_t left = deadline_ns - monotonic_ns();
     if (left <= 0) return 0;
     pollfd p{fd, events, 0};
     const int n = poll(&p, 1, static_cast<int>(std::min<int64_t>(left / 1'000'000 + 1, 1'000'000)));
@@ -101,7 +91,7 @@ uint32_t own_addresses(uint32_t* out) {
 
 void answer(int fd, const std::string& error, const std::vector<Member>& members) {
   const Reply r{error.empty() ? 0u : 1u, static_cast<uint32_t>(error.size()), static_cast<uint32_t>(members.size()), 0};
-  const int64_t deadline = now_ns() + 2'000'000'000;
+  const int64_t deadline = monotonic_ns() + 2'000'000'000;
   if (send_all(fd, &r, sizeof r, deadline) && send_all(fd, error.data(), error.size(), deadline))
     (void)send_all(fd, members.data(), members.size() * sizeof(Member), deadline);
 }
@@ -113,7 +103,7 @@ void serve(int listener_fd, uint64_t key) {
   std::vector<Member> members;
   std::vector<bool> here;
   uint32_t ranks = 0, arrived = 0;
-  int64_t deadline = now_ns() + int64_t{600} * 1'000'000'000;  // nobody may ever come
+  int64_t deadline = monotonic_ns() + int64_t{600} * 1'000'000'000;  // nobody may ever come
   auto refuse_all = [&](const std::string& why) {
     for (Socket& s : sockets)
       if (s.fd >= 0) answer(s.fd, why, {});
@@ -130,7 +120,7 @@ void serve(int listener_fd, uint64_t key) {
     no_delay(client.fd);
     Hello h{};
     // Whoever connects and says nothing keeps the others waiting for a second, not for ever.
-    if (!receive_all(client.fd, &h, sizeof h, std::min(deadline, now_ns() + 1'000'000'000))) continue;
+    if (!receive_all(client.fd, &h, sizeof h, std::min(deadline, monotonic_ns() + 1'000'000'000))) continue;
     if (std::memcmp(h.magic, kMagic, sizeof kMagic) != 0 || h.key != key) continue;
     if (h.version != kWireVersion) {
       const std::string why = "rank " + std::to_string(h.rank) + " speaks version " + std::to_string(h.version) +
@@ -144,8 +134,8 @@ void serve(int listener_fd, uint64_t key) {
     if (ranks == 0) {
       ranks = h.ranks;
       members.resize(ranks), here.resize(ranks);
-      for (uint32_t r = 0; r < ranks; ++r) sockets.emplace_back(-1);
-      deadline = now_ns() + int64_t{h.timeout_ms} * 1'000'000;
+      sockets.resize(ranks);
+      deadline = monotonic_ns() + int64_t{h.timeout_ms} * 1'000'000;
     }
     std::string why;
     if (h.ranks != ranks)  // its rank may be out of range here
@@ -167,10 +157,8 @@ void serve(int listener_fd, uint64_t key) {
 
 }  // namespace
 
-int64_t now_ns() {
-  timespec t{};
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return int64_t{t.tv_sec} * 1'000'000'000 + t.tv_nsec;
+Socket::~Socket() {
+  if (fd >= 0) close(fd);
 }
 
 std::string host_name() {
@@ -222,8 +210,9 @@ int connect_to(const uint32_t* addresses, uint32_t count, uint16_t port, bool sa
       error = errno;
       socklen_t size = sizeof error;
       // An address that does not answer must not use up the time of the others.
-      if (error == EINPROGRESS && (poll_until(fd, POLLOUT, std::min(deadline_ns, now_ns() + 3'000'000'000)) <= 0 ||
-                                   getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) != 0))
+      if (error == EINPROGRESS &&
+          (poll_until(fd, POLLOUT, std::min(deadline_ns, monotonic_ns() + 3'000'000'000)) <= 0 ||
+           getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) != 0))
         error = ETIMEDOUT;
     }
     if (error == 0) {
@@ -289,7 +278,7 @@ std::vector<Member> meet(const UniqueId& id, uint32_t ranks, uint32_t rank, int 
   if (rank >= ranks) invalid("rank " + std::to_string(rank) + " of " + std::to_string(ranks));
   Hello h{};
   std::memcpy(h.magic, kMagic, sizeof kMagic);
-  h.version = kWireVersion, h.library = static_cast<uint32_t>(jalGetVersion()), h.key = id.key;
+  h.version = kWireVersion, h.key = id.key;
   h.ranks = ranks, h.rank = rank, h.timeout_ms = timeout_ms;
   h.member.host = host_identity(), h.member.pid = getpid();
   host_name().copy(h.member.name, sizeof h.member.name - 1);
@@ -299,14 +288,14 @@ std::vector<Member> meet(const UniqueId& id, uint32_t ranks, uint32_t rank, int 
   if (getsockname(listener, reinterpret_cast<sockaddr*>(&own), &size) != 0) system_error("getsockname");
   h.member.port = ntohs(own.sin_port);
 
-  const int64_t deadline = now_ns() + int64_t{timeout_ms} * 1'000'000;
-  Socket root(-1);
+  const int64_t deadline = monotonic_ns() + int64_t{timeout_ms} * 1'000'000;
+  Socket root;
   char where[32] = {};
   const in_addr first{id.addresses[0]};
   inet_ntop(AF_INET, &first, where, sizeof where);
   // The root may not listen yet, when a launcher has only told where it will.
   while ((root.fd = connect_to(id.addresses, id.address_count, id.port, id.host == h.member.host, deadline)) < 0) {
-    if (now_ns() > deadline)
+    if (monotonic_ns() > deadline)
       fail(jalErrorCollectiveTimeout, "rank " + std::to_string(rank) + ": nobody answers at " + where + ":" +
                                           std::to_string(id.port) + " (" + std::to_string(timeout_ms) +
                                           " ms); has the process that made the id ended?");

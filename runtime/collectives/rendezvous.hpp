@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace jalapeno::runtime {
@@ -42,13 +43,23 @@ void serve_unique_id(int listener, uint64_t key);                      // takes 
 // This rank's listening socket (taken), and all members. Throws Error.
 std::vector<Member> meet(const UniqueId& id, uint32_t ranks, uint32_t rank, int listener, uint32_t timeout_ms);
 
-// Sockets. Throw Error(jalErrorOperatingSystem).
+struct Socket {
+  int fd = -1;
+  Socket() = default;
+  explicit Socket(int f) : fd(f) {}
+  Socket(Socket&& o) noexcept : fd(std::exchange(o.fd, -1)) {}
+  Socket& operator=(Socket&& o) noexcept {
+    std::swap(fd, o.fd);
+    return *this;
+  }
+  ~Socket();  // closes it
+};
+// Throw Error(jalErrorOperatingSystem). Deadlines are of driver::monotonic_ns().
 int listen_anywhere(uint16_t& port);
 // -1 when none of the addresses answers.
 int connect_to(const uint32_t* addresses, uint32_t count, uint16_t port, bool same_host, int64_t deadline_ns);
 // False: closed, or too late.
 bool send_all(int socket, const void* data, size_t bytes, int64_t deadline_ns);
 bool receive_all(int socket, void* data, size_t bytes, int64_t deadline_ns);
-int64_t now_ns();
 
 }  // namespace jalapeno::runtime

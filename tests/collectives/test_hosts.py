@@ -1,16 +1,12 @@
 """Ranks on several "hosts": network namespaces of this machine with a bridge between them, libfabric's tcp over it."""
-import json
 import os
-import pathlib
-import random
 import shutil
 import subprocess
 import time
 
 import pytest
 
-RANK = os.environ["JALAPENO_COLL_RANK"]
-PATIENCE = 120
+from ranks import LLM, MODEL, PATIENCE, RANK, environment, free_port, joined, lines
 
 
 def ip(*arguments):
@@ -48,11 +44,10 @@ class Hosts:
         ip("-n", f"{self.name}-{which}", *arguments)
 
     def start(self, *arguments, ranks_per_host=1, program=RANK, **more):
-        port, ranks = random.randrange(20000, 40000), self.count * ranks_per_host
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("PMI", "OMPI", "SLURM"))}
-        env.update(WORLD_SIZE=str(ranks), MASTER_ADDR=self.address(0), MASTER_PORT=str(port), JAL_LOG="off", **more)
+        port, ranks = free_port(), self.count * ranks_per_host
         return [subprocess.Popen(["ip", "netns", "exec", f"{self.name}-{r // ranks_per_host}", program, *map(str, arguments)],
-                                 env={**env, "RANK": str(r)}, stdout=subprocess.PIPE, text=True) for r in range(ranks)]
+                                 env=environment(r, ranks, port, self.address(0), **more), stdout=subprocess.PIPE, text=True)
+                for r in range(ranks)]
 
     def cut(self, host):
         self._in("br", "link", "set", f"{self.name}p{host}", "down")
@@ -76,18 +71,6 @@ def hosts():
         pytest.skip(f"no network namespaces here (needs root and CAP_NET_ADMIN): {e.stderr.strip()}")
     yield made
     made.remove()
-
-
-def joined(process):
-    line = process.stdout.readline()
-    said = json.loads(line) if line else {"what": "nothing"}
-    assert said["what"] == "joined", said
-    return said
-
-
-def lines(process):
-    out, _ = process.communicate(timeout=PATIENCE)
-    return [json.loads(line) for line in out.splitlines()]
 
 
 @pytest.mark.parametrize("ranks_per_host", [1, 2])
@@ -148,15 +131,13 @@ def test_a_link_that_stays_cut_ends_the_operation_and_the_rest_goes_on(hosts):
         hosts.heal(2)
 
 
-@pytest.mark.skipif("JALAPENO_LLM" not in os.environ, reason="JALAPENO_LLM says where the program is")
+@pytest.mark.skipif(not LLM, reason="JALAPENO_LLM says where the program is")
 def test_a_model_runs_across_hosts(hosts):
-    llm = os.environ["JALAPENO_LLM"]
-    model = str(pathlib.Path(__file__).resolve().parents[2] / "samples/llm/model/storyteller-3m-bf16.gguf")
-    arguments = ["--model", model, "--prompt", "Tom had a blue kite", "-n", "30"]
-    alone = subprocess.run([llm, *arguments], capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
+    arguments = ["--model", MODEL, "--prompt", "Tom had a blue kite", "-n", "30"]
+    alone = subprocess.run([LLM, *arguments], capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
     two = Hosts.__new__(Hosts)
     two.__dict__.update(hosts.__dict__, count=2)
-    processes = two.start(*arguments, program=llm)
+    processes = two.start(*arguments, program=LLM)
     texts = [p.communicate(timeout=PATIENCE)[0] for p in processes]
     assert texts == [alone, ""] and all(p.returncode == 0 for p in processes)
 

@@ -10,37 +10,15 @@ import time
 
 import pytest
 
-RANK = os.environ["JALAPENO_COLL_RANK"]
+from ranks import LLM, MODEL, PATIENCE, RANK, environment, free_port, joined, lines
+
 BENCH = os.environ["JALAPENO_COLL_BENCH"]
-LLM = os.environ.get("JALAPENO_LLM", "")
-MODEL = pathlib.Path(__file__).resolve().parents[2] / "samples/llm/model/storyteller-3m-bf16.gguf"
-PATIENCE = 120
-
-
-def environment(rank, ranks, port, **more):
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("PMI", "OMPI", "SLURM"))}
-    env.update(RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), JAL_LOG="off", **more)
-    return env
-
-
-def free_port():
-    return random.randrange(20000, 40000)
 
 
 def start(ranks, *arguments, **more):
     port = free_port()
     return [subprocess.Popen([RANK, *map(str, arguments)], env=environment(r, ranks, port, **more), stdout=subprocess.PIPE, text=True)
             for r in range(ranks)]
-
-
-def lines(process):
-    out, _ = process.communicate(timeout=PATIENCE)
-    return [json.loads(line) for line in out.splitlines()]
-
-
-def joined(process):
-    """Waits for the process's first line."""
-    return json.loads(process.stdout.readline())
 
 
 def leftovers():
@@ -163,7 +141,7 @@ def test_the_bench_verifies_what_it_measures():
 
 
 def story(*arguments, env=None):
-    done = subprocess.run([LLM, "--model", str(MODEL), "--prompt", "Tom had a blue kite", "-n", "40", "--json", *arguments],
+    done = subprocess.run([LLM, "--model", MODEL, "--prompt", "Tom had a blue kite", "-n", "40", "--json", *arguments],
                           capture_output=True, text=True, timeout=PATIENCE, env=env or {**os.environ, "JAL_LOG": "off"})
     assert done.returncode == 0, done.stderr
     text, report = done.stdout.rsplit("\n{", 1)
@@ -178,13 +156,13 @@ def test_a_model_shared_out_to_chips_tells_the_same_story():
         assert text == alone
         assert report["chips"] == chips and report["assumed"] and 0 < report["decode"]["modelled_chip"]["communication_share"] < 1
     port = free_port()
-    command = [LLM, "--model", str(MODEL), "--prompt", "Tom had a blue kite", "-n", "40"]
+    command = [LLM, "--model", MODEL, "--prompt", "Tom had a blue kite", "-n", "40"]
     processes = [subprocess.Popen(command, env=environment(r, 2, port), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
                  for r in range(2)]
     texts = [p.communicate(timeout=PATIENCE)[0] for p in processes]
     assert texts[0].rstrip("\n") == alone.rstrip("\n") and texts[1] == ""
     assert all(p.returncode == 0 for p in processes)
-    refused = subprocess.run([LLM, "--model", str(MODEL), "--prompt", "x", "--chips", "3"], capture_output=True, text=True, timeout=PATIENCE)
+    refused = subprocess.run([LLM, "--model", MODEL, "--prompt", "x", "--chips", "3"], capture_output=True, text=True, timeout=PATIENCE)
     assert refused.returncode == 1 and "cannot be shared out to 3 chips" in refused.stderr, refused.stderr
 
 

@@ -10,14 +10,9 @@ namespace {
 
 namespace hw = jalapeno::hw;
 using hw::DeviceAddr;
+using jalapeno::test::header;
 using jalapeno::test::number;
 using jalapeno::test::stores;
-
-hw::PacketHeader header(hw::PacketOp op) {
-  hw::PacketHeader h{};
-  h.op = op, h.flags = hw::kPacketInterrupt, h.sequence = 0xA1A2A3A4;
-  return h;
-}
 
 TEST(Fabric, AWindowIsBit62AndItsNumberFromBit48) {
   EXPECT_EQ(hw::kFabricWindow, 0x4000'0000'0000'0000u);

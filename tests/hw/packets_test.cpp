@@ -23,17 +23,9 @@ using hw::DType;
 using hw::Iova;
 using hw::Status;
 
+using jalapeno::test::header;
 using jalapeno::test::number;
 using jalapeno::test::stores;
-
-// The first eight bytes of the packets below: flag "raise the vector", sequence 0xA1A2A3A4.
-hw::PacketHeader header(hw::PacketOp op) {
-  hw::PacketHeader h{};
-  h.op = op;
-  h.flags = hw::kPacketInterrupt;
-  h.sequence = 0xA1A2A3A4;
-  return h;
-}
 
 // ---- Section 1: words
 

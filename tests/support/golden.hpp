@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <jalapeno_hw/packets.hpp>
 #include <type_traits>
 
 namespace jalapeno::test {
@@ -24,6 +25,15 @@ template <class T, size_t N>
       return ::testing::AssertionFailure()
              << "byte " << i << " is " << int{bytes[i]} << ", the data sheet says " << int{golden[i]};
   return ::testing::AssertionSuccess();
+}
+
+// The first eight bytes of the packets under test: flag "raise the vector", sequence 0xA1A2A3A4.
+inline hw::PacketHeader header(hw::PacketOp op) {
+  hw::PacketHeader h{};
+  h.op = op;
+  h.flags = hw::kPacketInterrupt;
+  h.sequence = 0xA1A2A3A4;
+  return h;
 }
 
 template <class E>
