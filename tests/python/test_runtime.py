@@ -933,6 +933,7 @@ def test_forked_child_is_told_and_the_parent_goes_on(python):
 
 
 @pytest.mark.parametrize("work", ["s.wait(t, 1); s.call(lambda: print('never'))", "s.call(lambda: time.sleep(0.3))",
+                                  "[s.call(lambda: time.sleep(0.001)) for _ in range(200)]",
                                   "[add(x, 1.0) for _ in range(200)]", "[g.launch(s) for _ in range(50)]; x = [s]; x.append(x)",
                                   "threading.Thread(target=lambda: t.wait(1, 1e9), daemon=True).start()"])
 def test_python_ends_cleanly_with_work_in_flight(python, work):

@@ -1,6 +1,10 @@
 #include <pybind11/stl.h>
 
+#include <unistd.h>
+
 #include <chrono>
+#include <condition_variable>
+#include <mutex>
 #include <thread>
 
 #include "core.hpp"
@@ -23,6 +27,38 @@ void set_current(const py::object& entry) {
   PyObject* token = PyContextVar_Set(current_variable(), entry.ptr());
   if (token == nullptr) throw py::error_already_set();
   Py_DECREF(token);
+}
+
+// The functions of Stream.call that are in Python now, on threads of the library. A thread that asks for the GIL while
+// Python ends is ended inside that call, through frames that may not be unwound: so Python's end first waits for those
+// that have begun, and lets no other begin.
+class Calls {
+ public:
+  bool begin() {
+    const std::lock_guard lock(mutex_);
+    if (!ended_) ++running_;
+    return !ended_;
+  }
+  void finish() {
+    const std::lock_guard lock(mutex_);
+    if (--running_ == 0) idle_.notify_all();
+  }
+  void end() {
+    std::unique_lock lock(mutex_);
+    ended_ = true;
+    // One that never returns must not keep the process; it is left where it is.
+    idle_.wait_for(lock, std::chrono::seconds(10), [this] { return running_ == 0; });
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable idle_;
+  int running_ = 0;
+  bool ended_ = false;
+};
+Calls& calls() {
+  static auto* const instance = new Calls;  // threads of the library outlive static destructors
+  return *instance;
 }
 
 }  // namespace
@@ -170,14 +206,17 @@ error with its record: KernelError, DependencyError, ...)")
               e = jalLaunchHostFunc(
                   s.handle,
                   [](void* data) {
-                    if (ending()) return;
-                    py::gil_scoped_acquire acquire;
-                    auto call = py::reinterpret_steal<py::function>(static_cast<PyObject*>(data));
-                    try {
-                      call();
-                    } catch (py::error_already_set& error) {
-                      error.discard_as_unraisable(call);
+                    if (!calls().begin()) return;
+                    {
+                      py::gil_scoped_acquire acquire;
+                      auto call = py::reinterpret_steal<py::function>(static_cast<PyObject*>(data));
+                      try {
+                        call();
+                      } catch (py::error_already_set& error) {
+                        error.discard_as_unraisable(call);
+                      }
                     }
+                    calls().finish();
                   },
                   f);
             }
@@ -192,6 +231,11 @@ error with its record: KernelError, DependencyError, ...)")
           py::arg("eventfd"), "Adds 1 to the eventfd when the work before it is done. It must stay open until then.")
       .def("__repr__",
            [](const Stream& s) { return "<jalapeno.Stream of " + std::string(s.device->properties.uri) + ">"; });
+  py::module_::import("atexit").attr("register")(py::cpp_function([owner = getpid()] {
+    if (getpid() != owner) return;  // a forked child has none of these threads
+    const Released released;
+    calls().end();
+  }));
   m.def(
       "current_stream", [](const DeviceRef& d) { return choose_stream(d, nullptr); }, py::arg("device"),
       "The stream that work of this device goes to now.");
