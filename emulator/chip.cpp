@@ -54,14 +54,12 @@ Chip::Chip(const EmulatorOptions& options, uint32_t index)
       pool_(config_, options_),
       port_(uuid_[0], memory_, [this](uint64_t key) { return lookup_export(key); }) {
   for (uint32_t q = 0; q < kQueueCount; ++q) doorbells_[q].interrupt_arm = hw::kNotArmed;
-  processor_ = std::thread([this] { serve(); });
+  Processors::of_process().add(*this, {doorbell_mapping_, &device_page().asleep});
 }
 
 Chip::~Chip() {
-  stop_.store(true);
   deadline_ns_.store(0);
-  port_.wake();
-  processor_.join();
+  Processors::of_process().remove(*this);
   for (int fd : interrupts_)
     if (fd >= 0) close(fd);
   close(doorbell_fd_);
@@ -101,6 +99,7 @@ void Chip::reset_function() {
   control_waiting_.fetch_add(1);
   deadline_ns_.store(0);  // stops a running program at its next look at the clock
   {
+    std::lock_guard control(control_mutex_);
     std::lock_guard lock(mutex_);
     for (uint32_t q = 0; q < kQueueCount; ++q) {
       queues_[q] = Queue{};
@@ -278,6 +277,7 @@ bool Chip::read_register(uint64_t offset, uint32_t bytes, uint64_t& value) {
       value = ((uint64_t{1} << std::min(config_.links, 32u)) - 1) & ~uint64_t{links_down_.load()};
       break;
     case reg::kWindowState: {
+      std::lock_guard control(control_mutex_);
       std::lock_guard lock(mutex_);
       value = window_select_ < kWindowCount ? windows_[window_select_].state : hw::kWindowOff;
       break;
@@ -292,6 +292,7 @@ bool Chip::read_register(uint64_t offset, uint32_t bytes, uint64_t& value) {
       value = heartbeat_.load();
       break;
     case reg::kQueueState: {
+      std::lock_guard control(control_mutex_);
       std::lock_guard lock(mutex_);
       value = queue_select_ < kQueueCount ? queues_[queue_select_].state : hw::kQueueStateOff;
       break;
@@ -314,7 +315,7 @@ bool Chip::write_register(uint64_t offset, uint32_t bytes, uint64_t value) {
   if ((bytes != 4 && bytes != 8) || offset % bytes != 0 || offset + bytes > hw::kRegisterBarBytes) return false;
   const uint32_t at = static_cast<uint32_t>(offset), word = static_cast<uint32_t>(value);
   if (at == reg::kWake) {
-    port_.wake();
+    FabricProcess::get().wake();
     return true;
   }
   if (at == reg::kWindowCommand) {
@@ -325,64 +326,68 @@ bool Chip::write_register(uint64_t offset, uint32_t bytes, uint64_t value) {
     if (word & hw::kControlReset) reset_function();
     return true;
   }
-  control_waiting_.fetch_add(1);
+  std::lock_guard control(control_mutex_);
+  switch (at) {
+    case reg::kContextSelect:
+      context_select_ = word;
+      return true;
+    case reg::kContextPageTable:
+      context_root_ = value;
+      return true;
+    case reg::kContextFabricKey:
+      context_key_ = value;
+      return true;
+    case reg::kWindowSelect:
+      window_select_ = word;
+      return true;
+    case reg::kWindowContext:
+      staged_window_.context = word;
+      return true;
+    case reg::kWindowPeer:
+      staged_window_.peer = value;
+      return true;
+    case reg::kWindowKey:
+      staged_window_.key = value;
+      return true;
+    case reg::kQueueSelect:
+      queue_select_ = word;
+      return true;
+    case reg::kQueueContext:
+      staged_.context = word;
+      return true;
+    case reg::kQueueRing:
+      staged_.ring = value;
+      return true;
+    case reg::kQueueRingLog2:
+      staged_.ring_log2 = word;
+      return true;
+    case reg::kQueuePriority:
+      staged_.priority = word;
+      return true;
+    case reg::kQueueTimeline:
+      staged_.timeline = value;
+      return true;
+    case reg::kQueueFault:
+      staged_.fault = value;
+      return true;
+    case reg::kQueueStart:
+      staged_.head = value;
+      return true;
+    case reg::kContextCommand:
+    case reg::kQueueCommand:
+      break;
+    default:
+      return true;  // read-only and unknown registers ignore writes
+  }
+  control_waiting_.fetch_add(1);  // from here on no other program begins
+  if (at == reg::kQueueCommand && word == hw::kQueueDisable && running_queue_.load() == queue_select_)
+    deadline_ns_.store(0);  // ends the program at its next look at the clock
   {
     std::lock_guard lock(mutex_);
-    switch (at) {
-      case reg::kContextSelect:
-        context_select_ = word;
-        break;
-      case reg::kContextPageTable:
-        context_root_ = value;
-        break;
-      case reg::kContextCommand:
-        context_command(word);
-        break;
-      case reg::kContextFabricKey:
-        context_key_ = value;
-        break;
-      case reg::kWindowSelect:
-        window_select_ = word;
-        break;
-      case reg::kWindowContext:
-        staged_window_.context = word;
-        break;
-      case reg::kWindowPeer:
-        staged_window_.peer = value;
-        break;
-      case reg::kWindowKey:
-        staged_window_.key = value;
-        break;
-      case reg::kQueueSelect:
-        queue_select_ = word;
-        break;
-      case reg::kQueueContext:
-        staged_.context = word;
-        break;
-      case reg::kQueueRing:
-        staged_.ring = value;
-        break;
-      case reg::kQueueRingLog2:
-        staged_.ring_log2 = word;
-        break;
-      case reg::kQueuePriority:
-        staged_.priority = word;
-        break;
-      case reg::kQueueTimeline:
-        staged_.timeline = value;
-        break;
-      case reg::kQueueFault:
-        staged_.fault = value;
-        break;
-      case reg::kQueueStart:
-        staged_.head = value;
-        break;
-      case reg::kQueueCommand:
-        queue_command(word);
-        break;
-      default:
-        break;  // read-only and unknown registers ignore writes
-    }
+    if (at == reg::kContextCommand)
+      context_command(word);
+    else
+      queue_command(word);
   }
   control_waiting_.fetch_sub(1);
   return true;
@@ -420,7 +425,11 @@ void Chip::export_context(uint32_t context) {
   Context& c = contexts_[context];
   withdraw(context);
   if (!c.enabled || context_key_ == 0) return;
-  c.key = context_key_, c.token = random_word() | 1;
+  c.token = random_word() | 1;
+  {
+    std::lock_guard lock(exports_mutex_);
+    exports_[context_key_] = {context, c.root, c.token};
+  }
   std::atomic_ref(port_.page().exported[context]).store(c.token, std::memory_order_release);
   port_.listen();
 }
@@ -429,21 +438,20 @@ void Chip::export_context(uint32_t context) {
 void Chip::withdraw(uint32_t context) {
   Context& c = contexts_[context];
   if (c.token == 0) return;
-  c.key = c.token = 0;
+  c.token = 0;
+  {
+    std::lock_guard lock(exports_mutex_);
+    std::erase_if(exports_, [&](const auto& e) { return e.second.context == context; });
+  }
   std::atomic_ref(port_.page().exported[context]).store(0, std::memory_order_release);
   port_.changed();
 }
 
+// For other chips, which do not wait for what this one is running.
 std::optional<FabricPort::Export> Chip::lookup_export(uint64_t key) {
-  control_waiting_.fetch_add(1);
-  std::optional<FabricPort::Export> found;
-  {
-    std::lock_guard lock(mutex_);
-    for (uint32_t c = 0; c < kContextCount; ++c)
-      if (key != 0 && contexts_[c].key == key) found = FabricPort::Export{c, contexts_[c].root, contexts_[c].token};
-  }
-  control_waiting_.fetch_sub(1);
-  return found;
+  std::lock_guard lock(exports_mutex_);
+  const auto found = exports_.find(key);
+  return found == exports_.end() ? std::nullopt : std::optional(found->second);
 }
 
 // The other chip is asked without this chip's lock: it may be asking the same of this one.
@@ -451,7 +459,7 @@ void Chip::window_command(uint32_t command) {
   Window w;
   uint32_t number;
   {
-    std::lock_guard lock(mutex_);
+    std::lock_guard control(control_mutex_);
     w = staged_window_, number = window_select_;
   }
   if (number >= kWindowCount || w.context >= kContextCount) return;

@@ -1,4 +1,4 @@
-// One chip: registers, doorbells, queues, contexts, and the thread of its command processor.
+// One chip: registers, doorbells, queues, contexts, and the turns of its command processor.
 // What a PCIe slot can see of it is this interface; the vfio-user server is its only caller.
 #pragma once
 #include <array>
@@ -8,7 +8,6 @@
 #include <jalapeno_hw/registers.hpp>
 #include <memory>
 #include <mutex>
-#include <thread>
 #include <unordered_map>
 #include <vector>
 
@@ -17,6 +16,7 @@
 #include "fabric.hpp"
 #include "faults.hpp"
 #include "memory.hpp"
+#include "processors.hpp"
 #include "worker_pool.hpp"
 
 namespace jalapeno::emu {
@@ -26,7 +26,7 @@ inline constexpr uint32_t kContextCount = kFabricContexts;
 inline constexpr uint32_t kWindowCount = 1024;
 inline constexpr uint32_t kVectors = kQueueCount + 1;  // the last one: device events
 
-class Chip {
+class Chip final : private Processor {
  public:
   // Throws std::runtime_error on an unusable configuration. `index` makes the UUID.
   Chip(const EmulatorOptions& options, uint32_t index);
@@ -55,10 +55,16 @@ class Chip {
   void scrub();           // HBM reads as zero again
 
  private:
+  // Where a group's lines to and from a rank are in this process, as long as its table says the same.
+  struct Route {
+    hw::DeviceAddr lines{}, inbox{};
+    hw::FabricLine *to = nullptr, *from = nullptr;
+    RemoteContext* remote = nullptr;
+  };
   struct Context {
     bool enabled = false;
     uint64_t root = 0, epoch = 0;  // epoch of the host map that `map` was built with
-    uint64_t key = 0, token = 0;   // of its export
+    uint64_t token = 0;            // of its export
     struct Seen {
       std::shared_ptr<RemoteContext> remote;
       uint64_t generation;
@@ -69,6 +75,7 @@ class Chip {
     std::unordered_map<uint64_t, std::unique_ptr<const Program>> programs;  // by code address
     const Program* last = nullptr;                                          // of them: what ran last
     uint64_t last_code = 0;
+    std::unordered_map<uint64_t, std::vector<Route>> routes;  // of groups, by address; through `map`
   };
   struct Window {
     uint32_t context = 0, state = hw::kWindowOff;
@@ -80,6 +87,7 @@ class Chip {
     Memory* memory;  // its context's, looked up once for the packet
     hw::FabricGroup* group;
     hw::FabricPeer* peers;
+    Route* routes;
     uint32_t ranks, rank;
     uint64_t sequence;
   };
@@ -118,7 +126,7 @@ class Chip {
   };
   enum class Step { kIdle, kBlocked, kProgress };
 
-  void serve();  // the command processor's thread
+  Turn turn() override;
   Step advance(uint32_t q);
   bool run_packet(Queue& queue, const hw::Packet& packet);  // false: blocked; throws Fault
   void launch(Queue& queue, const hw::LaunchPacket& packet);
@@ -144,15 +152,23 @@ class Chip {
   Memory& context_memory(Queue& queue);
   // Between chips (fabric_engine.cpp)
   Group group_of(Queue& queue, hw::DeviceAddr address);
+  template <class F>
+  void within(const Group& g, F f);
   void post(Queue& queue, const hw::PostPacket& packet);
+  void post(Queue& queue, const Group& g, const hw::PostPacket& packet);
   void post_lines(Queue& queue, const Group& g, hw::FabricLine line, const std::byte* data, uint64_t bytes,
                   uint64_t stride);
   bool await(Queue& queue, const hw::AwaitPacket& packet);
+  hw::FabricLine* lines_at(Memory& memory, hw::DeviceAddr at, hw::Access access);
+  hw::FabricLine* line_from(const Group& g, uint32_t rank, uint64_t sequence);
+  hw::FabricLine* line_to(const Group& g, uint32_t rank, uint64_t sequence);
   hw::FabricLine line_of(const Group& g, uint32_t rank);
   uint64_t posted_address(const Group& g, uint32_t rank, hw::DeviceAddr said, uint64_t offset, uint64_t bytes) const;
   uint64_t posted_data(const Group& g, uint32_t rank) const;  // device address of what that rank put here
   void move(Queue& queue, const hw::MovePacket& packet);
+  void move(Queue& queue, const Group& g, const hw::MovePacket& packet);
   void reduce(Queue& queue, const hw::ReducePacket& packet);
+  void reduce(Queue& queue, const Group& g, const hw::ReducePacket& packet);
   void poison_group(Queue& queue, const hw::PostPacket& packet, hw::Status status);
   RemoteContext* remote_of(uint64_t address);  // nullptr: the address is this chip's own
   std::byte* reach(Memory& memory, uint64_t address, uint64_t bytes, hw::Access access);
@@ -179,8 +195,12 @@ class Chip {
   std::shared_ptr<Mapping> doorbell_mapping_;
   hw::DoorbellPage* doorbells_;
 
-  std::mutex mutex_;  // queues, contexts and registers; the processor holds it while it runs a packet
+  std::mutex mutex_;          // queues, contexts and registers; the processor holds it while it runs a packet
+  std::mutex control_mutex_;  // what registers select and hold; taken before mutex_
   std::atomic<uint32_t> control_waiting_{0};
+  std::atomic<uint32_t> running_queue_{kQueueCount};  // whose program runs; kQueueCount: none
+  std::mutex exports_mutex_;
+  std::unordered_map<uint64_t, FabricPort::Export> exports_;  // by key
   std::vector<Queue> queues_;
   std::vector<Context> contexts_;
   std::vector<uint32_t> order_;  // enabled queues, highest priority first
@@ -222,8 +242,6 @@ class Chip {
 
   WorkerPool pool_;
   FabricPort port_;
-  std::atomic<bool> stop_{false};
-  std::thread processor_;
 };
 
 }  // namespace jalapeno::emu

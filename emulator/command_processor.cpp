@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <queue>
 
@@ -19,7 +18,6 @@ using hw::Status;
 constexpr int kPacketsPerTurn = 64;
 constexpr uint64_t kLarge = 256 << 10;  // bytes, of a copy or fill
 constexpr int kCallDepth = 1;           // a block may not call
-constexpr auto kEager = std::chrono::microseconds(2), kSpin = std::chrono::microseconds(100);
 
 template <class P>
 P as(const hw::Packet& packet) {
@@ -46,59 +44,28 @@ bool Chip::anything_to_fetch() const {
   return false;
 }
 
-void Chip::serve() {
-  FabricPage& page = port_.page();
-  std::atomic_ref asleep(device_page().asleep), asleep_to_peers(page.asleep);
-  auto last_work = std::chrono::steady_clock::now();
-  uint32_t seen = 0;
-  bool armed = false;
-  auto disarm = [&] {
-    armed = false;
-    asleep.store(0, std::memory_order_relaxed), asleep_to_peers.store(0, std::memory_order_relaxed);
-  };
-  while (!stop_.load(std::memory_order_relaxed)) {
-    bool progress = false, blocked = false;
-    while (control_waiting_.load(std::memory_order_relaxed) != 0) sched_yield();  // the mutex is not fair
-    {
-      std::lock_guard lock(mutex_);
-      if (uint64_t now = host_epoch_.load(); now != host_memory_epoch_) {
-        host_map_ = memory_.host_map(), host_memory_ = Memory(host_map_.get());
-        host_memory_epoch_ = now;
-      }
-      for (size_t k = 0; k < order_.size(); ++k) {
-        const uint32_t q = order_[k];
-        const Step step = advance(q);
-        progress |= step == Step::kProgress, blocked |= step == Step::kBlocked;
-        if (queues_[q].dirty) finish_turn(q, queues_[q]);
-      }
+Processor::Turn Chip::turn() {
+  Turn t;
+  while (control_waiting_.load(std::memory_order_relaxed) != 0) sched_yield();  // the mutex is not fair
+  {
+    std::lock_guard lock(mutex_);
+    if (uint64_t now = host_epoch_.load(); now != host_memory_epoch_) {
+      host_map_ = memory_.host_map(), host_memory_ = Memory(host_map_.get());
+      host_memory_epoch_ = now;
     }
-    heartbeat_.fetch_add(1, std::memory_order_relaxed);
-    if (progress) {
-      last_work = std::chrono::steady_clock::now();
-      if (armed) disarm();
-      continue;
-    }
-    if (!armed) {
-      if (const auto idle = std::chrono::steady_clock::now() - last_work; idle < kSpin) {
-        // Whoever has just been answered often asks again at once; later the host's threads may need this core.
-        if (idle < kEager)
-          relax();
-        else
-          sched_yield();
-        continue;
+    for (size_t k = 0; k < order_.size(); ++k) {
+      if (k > 0 && control_waiting_.load() != 0) {
+        t.progress = true;  // those behind have their turn next
+        break;
       }
-      // Armed wake-up: say that we sleep, fence, look once more. Driver and peers publish, fence, read the flag.
-      seen = std::atomic_ref(page.wake).load(std::memory_order_acquire);
-      asleep.store(1, std::memory_order_relaxed), asleep_to_peers.store(1, std::memory_order_relaxed);
-      store_load_fence();
-      armed = true;
-      continue;
+      const uint32_t q = order_[k];
+      const Step step = advance(q);
+      t.progress |= step == Step::kProgress, t.blocked |= step == Step::kBlocked;
+      if (queues_[q].dirty) finish_turn(q, queues_[q]);
     }
-    // A queue blocked on a timeline that another device signals is not woken by anyone: look again soon.
-    port_.sleep(seen, blocked ? 1'000'000 : 50'000'000);
-    disarm();
-    if (!blocked) last_work = std::chrono::steady_clock::now();
   }
+  heartbeat_.fetch_add(1, std::memory_order_relaxed);
+  return t;
 }
 
 Chip::Step Chip::advance(uint32_t q) {
@@ -113,7 +80,7 @@ Chip::Step Chip::advance(uint32_t q) {
                   static_cast<unsigned long long>(tail), static_cast<unsigned long long>(entries),
                   static_cast<unsigned long long>(queue.head));
     for (int turn = 0; turn < kPacketsPerTurn && queue.head != tail; ++turn) {
-      if (control_waiting_.load(std::memory_order_relaxed) != 0 && turn > 0) return Step::kProgress;
+      if (turn > 0 && control_waiting_.load() != 0) return Step::kProgress;
       hw::Packet packet;  // a private copy: what was checked is what runs
       if (queue.called) {
         context_memory(queue).read(queue.block + queue.block_position * sizeof packet, &packet, sizeof packet);
@@ -167,6 +134,7 @@ Memory& Chip::context_memory(Queue& queue) {
     }
     c.map = memory_.build(c.root, windows), c.epoch = epoch;
     c.memory = Memory(c.map.get());
+    c.routes.clear();
   }
   return c.memory;
 }
@@ -298,6 +266,11 @@ void Chip::launch(Queue& queue, const hw::LaunchPacket& packet) {
     std::copy(packet.grid, packet.grid + 3, l.grid.begin());
     l.watchdog_ms = packet.deadline_ms != 0 ? packet.deadline_ms : options_.watchdog_ms;
     deadline_ns_.store(kNoDeadline, std::memory_order_relaxed);
+    struct Running {
+      std::atomic<uint32_t>& queue;
+      ~Running() { queue.store(kQueueCount); }
+    } running{running_queue_};
+    running_queue_.store(static_cast<uint32_t>(&queue - queues_.data()));
     l.deadline_ns = &deadline_ns_;
     l.active_cores = static_cast<uint32_t>(std::min<uint64_t>(count, config_.cores));
 
@@ -309,7 +282,8 @@ void Chip::launch(Queue& queue, const hw::LaunchPacket& packet) {
     }
     if (plan_.due(FaultKind::kEccCorrected, FaultTrigger::kLaunch, nth)) add(counters_.ecc_corrected, 1);
     if (plan_.due(FaultKind::kHang, FaultTrigger::kLaunch, nth)) {
-      deadline_ns_.store(host_now_ns() + uint64_t{l.watchdog_ms} * 1'000'000);
+      uint64_t none = kNoDeadline;  // unless it was ended already
+      deadline_ns_.compare_exchange_strong(none, host_now_ns() + uint64_t{l.watchdog_ms} * 1'000'000);
       while (host_now_ns() < deadline_ns_.load()) usleep(1000);
       throw Fault(Status::kWatchdog, "the core made no progress for %u ms", l.watchdog_ms).value(l.watchdog_ms);
     }

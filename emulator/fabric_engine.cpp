@@ -3,6 +3,7 @@
 // 2 only after everybody began i + 1, and so has read what belonged to i.
 #include <algorithm>
 #include <cstring>
+#include <optional>
 
 #include "chip.hpp"
 #include "kernels/kernels.hpp"
@@ -18,10 +19,6 @@ constexpr uint64_t kParallel = 1 << 20;  // from so many on, when there are more
 constexpr uint64_t kMostBytes = uint64_t{1} << 46;
 
 unsigned long long ull(uint64_t v) { return v; }
-
-uint64_t of_line(hw::DeviceAddr pair, uint64_t sequence) {
-  return hw::raw(pair) + (sequence & 1) * sizeof(hw::FabricLine);
-}
 
 }  // namespace
 
@@ -47,16 +44,44 @@ std::byte* Chip::reach(Memory& memory, uint64_t address, uint64_t bytes, hw::Acc
   return p;
 }
 
+// A pair of lines, used in turn.
+hw::FabricLine* Chip::lines_at(Memory& memory, hw::DeviceAddr at, hw::Access access) {
+  for (uint64_t k : {0, 1})
+    memory.word(hw::raw(at) + k * sizeof(hw::FabricLine), sizeof(hw::FabricLine), access);  // throws, aligned or not
+  return reinterpret_cast<hw::FabricLine*>(reach(memory, hw::raw(at), 2 * sizeof(hw::FabricLine), access));
+}
+
 Chip::Group Chip::group_of(Queue& queue, hw::DeviceAddr address) {
   Memory& memory = context_memory(queue);
   auto* group =
       reinterpret_cast<hw::FabricGroup*>(memory.word(hw::raw(address), sizeof(hw::FabricGroup), hw::kAccessWrite));
-  Group g{&memory, group, nullptr, group->ranks, group->rank, group->sequence};
+  Group g{&memory, group, nullptr, nullptr, group->ranks, group->rank, group->sequence};
   if (g.ranks == 0 || g.ranks > hw::kMaxFabricRanks || g.rank >= g.ranks)
     throw Fault(Status::kBadPacket, "group at 0x%llx: rank %u of %u", ull(hw::raw(address)), g.rank, g.ranks);
   g.peers = reinterpret_cast<hw::FabricPeer*>(
       reach(memory, hw::raw(address) + sizeof(hw::FabricGroup), g.ranks * sizeof(hw::FabricPeer), hw::kAccessWrite));
+  std::vector<Route>& routes = contexts_[queue.context].routes[hw::raw(address)];
+  if (routes.size() != g.ranks) routes.assign(g.ranks, Route{});
+  g.routes = routes.data();
   return g;
+}
+
+// Looked up apart: a peer whose context is gone has said what it had to say, and that can still be read here.
+hw::FabricLine* Chip::line_from(const Group& g, uint32_t rank, uint64_t sequence) {
+  const hw::DeviceAddr inbox = g.peers[rank].inbox;
+  Route& r = g.routes[rank];
+  if (r.from == nullptr || r.inbox != inbox) r.from = lines_at(*g.memory, inbox, hw::kAccessRead), r.inbox = inbox;
+  return r.from + (sequence & 1);
+}
+
+hw::FabricLine* Chip::line_to(const Group& g, uint32_t rank, uint64_t sequence) {
+  const hw::DeviceAddr lines = rank == g.rank ? g.peers[rank].inbox : g.peers[rank].lines;
+  Route& r = g.routes[rank];
+  if (r.to == nullptr || r.lines != lines) {
+    r.to = lines_at(*g.memory, lines, hw::kAccessWrite), r.lines = lines;
+    r.remote = rank == g.rank ? nullptr : remote_of(hw::raw(lines));
+  }
+  return r.to + (sequence & 1);
 }
 
 double Chip::fabric_rate() {
@@ -76,33 +101,62 @@ void Chip::charge_fabric(Queue& queue, uint64_t read, uint64_t written, double l
   engine(queue, fabric_free_ns_, duration);
 }
 
-// Line and data of an exchange to everybody, this rank's own inbox included.
+// Its faults name the group; what a peer's chip does not let this one reach is that peer's loss.
+template <class F>
+void Chip::within(const Group& g, F f) {
+  try {
+    f();
+  } catch (Fault& fault) {
+    const hw::FaultRecord r = fault.record;
+    if (static_cast<Status>(r.status) == Status::kAddressFault && remote_of(r.address) != nullptr)
+      for (uint32_t k = 0; k < g.ranks; ++k)
+        if (hw::raw(g.peers[k].window) == r.address >> hw::kVaBits << hw::kVaBits) {
+          fault = Fault(Status::kPeerLost, "%llu bytes at 0x%llx of rank %u are out of reach: its memory is gone",
+                        ull(r.bytes), ull(r.address), g.peers[k].number)
+                      .at(r.address, r.bytes, static_cast<hw::Access>(r.access));
+          fault.record.other = g.peers[k].number;
+          break;
+        }
+    fault.record.cookie = g.group->cookie;
+    throw;
+  }
+}
+
+// Line and data of an exchange to everybody, this rank's own inbox included; also when one of them is out of reach.
 void Chip::post_lines(Queue& queue, const Group& g, hw::FabricLine line, const std::byte* data, uint64_t bytes,
                       uint64_t stride) {
   Memory& memory = *g.memory;
   const bool in_line = bytes <= hw::kFabricInlineBytes;
   line.bytes = in_line ? 0 : static_cast<uint32_t>(bytes);
-  for (uint32_t k = 0; k < g.ranks; ++k) {
-    const uint32_t peer = (g.rank + 1 + k) % g.ranks;  // the own one last
-    const hw::FabricPeer& p = g.peers[peer];
-    if (bytes > 0 && in_line)
-      std::memcpy(line.data, data + peer * stride, bytes);
-    else if (bytes > 0 && peer != g.rank)
-      memory.write(hw::raw(p.slot) + (line.sequence & 1) * g.group->slot_bytes * g.ranks, data + peer * stride, bytes);
-    auto* to = reinterpret_cast<hw::FabricLine*>(memory.word(of_line(peer == g.rank ? p.inbox : p.lines, line.sequence),
-                                                             sizeof(hw::FabricLine), hw::kAccessWrite));
-    std::memcpy(&to->signature, &line.signature, sizeof line - offsetof(hw::FabricLine, signature));
-    std::atomic_ref(to->sequence).store(line.sequence, std::memory_order_release);
-    if (p.flags & hw::kFabricRelayed) queue.dirty = queue.interrupt = true;
-  }
+  std::optional<Fault> first;
+  for (uint32_t k = 0; k < g.ranks; ++k) try {
+      const uint32_t peer = (g.rank + 1 + k) % g.ranks;  // the own one last
+      const hw::FabricPeer& p = g.peers[peer];
+      if (bytes > 0 && in_line)
+        std::memcpy(line.data, data + peer * stride, bytes);
+      else if (bytes > 0 && peer != g.rank)
+        memory.write(hw::raw(p.slot) + (line.sequence & 1) * g.group->slot_bytes * g.ranks, data + peer * stride,
+                     bytes);
+      hw::FabricLine* to = line_to(g, peer, line.sequence);
+      std::memcpy(&to->signature, &line.signature, sizeof line - offsetof(hw::FabricLine, signature));
+      std::atomic_ref(to->sequence).store(line.sequence, std::memory_order_release);
+      if (p.flags & hw::kFabricRelayed) queue.dirty = queue.interrupt = true;
+    } catch (Fault& f) {
+      if (!first) first = f;
+    }
   g.group->sequence = line.sequence;
   store_load_fence();  // the lines, then a look at who sleeps
   for (uint32_t k = 0; k < g.ranks; ++k)
-    if (RemoteContext* r = k == g.rank ? nullptr : remote_of(hw::raw(g.peers[k].lines))) r->wake();
+    if (RemoteContext* r = g.routes[k].remote) r->wake();
+  if (first) throw Fault(*first);
 }
 
 void Chip::post(Queue& queue, const hw::PostPacket& p) {
   const Group g = group_of(queue, p.group);
+  within(g, [&] { post(queue, g, p); });
+}
+
+void Chip::post(Queue& queue, const Group& g, const hw::PostPacket& p) {
   if (p.bytes > std::max(g.group->slot_bytes, hw::kFabricInlineBytes) || p.stride > kMostBytes / g.ranks)
     throw Fault(Status::kBadPacket, "post of %llu bytes, %llu apart, into slots of %llu", ull(p.bytes), ull(p.stride),
                 ull(g.group->slot_bytes));
@@ -128,8 +182,7 @@ void Chip::poison_group(Queue& queue, const hw::PostPacket& p, Status status) {
   const Group g = group_of(queue, p.group);
   // Once is enough, and more would overwrite lines that a slow peer still reads.
   if (g.sequence > 0) {
-    hw::FabricLine own;
-    g.memory->read(of_line(g.peers[g.rank].inbox, g.sequence), &own, sizeof own);
+    const hw::FabricLine& own = *line_from(g, g.rank, g.sequence);
     if (own.sequence == g.sequence && own.status != 0) return;
   }
   hw::FabricLine line{};
@@ -139,8 +192,7 @@ void Chip::poison_group(Queue& queue, const hw::PostPacket& p, Status status) {
 }
 
 hw::FabricLine Chip::line_of(const Group& g, uint32_t rank) {
-  hw::FabricLine line;
-  g.memory->read(of_line(g.peers[rank].inbox, g.sequence), &line, sizeof line);
+  const hw::FabricLine line = *line_from(g, rank, g.sequence);
   if (line.sequence != g.sequence || line.status != 0) {
     Fault f(Status::kDependencyFailed, "the line of rank %u is of exchange %llu with status %u, expected %llu",
             g.peers[rank].number, ull(line.sequence), line.status, ull(g.sequence));
@@ -168,12 +220,10 @@ bool Chip::await(Queue& queue, const hw::AwaitPacket& p) {
     return f;
   };
   if (g.sequence == 0) throw Fault(Status::kBadPacket, "an AWAIT without a POST before it");
-  auto* own = reinterpret_cast<hw::FabricLine*>(
-      memory.word(of_line(g.peers[g.rank].inbox, g.sequence), sizeof(hw::FabricLine), hw::kAccessRead));
+  const hw::FabricLine* own = line_from(g, g.rank, g.sequence);
   for (; queue.arrived < g.ranks; ++queue.arrived) {
     const uint32_t rank = (g.rank + queue.arrived) % g.ranks;
-    auto* line = reinterpret_cast<hw::FabricLine*>(
-        memory.word(of_line(g.peers[rank].inbox, g.sequence), sizeof(hw::FabricLine), hw::kAccessRead));
+    hw::FabricLine* line = line_from(g, rank, g.sequence);
     if (std::atomic_ref(line->sequence).load(std::memory_order_acquire) < g.sequence) break;
     if (line->status != 0)
       throw describe(Fault(Status::kDependencyFailed, "rank %u failed before exchange %llu (status %u)",
@@ -217,8 +267,7 @@ bool Chip::await(Queue& queue, const hw::AwaitPacket& p) {
       std::string late;
       uint32_t first = hw::kNoInstruction;
       for (uint32_t r = 0; r < g.ranks; ++r) {
-        auto* line = reinterpret_cast<hw::FabricLine*>(
-            memory.word(of_line(g.peers[r].inbox, g.sequence), sizeof(hw::FabricLine), hw::kAccessRead));
+        hw::FabricLine* line = line_from(g, r, g.sequence);
         if (std::atomic_ref(line->sequence).load(std::memory_order_acquire) >= g.sequence) continue;
         if (first == hw::kNoInstruction) first = g.peers[r].number;
         if (late.size() < 40) late += (late.empty() ? "" : ", ") + std::to_string(g.peers[r].number);
@@ -238,6 +287,10 @@ uint64_t Chip::posted_data(const Group& g, uint32_t rank) const {
 
 void Chip::move(Queue& queue, const hw::MovePacket& p) {
   const Group g = group_of(queue, p.group);
+  within(g, [&] { move(queue, g, p); });
+}
+
+void Chip::move(Queue& queue, const Group& g, const hw::MovePacket& p) {
   if (p.bytes > kMostBytes || (p.rank != hw::kAllRanks && p.rank >= g.ranks))
     throw Fault(Status::kBadPacket, "move of %llu bytes from rank %u of %u", ull(p.bytes), p.rank, g.ranks);
   Memory& memory = *g.memory;
@@ -283,6 +336,10 @@ void Chip::move(Queue& queue, const hw::MovePacket& p) {
 
 void Chip::reduce(Queue& queue, const hw::ReducePacket& p) {
   const Group g = group_of(queue, p.group);
+  within(g, [&] { reduce(queue, g, p); });
+}
+
+void Chip::reduce(Queue& queue, const Group& g, const hw::ReducePacket& p) {
   const uint64_t element = hw::element_bytes(p.type);
   if (element == 0) throw Fault(Status::kBadPacket, "element type %u of a reduction", static_cast<uint32_t>(p.type));
   if (p.count > kMostBytes || static_cast<uint32_t>(p.op) > 3 || ((p.flags & hw::kToRoot) && p.rank >= g.ranks))

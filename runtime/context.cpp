@@ -266,7 +266,7 @@ jalErrorRecord Context::describe(const hw::FaultRecord& f, const Stream& stream)
       r.source_line = line->line;
     }
   }
-  if (status == hw::Status::kAddressFault) {
+  if (status == hw::Status::kAddressFault && !(f.address & hw::kFabricWindow)) {
     r.address = reinterpret_cast<uint64_t>(device_pointer(ordinal_, hw::DeviceAddr{f.address}));
     if (auto near = Registry::get().nearest(r.address, this)) {
       r.allocation = near->base, r.allocation_bytes = near->bytes;

@@ -169,6 +169,7 @@ inline T* row(T* base, size_t pitch, size_t i) {
 }
 
 // A buffer that grows. No std::vector here: its code would be shared between the instruction sets.
+// Of a thread, on the heap: what lies in thread-local storage is cleared for every thread of the process.
 struct Scratch {
   float* data = nullptr;
   size_t size = 0;

@@ -177,8 +177,8 @@ inline void pack_group(const std::byte* a, size_t pitch, uint32_t rows, uint32_t
 // k is a multiple of Words::kPerWord. pack(n, columns, first word, words, panel) brings a part of B into lane order.
 template <class Words, class Pack>
 void multiply_panels(const MultiplyArgs& x, Pack pack) {
-  alignas(64) static thread_local int32_t panel[kPanelWords * kPanelColumns];
-  static thread_local Scratch group_memory;
+  static thread_local Scratch panel_memory, group_memory;
+  auto* panel = reinterpret_cast<int32_t*>(panel_memory.reserve(kPanelWords * kPanelColumns));
   constexpr size_t kGroupWords = size_t{kPanelWords} * kGroup;
   auto* groups = reinterpret_cast<int32_t*>(group_memory.reserve((x.m + kGroup - 1) / kGroup * kGroupWords));
   const uint32_t words = x.k / Words::kPerWord;

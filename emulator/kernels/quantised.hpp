@@ -94,9 +94,10 @@ template <bool kFourBit>
 void multiply_quantised(const MultiplyArgs& x) {
   constexpr uint32_t kBlocks = kPanelWords / 8;
   constexpr size_t kBytes = kFourBit ? 18 : 34;
-  alignas(64) static thread_local int32_t panel[kPanelWords * kPanelColumns];
+  static thread_local Scratch panel_memory, scale_memory;
+  auto* panel = reinterpret_cast<int32_t*>(panel_memory.reserve(kPanelWords * kPanelColumns));
   auto* vectors = reinterpret_cast<__m512i*>(panel);
-  alignas(64) static thread_local float scales[kBlocks * 32];
+  float* scales = scale_memory.reserve(kBlocks * 32);
   alignas(64) std::byte plain[16][64];  // two blocks of sixteen rows
   const Quantised a = take_apart(x, kFourBit ? 8 : 128);
   const uint32_t all = x.k / 32;

@@ -107,15 +107,22 @@ uint64_t ranks_of(jalComm_t comm) {
   }
 }
 
+// Of all ranks of the mesh.
+std::shared_ptr<Communicator> create(Context& context, std::shared_ptr<Mesh> mesh,
+                                     const Communicator::Settings& settings) {
+  std::vector<uint32_t> all(mesh->members().size());
+  for (size_t k = 0; k < all.size(); ++k) all[k] = static_cast<uint32_t>(k);
+  return Communicator::create(context.shared_from_this(), std::move(mesh), std::move(all), 1, settings);
+}
+
 std::shared_ptr<Communicator> join(Context& context, const UniqueId& id, int ranks, int rank,
                                    const Communicator::Settings& settings) {
   if (ranks < 1 || ranks > 1024) invalid(std::to_string(ranks) + " ranks, expected 1 to 1024");
   if (rank < 0 || rank >= ranks) invalid("rank " + std::to_string(rank) + " of " + std::to_string(ranks));
-  auto mesh = std::make_shared<Mesh>(id, static_cast<uint32_t>(ranks), static_cast<uint32_t>(rank),
-                                     settings.init_timeout_ms, settings.grace_ms);
-  std::vector<uint32_t> all(static_cast<size_t>(ranks));
-  for (size_t k = 0; k < all.size(); ++k) all[k] = static_cast<uint32_t>(k);
-  return Communicator::create(context.shared_from_this(), std::move(mesh), std::move(all), 1, settings);
+  return create(context,
+                std::make_shared<Mesh>(id, static_cast<uint32_t>(ranks), static_cast<uint32_t>(rank),
+                                       settings.init_timeout_ms, settings.grace_ms),
+                settings);
 }
 
 jalComm_t handle_of(std::shared_ptr<Communicator> c) {
@@ -195,12 +202,12 @@ jalError_t jalCommInitAll(jalComm_t* comms, const jalDevice_t* devices, int rank
     required(comms, "comms"), required(devices, "devices");
     if (ranks < 1 || ranks > 1024) invalid(std::to_string(ranks) + " ranks, expected 1 to 1024");
     const auto settings = Communicator::settings(options, "one process");
-    const UniqueId id = make_unique_id();
+    const auto meshes = Mesh::in_process(static_cast<uint32_t>(ranks), settings.grace_ms);
     std::vector<std::shared_ptr<Communicator>> made(static_cast<size_t>(ranks));
     std::vector<std::function<void()>> joins;
     for (int r = 0; r < ranks; ++r)
       joins.push_back([&, r, c = context_of(devices[r]).shared_from_this()] {
-        made[static_cast<size_t>(r)] = join(*c, id, ranks, r, settings);
+        made[static_cast<size_t>(r)] = create(*c, meshes[static_cast<size_t>(r)], settings);
       });
     run_together(joins);
     for (size_t r = 0; r < made.size(); ++r) comms[r] = handle_of(std::move(made[r]));

@@ -190,11 +190,23 @@ std::string Communicator::who(uint32_t rank) const {
   return "rank " + std::to_string(rank) + " (pid " + std::to_string(m.pid) + " on " + m.name + ")";
 }
 
-// Every rank's trouble, or that there is none: a rank that cannot go on tells all the others why.
-void Communicator::agree(const std::string& trouble) {
-  for (const auto& said : mesh_->exchange(channel_, ranks_, Mesh::blob(trouble), settings_.init_timeout_ms))
-    if (!said->empty())
-      runtime::fail(jalErrorNotSupported, std::string(reinterpret_cast<const char*>(said->data()), said->size()));
+// What every rank says, `mine.size()` bytes each. A rank that cannot go on tells all the others why, and all fail.
+std::vector<Mesh::Blob> Communicator::agree(Mesh::Blob mine, const std::string& trouble) {
+  const size_t bytes = mine.size();
+  const Mesh::Blob text = Mesh::blob(trouble);
+  mine.insert(mine.end(), text.begin(), text.end());
+  std::vector<Mesh::Blob> all;
+  for (auto& said : mesh_->exchange(channel_, ranks_, mine, settings_.init_timeout_ms)) {
+    if (said->size() < bytes)
+      runtime::fail(jalErrorVersionMismatch, who(static_cast<uint32_t>(all.size())) + " told of " +
+                                                 std::to_string(said->size()) + " bytes, expected " +
+                                                 std::to_string(bytes));
+    if (said->size() > bytes)
+      runtime::fail(jalErrorNotSupported,
+                    std::string(reinterpret_cast<const char*>(said->data()) + bytes, said->size() - bytes));
+    all.push_back(std::move(*said));
+  }
+  return all;
 }
 
 // Windows to the chips that the fabric reaches; true when that is all of them, for every rank.
@@ -202,7 +214,7 @@ bool Communicator::open_windows() {
   const uint32_t n = ranks();
   auto& space = context_->space();
   const driver::FabricKey mine{context_->device().identity().fabric_address, space.fabric_key()};
-  const auto chips = mesh_->exchange(channel_, ranks_, blob_of(mine), settings_.init_timeout_ms);
+  const auto chips = agree(blob_of(mine), "");
   const char* wanted = std::getenv("JAL_COLL_TRANSPORT");
   const std::string transport = wanted != nullptr ? wanted : "";
   if (!transport.empty() && transport != "fabric" && transport != "network")
@@ -217,24 +229,21 @@ bool Communicator::open_windows() {
     reached[k] = std::byte{0};
     if (other_host && transport == "network") continue;
     try {
-      windows_[k] = std::make_unique<driver::Window>(context_->device(), space.context(),
-                                                     from_blob<driver::FabricKey>(*chips[k]));
+      windows_[k] =
+          std::make_unique<driver::Window>(context_->device(), space.context(), from_blob<driver::FabricKey>(chips[k]));
       reached[k] = std::byte{1};
     } catch (const driver::Error& e) {
       if (!other_host || transport == "fabric")
         trouble = "rank " + std::to_string(rank_) + " does not reach the chip of " + who(k) + ": " + e.what();
     }
   }
-  agree(trouble);
   // Both ends of a pair must see it the same way, and all ranks must choose the same algorithms.
   bool all = true;
   relayed_.assign(n, false);
-  const auto everywhere = mesh_->exchange(channel_, ranks_, reached, settings_.init_timeout_ms);
+  const auto everywhere = agree(reached, trouble);
   for (uint32_t i = 0; i < n; ++i)
     for (uint32_t k = 0; k < n; ++k) {
-      if (everywhere[i]->size() != n)
-        runtime::fail(jalErrorVersionMismatch, who(i) + " told of " + std::to_string(everywhere[i]->size()) + " ranks");
-      if ((*everywhere[i])[k] != std::byte{0}) continue;
+      if (everywhere[i][k] != std::byte{0}) continue;
       all = false;
       if (i == rank_) relayed_[k] = true;
       if (k == rank_) relayed_[i] = true;
@@ -272,13 +281,13 @@ void Communicator::connect() {
       trouble = "rank " + std::to_string(rank_) + ": " + e.what();
     }
   }
-  agree(trouble);
-  const auto told = mesh_->exchange(channel_, ranks_, blob_of(mine), settings_.init_timeout_ms);
+  // Whoever has been told of a rank's memory may post there: it is mapped and its inbox is empty by now.
+  const auto told = agree(blob_of(mine), trouble);
 
   auto at = [&](uint64_t offset) { return block_.address + offset; };
   auto there = [&](uint32_t k, uint64_t offset) {
     const uint64_t window = windows_[k] != nullptr ? hw::raw(windows_[k]->base()) : 0;
-    return hw::DeviceAddr{window + from_blob<ToldMemory>(*told[k]).base + offset};
+    return hw::DeviceAddr{window + from_blob<ToldMemory>(told[k]).base + offset};
   };
   const uint64_t header = network ? kHeader : 0;
   auto* group = new (memory + Layout::kGroup) hw::FabricGroup{};
@@ -303,7 +312,7 @@ void Communicator::connect() {
                             {layout.slot(rank_, 0), layout.slot(rank_, 1)},
                             static_cast<uint32_t>(rank_ * kKinds * 2),
                             layout.slot_bytes};
-      net->connect(k, from_blob<ToldMemory>(*told[k]).address, from_blob<ToldMemory>(*told[k]).exposed);
+      net->connect(k, from_blob<ToldMemory>(told[k]).address, from_blob<ToldMemory>(told[k]).exposed);
     } else {
       peer.lines = there(k, layout.inbox(rank_)), peer.slot = there(k, layout.slot(rank_, 0) + header);
       peer.window = windows_[k] != nullptr ? windows_[k]->base() : hw::DeviceAddr{};
@@ -340,11 +349,9 @@ void Communicator::connect() {
     }
   }
   group_ = {at(Layout::kGroup), n, rank_, data, settings_.deadline_ms, network};
-  space.invalidate();
   if (net != nullptr)
     relay_ = std::make_unique<Relay>(context_->device(), memory, std::move(net), std::move(routes),
                                      [this](const std::string& text) { fail_with(jalErrorPeerLost, -1, text, true); });
-  agree("");  // nobody posts before everybody's inbox is empty
 }
 
 GroupView Communicator::pair_view(const Call& call) const {

@@ -72,7 +72,7 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
   struct Layout;
   void connect();
   bool open_windows();
-  void agree(const std::string& trouble);
+  std::vector<Mesh::Blob> agree(Mesh::Blob mine, const std::string& trouble);
   void check_usable(const Stream& stream, const Call& call) const;
   void follow_last(Stream& stream);
   void enqueue(Stream& stream, const Packets& packets, const Call& call);

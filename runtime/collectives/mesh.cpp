@@ -32,6 +32,29 @@ struct Mesh::Message {
   uint64_t channel, word;
 };
 
+Mesh::Mesh(uint32_t rank, uint32_t grace_ms, std::vector<Member> members)
+    : rank_(rank), grace_ms_(grace_ms), members_(std::move(members)) {
+  for (size_t r = 0; r < members_.size(); ++r) peers_.push_back(std::make_unique<Peer>());
+}
+
+std::vector<std::shared_ptr<Mesh>> Mesh::in_process(uint32_t ranks, uint32_t grace_ms) {
+  Member here{};
+  here.host = host_identity(), here.pid = getpid();
+  host_name().copy(here.name, sizeof here.name - 1);
+  std::vector<std::shared_ptr<Mesh>> all;
+  for (uint32_t r = 0; r < ranks; ++r)
+    all.push_back(std::shared_ptr<Mesh>(new Mesh(r, grace_ms, std::vector<Member>(ranks, here))));
+  for (uint32_t a = 0; a < ranks; ++a)
+    for (uint32_t b = 0; b < a; ++b) {
+      int pair[2];
+      if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0)
+        fail(jalErrorOperatingSystem, "socketpair for " + std::to_string(ranks) + " ranks: " + std::strerror(errno));
+      all[a]->peers_[b]->socket = Socket(pair[0]), all[b]->peers_[a]->socket = Socket(pair[1]);
+    }
+  for (auto& mesh : all) mesh->start();
+  return all;
+}
+
 Mesh::Mesh(const UniqueId& id, uint32_t ranks, uint32_t rank, uint32_t timeout_ms, uint32_t grace_ms)
     : rank_(rank), grace_ms_(grace_ms) {
   uint16_t port = 0;
@@ -64,10 +87,14 @@ Mesh::Mesh(const UniqueId& id, uint32_t ranks, uint32_t rank, uint32_t timeout_m
       continue;
     peers_[from[1]]->socket = std::move(socket), --left;
   }
+  start();
+}
+
+void Mesh::start() {
   wake_event_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   if (wake_event_ < 0) fail(jalErrorOperatingSystem, std::string("eventfd: ") + std::strerror(errno));
-  for (uint32_t r = 0; r < ranks; ++r)
-    peers_[r]->local = members_[r].host == members_[rank].host, peers_[r]->heard_ns = monotonic_ns();
+  for (uint32_t r = 0; r < peers_.size(); ++r)
+    peers_[r]->local = members_[r].host == members_[rank_].host, peers_[r]->heard_ns = monotonic_ns();
   thread_ = std::thread([this] { serve(); });
 }
 
@@ -76,6 +103,7 @@ Mesh::~Mesh() {
     std::lock_guard lock(mutex_);
     stop_ = true;
   }
+  if (!thread_.joinable()) return;
   wake();
   thread_.join();
   close(wake_event_);
@@ -216,7 +244,7 @@ void Mesh::handle(uint32_t rank, const Message& m, Blob body) {
   if (m.type == kBlob) {
     std::lock_guard lock(mutex_);
     blobs_[{m.channel, m.word, rank}] = std::move(body);
-    changed_.notify_all();
+    news_ = true;
   } else if (m.type == kFailure || m.type == kLeft) {
     std::lock_guard calls(calls_);
     Early e{rank, static_cast<uint32_t>(m.word >> 32), static_cast<jalError_t>(m.word & 0xFFFFFFFF),
@@ -282,6 +310,10 @@ void Mesh::serve() {
     }
     for (size_t k = 1; k < fds.size(); ++k)
       if (fds[k].revents != 0) receive(who[k]);
+    {
+      std::lock_guard lock(mutex_);
+      if (std::exchange(news_, false)) changed_.notify_all();
+    }
     if (!remote || monotonic_ns() < next_beat) continue;
     next_beat = monotonic_ns() + kHeartbeat;
     for (size_t k = 1; k < who.size(); ++k) {

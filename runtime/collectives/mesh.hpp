@@ -1,4 +1,5 @@
-// The control plane of a set of ranks: a TCP connection between every two of them. Carries small blobs while
+// The control plane of a set of ranks: a connection between every two of them, TCP or, inside a process, a pair of
+// sockets. Carries small blobs while
 // communicators are made, and says who is gone: a connection that ends, or one to another host that is silent too long.
 // Knows ranks of its world and numbered channels (one for each communicator); knows no devices.
 #pragma once
@@ -33,6 +34,8 @@ class Mesh {
 
   // Meets all ranks at the id's root and connects to each. Throws Error.
   Mesh(const UniqueId& id, uint32_t ranks, uint32_t rank, uint32_t timeout_ms, uint32_t grace_ms);
+  // All ranks are in this process: nobody to look for.
+  static std::vector<std::shared_ptr<Mesh>> in_process(uint32_t ranks, uint32_t grace_ms);
   ~Mesh();
   Mesh(const Mesh&) = delete;
   Mesh& operator=(const Mesh&) = delete;
@@ -54,6 +57,8 @@ class Mesh {
                                             uint32_t timeout_ms, bool survivors = false);
 
  private:
+  Mesh(uint32_t rank, uint32_t grace_ms, std::vector<Member> members);
+  void start();  // once every peer has its socket
   struct Peer {
     Socket socket;
     bool lost = false, local = true;
@@ -88,7 +93,7 @@ class Mesh {
   std::multimap<uint64_t, Early> early_;  // for channels that nobody listens to yet
   std::recursive_mutex calls_;            // held while a listener is called
   int wake_event_ = -1;
-  bool stop_ = false;
+  bool stop_ = false, news_ = false;  // blobs came since changed_ was notified
   std::thread thread_;
 };
 

@@ -1,5 +1,6 @@
 #include "network.hpp"
 
+#include <dlfcn.h>
 #include <poll.h>
 #include <rdma/fabric.h>
 #include <rdma/fi_cm.h>
@@ -11,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <jalapeno_driver/log.hpp>
+#include <type_traits>
 
 #include "error.hpp"
 
@@ -21,15 +23,45 @@ constexpr const char* kProviders[] = {"efa", "cxi", "verbs;ofi_rxm", "net", "tcp
 constexpr uint32_t kVersion = FI_VERSION(1, 17);
 constexpr size_t kContexts = 4096;  // writes in flight
 
+// What of libfabric is no inline function. Loaded when ranks on another host first appear: the drivers that come with
+// the library take a fifth of a second before main() to measure clocks, which nobody else is to pay for.
+struct Libfabric {
+  decltype(&fi_getinfo) getinfo;
+  decltype(&fi_freeinfo) freeinfo;
+  decltype(&fi_dupinfo) dupinfo;
+  decltype(&fi_fabric) fabric;
+  decltype(&fi_strerror) strerror;
+  static const Libfabric& get() {
+    static const Libfabric loaded = load();  // throws Error
+    return loaded;
+  }
+
+ private:
+  static Libfabric load() {
+    void* library = dlopen("libfabric.so.1", RTLD_NOW | RTLD_LOCAL);
+    if (library == nullptr)
+      fail(jalErrorNotSupported,
+           std::string("ranks on several hosts need libfabric (package libfabric1): ") + dlerror());
+    Libfabric f{};
+    auto find = [&](auto& function, const char* name) {
+      function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(library, name));
+      if (function == nullptr) fail(jalErrorNotSupported, std::string("libfabric.so.1 has no ") + name);
+    };
+    find(f.getinfo, "fi_getinfo"), find(f.freeinfo, "fi_freeinfo"), find(f.dupinfo, "fi_dupinfo");
+    find(f.fabric, "fi_fabric"), find(f.strerror, "fi_strerror");
+    return f;
+  }
+};
+
 struct FreeInfo {
-  void operator()(fi_info* i) const { fi_freeinfo(i); }
+  void operator()(fi_info* i) const { Libfabric::get().freeinfo(i); }
 };
 using Info = std::unique_ptr<fi_info, FreeInfo>;
 
-std::string reason(long error) { return fi_strerror(static_cast<int>(-error)); }
+std::string reason(long error) { return Libfabric::get().strerror(static_cast<int>(-error)); }
 
 Info ask(const char* provider, const std::string& source, std::string& why) {
-  Info hints(fi_allocinfo());
+  Info hints(Libfabric::get().dupinfo(nullptr));
   hints->caps = FI_MSG | FI_RMA | FI_WRITE | FI_REMOTE_WRITE;
   hints->mode = FI_CONTEXT | FI_CONTEXT2;
   hints->ep_attr->type = FI_EP_RDM;
@@ -39,7 +71,7 @@ Info ask(const char* provider, const std::string& source, std::string& why) {
   hints->fabric_attr->prov_name = strdup(provider);
   fi_info* found = nullptr;
   // Without a source address the tcp provider of 1.17 takes loopback and never connects.
-  const int error = fi_getinfo(kVersion, source.c_str(), nullptr, FI_SOURCE, hints.get(), &found);
+  const int error = Libfabric::get().getinfo(kVersion, source.c_str(), nullptr, FI_SOURCE, hints.get(), &found);
   if (error != 0) why += std::string(why.empty() ? "" : ", ") + provider + ": " + reason(error);
   return Info(found);
 }
@@ -87,7 +119,7 @@ Network::Network(const std::string& source) : h_(std::make_unique<Handles>()) {
     if (error != 0)
       fail(jalErrorOperatingSystem, "libfabric " + provider_ + " at " + source + ": " + what + ": " + reason(error));
   };
-  must(fi_fabric(h_->info->fabric_attr, &h_->fabric, nullptr), "fi_fabric");
+  must(Libfabric::get().fabric(h_->info->fabric_attr, &h_->fabric, nullptr), "fi_fabric");
   must(fi_domain(h_->fabric, h_->info.get(), &h_->domain, nullptr), "fi_domain");
   fi_cq_attr cq{};
   cq.size = kContexts, cq.format = FI_CQ_FORMAT_DATA, cq.wait_obj = FI_WAIT_FD;
@@ -160,7 +192,7 @@ size_t Network::progress(int timeout_ms, const std::function<void(uint32_t word)
     if (n == -FI_EAVAIL) {
       fi_cq_err_entry e{};
       (void)fi_cq_readerr(h_->queue, &e, 0);
-      fail(jalErrorPeerLost, "libfabric " + provider_ + ": a write failed: " + fi_strerror(e.err));
+      fail(jalErrorPeerLost, "libfabric " + provider_ + ": a write failed: " + reason(-e.err));
     }
     if (n != -FI_EAGAIN) fail(jalErrorOperatingSystem, "libfabric " + provider_ + ": fi_cq_read: " + reason(n));
     if (turn > 0 || timeout_ms == 0) return 0;

@@ -334,7 +334,7 @@ int main(int argc, char** argv) try {
   if (processes > 1 && std::getenv("WORLD_SIZE") == nullptr) {
     setenv("WORLD_SIZE", std::to_string(processes).c_str(), 1);
     setenv("MASTER_ADDR", "127.0.0.1", 1);
-    setenv("MASTER_PORT", std::to_string(20000 + getpid() % 20000).c_str(), 1);
+    setenv("MASTER_PORT", std::to_string(10000 + getpid() % 22000).c_str(), 1);
     for (int r = 1; r < processes; ++r) {
       const pid_t child = fork();
       if (child < 0) throw std::runtime_error("fork failed");

@@ -18,7 +18,7 @@ def environment(rank, ranks, port, address="127.0.0.1", **more):
 
 
 def free_port():
-    return random.randrange(20000, 40000)
+    return random.randrange(10000, 32000)  # below those that the kernel gives to whoever asks for any
 
 
 def lines(process):

@@ -85,7 +85,9 @@ def test_survivors_of_a_killed_rank_are_told_who_and_go_on(victim):
     for rank, p in enumerate(processes):
         if rank == victim:
             continue
-        done, shrunk = lines(p)
+        said = lines(p)
+        assert len(said) == 2, (victim, rank, said)
+        done, shrunk = said
         assert done["error"] == "jalErrorPeerLost", done
         assert done["culprit"] == victim and done["culprit_pid"] == processes[victim].pid
         assert f"pid {processes[victim].pid}" in done["detail"] + done["evidence"]

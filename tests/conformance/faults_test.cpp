@@ -229,5 +229,22 @@ TEST(InjectedFaults, ALostInterruptDelaysButDoesNotHang) {
   }
 }
 
+// Emulated chips of one process share threads.
+TEST(Neighbours, AHungChipDoesNotHoldUpTheOthers) {
+  const Device hung("emu:?hbm=64M&threads=1&watchdog_ms=600000&fault=hang@launch:1"), other("emu:?hbm=64M&threads=1");
+  Stream a(hung), b(other);
+  auto add = [](const Device& d, const Stream& s) {
+    const Buffer<float> x(d, std::vector<float>{1, 2}), y(d, std::vector<float>{3, 4}), z(d, 2);
+    launch(s, {1, 1}, library_kernel(d, "add"), x.as({1, 2}), y.as({1, 2}), z.as({1, 2}));
+    s.synchronize();
+    return z.to_host();
+  };
+  const Buffer<float> x(hung, 2);
+  launch(a, {1, 1}, library_kernel(hung, "add"), x.as({1, 2}), x.as({1, 2}), x.as({1, 2}));
+  for (int turn = 0; turn < 50; ++turn) EXPECT_EQ(add(other, b), (std::vector<float>{4, 6}));
+  EXPECT_EQ(jalStreamQuery(a.get()), jalErrorNotReady);
+  a.reset();
+}
+
 }  // namespace
 }  // namespace jalapeno::test
