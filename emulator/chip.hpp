@@ -159,6 +159,7 @@ class Chip final : private Processor {
   void post_lines(Queue& queue, const Group& g, hw::FabricLine line, const std::byte* data, uint64_t bytes,
                   uint64_t stride);
   bool await(Queue& queue, const hw::AwaitPacket& packet);
+  static hw::FabricControl* control_of(const Group& g);
   hw::FabricLine* lines_at(Memory& memory, hw::DeviceAddr at, hw::Access access);
   hw::FabricLine* line_from(const Group& g, uint32_t rank, uint64_t sequence);
   hw::FabricLine* line_to(const Group& g, uint32_t rank, uint64_t sequence);

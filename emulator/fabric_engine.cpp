@@ -74,6 +74,11 @@ hw::FabricLine* Chip::line_from(const Group& g, uint32_t rank, uint64_t sequence
   return r.from + (sequence & 1);
 }
 
+hw::FabricControl* Chip::control_of(const Group& g) {
+  return reinterpret_cast<hw::FabricControl*>(
+      g.memory->word(hw::raw(g.group->control), sizeof(hw::FabricControl), hw::kAccessRead));
+}
+
 hw::FabricLine* Chip::line_to(const Group& g, uint32_t rank, uint64_t sequence) {
   const hw::DeviceAddr lines = rank == g.rank ? g.peers[rank].inbox : g.peers[rank].lines;
   Route& r = g.routes[rank];
@@ -129,6 +134,7 @@ void Chip::post_lines(Queue& queue, const Group& g, hw::FabricLine line, const s
   const bool in_line = bytes <= hw::kFabricInlineBytes;
   line.bytes = in_line ? 0 : static_cast<uint32_t>(bytes);
   std::optional<Fault> first;
+  bool relayed = false;
   for (uint32_t k = 0; k < g.ranks; ++k) try {
       const uint32_t peer = (g.rank + 1 + k) % g.ranks;  // the own one last
       const hw::FabricPeer& p = g.peers[peer];
@@ -140,12 +146,14 @@ void Chip::post_lines(Queue& queue, const Group& g, hw::FabricLine line, const s
       hw::FabricLine* to = line_to(g, peer, line.sequence);
       std::memcpy(&to->signature, &line.signature, sizeof line - offsetof(hw::FabricLine, signature));
       std::atomic_ref(to->sequence).store(line.sequence, std::memory_order_release);
-      if (p.flags & hw::kFabricRelayed) queue.dirty = queue.interrupt = true;
+      relayed |= (p.flags & hw::kFabricRelayed) != 0;
     } catch (Fault& f) {
       if (!first) first = f;
     }
   g.group->sequence = line.sequence;
   store_load_fence();  // the lines, then a look at who sleeps
+  if (relayed && std::atomic_ref(control_of(g)->watched).load(std::memory_order_relaxed) == 0)
+    queue.dirty = queue.interrupt = true;
   for (uint32_t k = 0; k < g.ranks; ++k)
     if (RemoteContext* r = g.routes[k].remote) r->wake();
   if (first) throw Fault(*first);
@@ -214,7 +222,6 @@ uint64_t Chip::posted_address(const Group& g, uint32_t rank, hw::DeviceAddr said
 
 bool Chip::await(Queue& queue, const hw::AwaitPacket& p) {
   const Group g = group_of(queue, p.group);
-  Memory& memory = *g.memory;
   auto describe = [&](Fault f) {
     f.record.cookie = g.group->cookie;
     return f;
@@ -251,8 +258,7 @@ bool Chip::await(Queue& queue, const hw::AwaitPacket& p) {
       counters_.device_ns.store(queue.clock_ns, std::memory_order_relaxed);
     return true;
   }
-  auto* control = reinterpret_cast<hw::FabricControl*>(
-      memory.word(hw::raw(g.group->control), sizeof(hw::FabricControl), hw::kAccessRead));
+  hw::FabricControl* control = control_of(g);
   if (const uint32_t status = std::atomic_ref(control->status).load(std::memory_order_acquire); status != 0) {
     const uint32_t rank = std::atomic_ref(control->rank).load(std::memory_order_relaxed);
     Fault f(static_cast<Status>(status), "exchange %llu was ended by the host, for rank %u", ull(g.sequence), rank);

@@ -132,9 +132,11 @@ inline constexpr uint32_t kMaxFabricRanks = 1024;
 
 // The host's word to every group of a communicator.
 struct alignas(64) FabricControl {
-  uint32_t status;  // Status: not 0 ends every wait of the group with it
-  uint32_t rank;    // whose fault it is
-  uint64_t reserved[7];
+  uint32_t status;   // Status: not 0 ends every wait of the group with it
+  uint32_t rank;     // whose fault it is
+  uint32_t watched;  // 1: the host looks at relayed lines by itself, POST raises no vector for them
+  uint32_t reserved0;
+  uint64_t reserved[6];
 };
 
 struct alignas(64) PostPacket {

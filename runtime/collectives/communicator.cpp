@@ -350,7 +350,7 @@ void Communicator::connect() {
   }
   group_ = {at(Layout::kGroup), n, rank_, data, settings_.deadline_ms, network};
   if (net != nullptr)
-    relay_ = std::make_unique<Relay>(context_->device(), memory, std::move(net), std::move(routes),
+    relay_ = std::make_unique<Relay>(context_->device(), memory, Layout::kControl, std::move(net), std::move(routes),
                                      [this](const std::string& text) { fail_with(jalErrorPeerLost, -1, text, true); });
 }
 

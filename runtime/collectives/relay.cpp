@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cstring>
+#include <jalapeno_driver/fences.hpp>
 #include <jalapeno_hw/packets.hpp>
 #include <stdexcept>
 #include <string>
@@ -16,10 +17,11 @@ constexpr auto kEager = std::chrono::microseconds(200);  // after the last messa
 
 }  // namespace
 
-Relay::Relay(driver::Device& device, std::byte* memory, std::unique_ptr<Network> network, std::vector<Route> routes,
-             std::function<void(const std::string&)> failed)
+Relay::Relay(driver::Device& device, std::byte* memory, uint64_t control, std::unique_ptr<Network> network,
+             std::vector<Route> routes, std::function<void(const std::string&)> failed)
     : device_(device),
       memory_(memory),
+      control_(*reinterpret_cast<hw::FabricControl*>(memory + control)),
       network_(std::move(network)),
       routes_(std::move(routes)),
       failed_(std::move(failed)) {
@@ -87,21 +89,31 @@ void Relay::arrived(uint32_t word) {
   std::atomic_ref(to.sequence).store(line.sequence, std::memory_order_release);
 }
 
+// On: the device raises no interrupt for what it posts. Whoever turns it off has to look once more.
+void Relay::watch(bool on) {
+  std::atomic_ref(control_.watched).store(on ? 1 : 0, std::memory_order_relaxed);
+  driver::before_second_look();
+}
+
 void Relay::receive() {
   try {
     auto last = Clock::now();
+    bool watching = false;
     while (!stop_ && !broken_) {
       const bool eager = Clock::now() - last < kEager;
-      if (network_->progress(eager ? 0 : 20, [this](uint32_t word) { arrived(word); }) > 0) {
-        device_.wake();
+      if (eager != watching) watch(watching = eager);
+      const bool sent = send_due();
+      const bool came = network_->progress(eager || sent ? 0 : 20, [this](uint32_t word) { arrived(word); }) > 0;
+      if (came) device_.wake();
+      if (came || sent)
         last = Clock::now();
-      } else if (eager && !send_due()) {
+      else if (eager)
         sched_yield();
-      }
     }
   } catch (const std::exception& e) {
     fail_once(e.what());
   }
+  watch(false);
 }
 
 }  // namespace jalapeno::runtime

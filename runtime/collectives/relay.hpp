@@ -1,10 +1,12 @@
 // Carries a group's lines and slots between hosts: what the device posted for a peer that its fabric does not reach
 // goes out over the network, what arrives is put into the device's inbox. Two threads, which sleep while nothing
-// moves: one waits for the device, the other for the network; while messages follow closely, that one does both.
+// moves: one waits for the device, the other for the network; while messages follow closely, that one does both, and
+// the device raises no interrupt for them.
 #pragma once
 #include <atomic>
 #include <functional>
 #include <jalapeno_driver/device.hpp>
+#include <jalapeno_hw/packets.hpp>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -29,9 +31,10 @@ struct Route {
 
 class Relay {
  public:
-  // `memory`: the block, as the host sees it. failed(text): the network broke; called once, on a thread of the relay.
-  Relay(driver::Device& device, std::byte* memory, std::unique_ptr<Network> network, std::vector<Route> routes,
-        std::function<void(const std::string&)> failed);
+  // `memory`: the block, as the host sees it; its group's control block is at offset `control`. failed(text): the
+  // network broke; called once, on a thread of the relay.
+  Relay(driver::Device& device, std::byte* memory, uint64_t control, std::unique_ptr<Network> network,
+        std::vector<Route> routes, std::function<void(const std::string&)> failed);
   ~Relay();
   Relay(const Relay&) = delete;
   Relay& operator=(const Relay&) = delete;
@@ -40,12 +43,14 @@ class Relay {
   void send();
   void receive();
   bool send_due();  // true: something went out
+  void watch(bool on);
   std::mutex send_mutex_;
   void arrived(uint32_t word);
   void fail_once(const std::string& text);
 
   driver::Device& device_;
   std::byte* memory_;
+  hw::FabricControl& control_;
   std::unique_ptr<Network> network_;
   std::vector<Route> routes_;
   std::function<void(const std::string&)> failed_;
