@@ -97,8 +97,8 @@ double Chip::fabric_rate() {
 }
 
 void Chip::charge_fabric(Queue& queue, uint64_t read, uint64_t written, double latencies) {
-  const double duration =
-      latencies * config_.fabric_latency_ns + static_cast<double>(std::max(read, written)) / fabric_rate();
+  // While this chip reads, the others read from it, and its links carry that next to what it writes.
+  const double duration = latencies * config_.fabric_latency_ns + static_cast<double>(read + written) / fabric_rate();
   add(counters_.fabric_read, read), add(counters_.fabric_write, written);
   add(counters_.fabric_ns, duration);
   add(counters_.picojoules,
