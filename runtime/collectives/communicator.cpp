@@ -351,7 +351,14 @@ void Communicator::connect() {
   group_ = {at(Layout::kGroup), n, rank_, data, settings_.deadline_ms, network};
   if (net != nullptr)
     relay_ = std::make_unique<Relay>(context_->device(), memory, Layout::kControl, std::move(net), std::move(routes),
-                                     [this](const std::string& text) { fail_with(jalErrorPeerLost, -1, text, true); });
+                                     [this](int64_t peer, const std::string& text) {
+                                       {
+                                         std::lock_guard lock(error_mutex_);
+                                         if (left_.count(static_cast<uint32_t>(peer)) != 0)
+                                           return;  // it had said goodbye
+                                       }
+                                       fail_with(jalErrorPeerLost, peer, text, true);
+                                     });
 }
 
 GroupView Communicator::pair_view(const Call& call) const {

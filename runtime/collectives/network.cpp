@@ -95,6 +95,7 @@ struct Network::Handles {
   int wait_fd = -1;  // -1: the provider has none
   std::byte* base = nullptr;
   std::vector<fi_context2> contexts{kContexts};
+  std::vector<uint32_t> context_peer = std::vector<uint32_t>(kContexts);  // whom the write with that context is for
   size_t next = 0;
   ~Handles() {
     close_fid(endpoint), close_fid(memory), close_fid(addresses), close_fid(queue), close_fid(domain),
@@ -174,9 +175,8 @@ bool Network::write(uint32_t peer, const void* data, size_t bytes, uint64_t offs
                    memory_[peer].address + offset, memory_[peer].key, &h_->contexts[h_->next % kContexts]);
   if (n == -FI_EAGAIN) return false;
   if (n != 0)
-    fail(jalErrorPeerLost, "libfabric " + provider_ + ": writing " + std::to_string(bytes) + " bytes to rank " +
-                               std::to_string(peer) + ": " + reason(n));
-  ++h_->next;
+    throw Lost(peer, "libfabric " + provider_ + ": writing " + std::to_string(bytes) + " bytes to it: " + reason(n));
+  h_->context_peer[h_->next++ % kContexts] = peer;
   return true;
 }
 
@@ -192,7 +192,11 @@ size_t Network::progress(int timeout_ms, const std::function<void(uint32_t word)
     if (n == -FI_EAVAIL) {
       fi_cq_err_entry e{};
       (void)fi_cq_readerr(h_->queue, &e, 0);
-      fail(jalErrorPeerLost, "libfabric " + provider_ + ": a write failed: " + reason(-e.err));
+      const std::string text = "libfabric " + provider_ + ": a write to it failed: " + reason(-e.err);
+      const auto* context = static_cast<const fi_context2*>(e.op_context);
+      if (context >= h_->contexts.data() && context < h_->contexts.data() + kContexts)
+        throw Lost(h_->context_peer[static_cast<size_t>(context - h_->contexts.data())], text);
+      fail(jalErrorPeerLost, text);
     }
     if (n != -FI_EAGAIN) fail(jalErrorOperatingSystem, "libfabric " + provider_ + ": fi_cq_read: " + reason(n));
     if (turn > 0 || timeout_ms == 0) return 0;

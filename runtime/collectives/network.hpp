@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -33,10 +34,15 @@ class Network {
   // All that is written from and to; once. It must outlive this object.
   Exposed expose(void* data, size_t bytes);
   void connect(uint32_t peer, const Address& address, const Exposed& memory);
+  // What write() and progress() throw when it is one peer that fails. The others can be written to as before.
+  struct Lost : std::runtime_error {
+    Lost(uint32_t p, const std::string& text) : std::runtime_error(text), peer(p) {}
+    uint32_t peer;
+  };
   // `bytes` at `data`, which lies in exposed memory, to `offset` of the peer's. False: the provider is busy, try again.
   bool write(uint32_t peer, const void* data, size_t bytes, uint64_t offset, uint32_t word);
   // Runs what is due; arrived(word) for each write of a peer that is complete here. Returns how many events there were,
-  // and throws Error for one that failed. Waits for the first one at most so long.
+  // and throws Error or Lost for one that failed. Waits for the first one at most so long.
   size_t progress(int timeout_ms, const std::function<void(uint32_t word)>& arrived);
 
  private:

@@ -18,7 +18,7 @@ constexpr auto kEager = std::chrono::microseconds(200);  // after the last messa
 }  // namespace
 
 Relay::Relay(driver::Device& device, std::byte* memory, uint64_t control, std::unique_ptr<Network> network,
-             std::vector<Route> routes, std::function<void(const std::string&)> failed)
+             std::vector<Route> routes, Failed failed)
     : device_(device),
       memory_(memory),
       control_(*reinterpret_cast<hw::FabricControl*>(memory + control)),
@@ -36,15 +36,32 @@ Relay::~Relay() {
   receiver_.join();
 }
 
-void Relay::fail_once(const std::string& text) {
-  if (!broken_.exchange(true) && !stop_) failed_(text);
+// Until the relay ends. A peer that is lost takes nothing with it but its routes.
+void Relay::repeat(const std::function<void()>& turn) {
+  while (!stop_ && !broken_) try {
+      turn();
+    } catch (const Network::Lost& lost) {
+      lose(lost.peer, lost.what());
+    } catch (const std::exception& e) {
+      if (!broken_.exchange(true) && !stop_) failed_(-1, e.what());
+    }
+}
+
+void Relay::lose(uint32_t peer, const std::string& text) {
+  bool known = true;
+  {
+    std::lock_guard lock(send_mutex_);
+    for (Route& r : routes_)
+      if (r.peer == peer && r.slot_bytes != 0) r.slot_bytes = 0, known = false;
+  }
+  if (!known && !stop_) failed_(peer, text);
 }
 
 bool Relay::send_due() {
   std::lock_guard lock(send_mutex_);
   bool any = false;
   for (Route& r : routes_) {
-    if (r.slot_bytes == 0) continue;  // of a rank that the fabric reaches
+    if (r.slot_bytes == 0) continue;  // of a rank that the fabric reaches, or nobody any more
     const uint64_t next = r.sent + 1;
     auto& line = *reinterpret_cast<hw::FabricLine*>(memory_ + r.lines + (next & 1) * sizeof(hw::FabricLine));
     if (std::atomic_ref(line.sequence).load(std::memory_order_acquire) != next) continue;
@@ -68,15 +85,11 @@ bool Relay::send_due() {
 }
 
 void Relay::send() {
-  try {
-    while (!stop_ && !broken_) {
-      // The device raises an interrupt after every post; it may be the one that this look would miss.
-      const uint32_t seen = device_.event_count();
-      if (!send_due()) device_.wait_event(seen, 50'000'000);
-    }
-  } catch (const std::exception& e) {
-    fail_once(e.what());
-  }
+  repeat([this] {
+    // The device raises an interrupt after every post; it may be the one that this look would miss.
+    const uint32_t seen = device_.event_count();
+    if (!send_due()) device_.wait_event(seen, 50'000'000);
+  });
 }
 
 void Relay::arrived(uint32_t word) {
@@ -96,23 +109,19 @@ void Relay::watch(bool on) {
 }
 
 void Relay::receive() {
-  try {
-    auto last = Clock::now();
-    bool watching = false;
-    while (!stop_ && !broken_) {
-      const bool eager = Clock::now() - last < kEager;
-      if (eager != watching) watch(watching = eager);
-      const bool sent = send_due();
-      const bool came = network_->progress(eager || sent ? 0 : 20, [this](uint32_t word) { arrived(word); }) > 0;
-      if (came) device_.wake();
-      if (came || sent)
-        last = Clock::now();
-      else if (eager)
-        sched_yield();
-    }
-  } catch (const std::exception& e) {
-    fail_once(e.what());
-  }
+  auto last = Clock::now();
+  bool watching = false;
+  repeat([&] {
+    const bool eager = Clock::now() - last < kEager;
+    if (eager != watching) watch(watching = eager);
+    const bool sent = send_due();
+    const bool came = network_->progress(eager || sent ? 0 : 20, [this](uint32_t word) { arrived(word); }) > 0;
+    if (came) device_.wake();
+    if (came || sent)
+      last = Clock::now();
+    else if (eager)
+      sched_yield();
+  });
   watch(false);
 }
 

@@ -31,10 +31,11 @@ struct Route {
 
 class Relay {
  public:
-  // `memory`: the block, as the host sees it; its group's control block is at offset `control`. failed(text): the
-  // network broke; called once, on a thread of the relay.
+  using Failed = std::function<void(int64_t peer, const std::string& text)>;
+  // `memory`: the block, as the host sees it; its group's control block is at offset `control`. failed(peer,
+  // text): that peer is out of reach, or with -1 the network broke; on a thread of the relay, once for each.
   Relay(driver::Device& device, std::byte* memory, uint64_t control, std::unique_ptr<Network> network,
-        std::vector<Route> routes, std::function<void(const std::string&)> failed);
+        std::vector<Route> routes, Failed failed);
   ~Relay();
   Relay(const Relay&) = delete;
   Relay& operator=(const Relay&) = delete;
@@ -46,14 +47,15 @@ class Relay {
   void watch(bool on);
   std::mutex send_mutex_;
   void arrived(uint32_t word);
-  void fail_once(const std::string& text);
+  void repeat(const std::function<void()>& turn);
+  void lose(uint32_t peer, const std::string& text);
 
   driver::Device& device_;
   std::byte* memory_;
   hw::FabricControl& control_;
   std::unique_ptr<Network> network_;
   std::vector<Route> routes_;
-  std::function<void(const std::string&)> failed_;
+  Failed failed_;
   std::atomic<bool> stop_{false}, broken_{false};
   std::thread sender_, receiver_;
 };
