@@ -346,13 +346,17 @@ void Chip::reduce(Queue& queue, const hw::ReducePacket& p) {
 }
 
 void Chip::reduce(Queue& queue, const Group& g, const hw::ReducePacket& p) {
-  const uint64_t element = hw::element_bytes(p.type);
-  if (element == 0) throw Fault(Status::kBadPacket, "element type %u of a reduction", static_cast<uint32_t>(p.type));
+  if (hw::element_bytes(p.type) == 0)
+    throw Fault(Status::kBadPacket, "element type %u of a reduction", static_cast<uint32_t>(p.type));
   if (p.count > kMostBytes || static_cast<uint32_t>(p.op) > 3 || ((p.flags & hw::kToRoot) && p.rank >= g.ranks))
     throw Fault(Status::kBadPacket, "reduction %u of %llu elements to rank %u of %u", static_cast<uint32_t>(p.op),
                 ull(p.count), p.rank, g.ranks);
+  if ((p.flags & (hw::kPartialIn | hw::kPartialOut)) && (p.flags & (hw::kToAll | hw::kToRoot)))
+    throw Fault(Status::kBadPacket, "reduction with flags 0x%x: partial values go to this rank only", p.flags);
   if (p.count == 0) return;
-  const uint64_t bytes = p.count * element;
+  const hw::FabricType in = p.flags & hw::kPartialIn ? hw::wide_type(p.type) : p.type,
+                       out = p.flags & hw::kPartialOut ? hw::wide_type(p.type) : p.type;
+  const uint64_t element = hw::element_bytes(in), bytes = p.count * element, result = p.count * hw::element_bytes(out);
   const bool slots = p.flags & hw::kFromSlots;
   std::vector<const std::byte*>& sources = sources_;
   std::vector<std::byte*>& destinations = destinations_;
@@ -364,7 +368,7 @@ void Chip::reduce(Queue& queue, const Group& g, const hw::ReducePacket& p) {
       if (!(p.flags & hw::kToRoot) || p.rank == k)
         destinations.push_back(reach(*g.memory,
                                      hw::raw(p.destination) + (p.flags & (hw::kToAll | hw::kToRoot) ? p.offset : 0),
-                                     bytes, hw::kAccessWrite));
+                                     result, hw::kAccessWrite));
       continue;
     }
     const hw::FabricLine line = line_of(g, k);
@@ -388,27 +392,30 @@ void Chip::reduce(Queue& queue, const Group& g, const hw::ReducePacket& p) {
                    destinations.data(),
                    static_cast<uint32_t>(destinations.size()),
                    p.count,
-                   p.type,
+                   in,
+                   out,
                    p.op,
-                   (p.flags & hw::kAverage) != 0,
+                   !(p.flags & hw::kAverage) ? 1
+                   : p.divisor != 0          ? p.divisor
+                                             : g.ranks,
                    (p.flags & hw::kStream) != 0};
   const HostKernels& kernels = host_kernels();
   if (bytes < kParallel || g.ranks >= std::thread::hardware_concurrency()) {
     kernels.combine(args);
   } else {
-    const uint64_t piece = kPiece / element;
+    const uint64_t piece = kPiece / element, piece_out = piece * hw::element_bytes(out);
     pool_.run(static_cast<uint32_t>((p.count + piece - 1) / piece), [&](Core&, uint32_t n) {
       std::vector<const std::byte*> from = sources;
       std::vector<std::byte*> to = destinations;
       for (auto& s : from) s += n * kPiece;
-      for (auto& d : to) d += n * kPiece;
+      for (auto& d : to) d += n * piece_out;
       CombineArgs part = args;
       part.sources = from.data(), part.destinations = to.data();
       part.count = std::min(piece, p.count - n * piece);
       kernels.combine(part);
     });
   }
-  add(counters_.hbm_read, bytes), add(counters_.hbm_write, bytes);
+  add(counters_.hbm_read, bytes), add(counters_.hbm_write, result);
   charge_fabric(queue, fetched, put, (fetched > 0 ? 2 : 0) + (put > 0 ? 1 : 0));
 }
 

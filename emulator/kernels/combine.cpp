@@ -113,17 +113,18 @@ void stream(const std::byte* from, size_t bytes, std::byte* to) {
 }
 
 template <class T>
-void combine_as(const CombineArgs& x, size_t element) {
+void combine_as(const CombineArgs& x) {
+  const size_t element = hw::element_bytes(x.result);
   constexpr uint32_t kLevels = 12;  // of up to hw::kMaxFabricRanks ranks, and one
   alignas(64) T buffer[kLevels * kBlock];
   alignas(64) std::byte narrow[kBlock * sizeof(T)];
   for (size_t at = 0; at < x.count; at += kBlock) {
     const auto n = static_cast<uint32_t>(std::min<size_t>(kBlock, x.count - at));
     tree(x, 0, x.ranks, at, n, buffer);
-    if (x.average)
-      for (uint32_t i = 0; i < n; ++i) buffer[i] = buffer[i] / static_cast<T>(x.ranks);
+    if (x.divisor > 1)
+      for (uint32_t i = 0; i < n; ++i) buffer[i] = buffer[i] / static_cast<T>(x.divisor);
     // Through a buffer, because a destination may be a source; then to each destination.
-    store_narrow(x.type, buffer, n, narrow);
+    store_narrow(x.result, buffer, n, narrow);
     for (uint32_t d = 0; d < x.destination_count; ++d) {
       if (x.around_caches)
         stream(narrow, n * element, x.destinations[d] + at * element);
@@ -140,14 +141,10 @@ void combine_as(const CombineArgs& x, size_t element) {
 
 namespace JAL_KERNELS_ISA {
 void combine(const CombineArgs& x) {
-  switch (x.type) {
-    case FabricType::kI8:
-    case FabricType::kI32:
-    case FabricType::kI64:
-      return combine_as<int64_t>(x, hw::element_bytes(x.type));
-    default:
-      return combine_as<float>(x, hw::element_bytes(x.type));
-  }
+  if (hw::wide_type(x.type) == FabricType::kI64)
+    combine_as<int64_t>(x);
+  else
+    combine_as<float>(x);
 }
 }  // namespace JAL_KERNELS_ISA
 

@@ -24,9 +24,11 @@ struct CombineArgs {
   std::byte* const* destinations;
   uint32_t destination_count;
   size_t count;
-  hw::FabricType type;
+  hw::FabricType type,
+      result;  // of the sources and of the destinations; one of them is the other's wide type, or both are equal
   hw::FabricOp op;
-  bool average, around_caches;
+  uint32_t divisor;  // 1: none
+  bool around_caches;
 };
 
 struct HostKernels {

@@ -160,9 +160,12 @@ enum FabricFlags : uint32_t {
   kFromSlots = 1,  // what was posted, not what the posted addresses name
   kToAll = 2,      // REDUCE: to address[1] of every rank
   kToRoot = 4,     // REDUCE: to address[1] of `rank`
-  kAverage = 8,    // REDUCE: the sum over the number of ranks
+  kAverage = 8,    // REDUCE: the result over `divisor`
   kRanges = 16,    // MOVE: address[1] and `offset` name tables of FabricRange
   kStream = 32,    // results are not read again soon: write around the caches
+  // REDUCE: operands, or the result, are of wide_type(type): neither rounded nor divided yet. Not with kToAll, kToRoot.
+  kPartialIn = 64,
+  kPartialOut = 128,
 };
 
 struct alignas(64) MovePacket {
@@ -198,6 +201,11 @@ constexpr uint32_t element_bytes(FabricType type) {  // 0: no type of a reductio
   }
   return 0;
 }
+// What a reduction is computed in.
+constexpr FabricType wide_type(FabricType type) {
+  const bool integer = type == FabricType::kI8 || type == FabricType::kI32 || type == FabricType::kI64;
+  return integer ? FabricType::kI64 : FabricType::kF32;
+}
 enum class FabricOp : uint8_t { kSum = 0, kProduct = 1, kMin = 2, kMax = 3 };
 
 struct alignas(64) ReducePacket {
@@ -211,7 +219,8 @@ struct alignas(64) ReducePacket {
   FabricOp op;
   uint16_t reserved0;
   uint32_t rank;  // kToRoot
-  uint32_t flags, reserved1;
+  uint32_t flags;
+  uint32_t divisor;  // kAverage; 0: the number of ranks
 };
 
 struct Timestamp {
@@ -266,7 +275,8 @@ static_assert(sizeof(FabricLine) == 64 && sizeof(FabricPeer) == 64 && sizeof(Fab
               sizeof(FabricControl) == 64);
 static_assert(offsetof(FabricLine, device_ns) == 32 && offsetof(FabricLine, data) == 48 &&
               offsetof(FabricGroup, control) == 32 && offsetof(MovePacket, rank) == 56 &&
-              offsetof(ReducePacket, type) == 48 && offsetof(ReducePacket, flags) == 56);
+              offsetof(ReducePacket, type) == 48 && offsetof(ReducePacket, flags) == 56 &&
+              offsetof(ReducePacket, divisor) == 60);
 static_assert(sizeof(PacketHeader) == 8 && sizeof(CopyDescriptor) == 32 && sizeof(Timestamp) == 16);
 static_assert(offsetof(LaunchPacket, code) == 8 && offsetof(LaunchPacket, arguments) == 16 &&
               offsetof(LaunchPacket, instructions) == 24);

@@ -18,7 +18,7 @@ namespace {
 constexpr uint64_t kPairBytes = 512;  // a group of two, and its inbox
 constexpr uint64_t kLines = 2 * sizeof(hw::FabricLine);
 constexpr uint64_t kHeader = sizeof(hw::FabricLine);  // in front of what goes between hosts
-constexpr uint64_t kKinds = 3;  // routes of a peer: the group, what goes to it, what comes from it
+constexpr uint64_t kKinds = 4;  // routes of a peer: the group, what goes to it, what comes from it, this place's ranks
 
 uint64_t next_cookie() {
   static std::atomic<uint64_t> next{1};
@@ -76,30 +76,48 @@ T from_blob(const Mesh::Blob& b) {
 
 }  // namespace
 
-// Of the group's memory: the same on every rank.
+// Of the groups' memory: the same on every rank.
 struct Communicator::Layout {
   uint64_t ranks, slot_bytes;  // stride of slots
   bool network;                // between hosts every slot begins with its line, and there is a set of them to send from
+  uint64_t per_host;           // ranks of each host, if they have several and as many; otherwise 0
   static constexpr uint64_t kControl = 0, kGroup = 64, kPairSlot = (64 << 10) + kHeader;
-  uint64_t inbox() const { return kGroup + sizeof(hw::FabricGroup) + ranks * sizeof(hw::FabricPeer); }
-  uint64_t inbox(uint64_t from) const { return inbox() + from * kLines; }
+  static constexpr uint64_t kPairInbox = sizeof(hw::FabricGroup) + 2 * sizeof(hw::FabricPeer);
+
+  // A group of `size` ranks: its block, with the peers and their inboxes behind it, and its slots.
+  struct Place {
+    uint64_t block, slots, size, slot_bytes;
+    uint64_t inbox(uint64_t from) const { return inbox_of(block, size, from); }
+    uint64_t slot(uint64_t rank, uint64_t parity) const { return slots + (parity * size + rank) * slot_bytes; }
+    uint64_t out_slot(uint64_t peer, uint64_t parity) const { return slot(peer, 2 + parity); }
+    uint64_t slots_end(bool out) const { return slot(0, out ? 4 : 2); }
+  };
+  static uint64_t inbox_of(uint64_t block, uint64_t size, uint64_t from) {
+    return block + sizeof(hw::FabricGroup) + size * sizeof(hw::FabricPeer) + from * kLines;
+  }
+  uint64_t hosts() const { return per_host != 0 ? ranks / per_host : 0; }
+  // First the blocks of all groups, one behind the other, ...
+  uint64_t local_block() const { return inbox_of(kGroup, ranks, ranks); }
+  uint64_t cross_block() const { return inbox_of(local_block(), per_host, per_host); }
   // The group of this rank and `peer` that carries what goes to the peer, or comes from it.
   uint64_t pair(uint64_t peer, bool outgoing) const {
-    return inbox(ranks) + (2 * peer + (outgoing ? 0 : 1)) * kPairBytes;
+    return inbox_of(cross_block(), hosts(), hosts()) + (2 * peer + (outgoing ? 0 : 1)) * kPairBytes;
   }
-  static constexpr uint64_t kPairInbox = sizeof(hw::FabricGroup) + 2 * sizeof(hw::FabricPeer);
   // What this rank's device writes for a peer of another host: a pair of lines for each kind of route.
   uint64_t outbox(uint64_t peer, uint64_t kind) const { return pair(ranks, true) + (peer * kKinds + kind) * kLines; }
+  // ... then their slots.
   uint64_t slots() const { return (outbox(network ? ranks : 0, 0) + 4095) & ~uint64_t{4095}; }
-  uint64_t slot(uint64_t rank, uint64_t parity) const { return slots() + (parity * ranks + rank) * slot_bytes; }
-  uint64_t out_slot(uint64_t peer, uint64_t parity) const { return slot(peer, parity) + 2 * ranks * slot_bytes; }
+  Place all() const { return {kGroup, slots(), ranks, slot_bytes}; }
+  Place local() const { return {local_block(), all().slots_end(network), per_host, slot_bytes}; }
+  Place cross() const { return {cross_block(), local().slots_end(false), hosts(), slot_bytes}; }
+  uint64_t scratch() const { return cross().slots_end(true); }
   uint64_t pair_slots(uint64_t peer, bool outgoing, bool out) const {
-    return slot(0, 4) + ((2 * peer + (outgoing ? 0 : 1)) * 2 + (out ? 1 : 0)) * 4 * kPairSlot;
+    return scratch() + hosts() * slot_bytes + ((2 * peer + (outgoing ? 0 : 1)) * 2 + (out ? 1 : 0)) * 4 * kPairSlot;
   }
   static constexpr uint64_t pair_slot(uint64_t slots, uint64_t end, uint64_t parity) {
     return slots + (2 * parity + end) * kPairSlot;
   }
-  uint64_t bytes() const { return network ? pair_slots(ranks, true, false) : slot(0, 2); }
+  uint64_t bytes() const { return pair_slots(network ? ranks : 0, true, false); }
 };
 
 Communicator::Settings Communicator::settings(const jalCommOptions* options, const std::string& launcher) {
@@ -238,26 +256,48 @@ bool Communicator::open_windows() {
     }
   }
   // Both ends of a pair must see it the same way, and all ranks must choose the same algorithms.
-  bool all = true;
-  relayed_.assign(n, false);
   const auto everywhere = agree(reached, trouble);
+  auto reach = [&](uint32_t i, uint32_t k) {
+    return everywhere[i][k] != std::byte{0} && everywhere[k][i] != std::byte{0};
+  };
+  bool all = true, apart = true;  // the fabrics have no rank in common
+  fabrics_.resize(n), relayed_.assign(n, false);
+  for (uint32_t i = 0; i < n; ++i) {
+    uint32_t first = 0;
+    while (!reach(i, first)) ++first;
+    fabrics_[i] = first;
+  }
   for (uint32_t i = 0; i < n; ++i)
     for (uint32_t k = 0; k < n; ++k) {
-      if (everywhere[i][k] != std::byte{0}) continue;
-      all = false;
-      if (i == rank_) relayed_[k] = true;
-      if (k == rank_) relayed_[i] = true;
+      all &= reach(i, k), apart &= reach(i, k) == (fabrics_[i] == fabrics_[k]);
+      if (i == rank_) relayed_[k] = !reach(i, k);
     }
+  if (!apart)
+    for (uint32_t i = 0; i < n; ++i) fabrics_[i] = i;
   for (uint32_t k = 0; k < n; ++k)
     if (relayed_[k]) windows_[k].reset();
   return all;
 }
 
+// How many ranks each fabric has, those of one next to each other; 0: it is not so, or each has one. The same on all
+// ranks, like what it is made of.
+uint32_t Communicator::ranks_per_host() const {
+  const uint32_t n = ranks();
+  const auto same = [&](uint32_t a, uint32_t b) { return fabrics_[a] == fabrics_[b]; };
+  uint32_t m = 1;
+  while (m < n && same(0, m)) ++m;
+  if (m == 1 || m == n || n % m != 0) return 0;
+  for (uint32_t k = 0; k < n; ++k)
+    if (!same(k, k / m * m) || (k >= m && same(k, k - m))) return 0;
+  return m;
+}
+
 void Communicator::connect() {
   const uint32_t n = ranks();
   const bool network = !open_windows();
+  const uint32_t per_host = network ? ranks_per_host() : 0;
   const uint64_t data = !network ? (n <= 16 ? 32 << 10 : 8 << 10) : n <= 8 ? 256 << 10 : n <= 16 ? 64 << 10 : 16 << 10;
-  const Layout layout{n, data + (network ? kHeader : 0), network};
+  const Layout layout{n, data + (network ? kHeader : 0), network, per_host};
   auto& space = context_->space();
   block_ = space.allocate(layout.bytes());
   std::byte* memory = space.aperture(block_).data();
@@ -290,39 +330,60 @@ void Communicator::connect() {
     return hw::DeviceAddr{window + from_blob<ToldMemory>(told[k]).base + offset};
   };
   const uint64_t header = network ? kHeader : 0;
-  auto* group = new (memory + Layout::kGroup) hw::FabricGroup{};
-  group->ranks = n, group->rank = rank_, group->slots = at(layout.slots() + header),
-  group->slot_bytes = layout.slot_bytes;
-  group->control = at(Layout::kControl), group->cookie = cookie_;
-  auto* peers = reinterpret_cast<hw::FabricPeer*>(group + 1);
   std::vector<Route> routes(net != nullptr ? n * kKinds : 0);
-  for (uint32_t k = 0; k < n; ++k) {
-    hw::FabricPeer& peer = peers[k];
-    peer = {};
-    peer.number = k, peer.inbox = at(layout.inbox(k));
-    const bool relayed = relayed_[k];
-    if (relayed) {
+  for (uint32_t k = 0; k < n; ++k)
+    if (relayed_[k]) net->connect(k, from_blob<ToldMemory>(told[k]).address, from_blob<ToldMemory>(told[k]).exposed);
+  auto begin_group = [&](uint64_t block, uint64_t size, uint32_t self, uint64_t slots, uint64_t slot_bytes) {
+    auto* group = new (memory + block) hw::FabricGroup{};
+    group->ranks = static_cast<uint32_t>(size), group->rank = self, group->control = at(Layout::kControl);
+    group->cookie = cookie_, group->slots = at(slots + header), group->slot_bytes = slot_bytes;
+    return reinterpret_cast<hw::FabricPeer*>(group + 1);
+  };
+  // Of the ranks whose numbers member(0), member(1), ... are; this one is the one with index `self`.
+  auto make_group = [&](const Layout::Place& place, uint32_t self, uint64_t kind, auto member) {
+    hw::FabricPeer* peers = begin_group(place.block, place.size, self, place.slots, place.slot_bytes);
+    for (uint32_t i = 0; i < place.size; ++i) {
+      const uint32_t k = member(i);
+      hw::FabricPeer& peer = peers[i];
+      peer = {};
+      peer.number = k, peer.inbox = at(place.inbox(i));
+      if (!relayed_[k]) {
+        peer.lines = there(k, place.inbox(self)), peer.slot = there(k, place.slot(self, 0) + header);
+        peer.window = windows_[k] != nullptr ? windows_[k]->base() : hw::DeviceAddr{};
+        continue;
+      }
       peer.flags = hw::kFabricRelayed;
-      peer.lines = at(layout.outbox(k, 0)), peer.slot = at(layout.out_slot(k, 0) + header);
-      routes[k * kKinds] = {k,
-                            layout.outbox(k, 0),
-                            layout.inbox(k),
-                            {layout.out_slot(k, 0), layout.out_slot(k, 1)},
-                            {layout.slot(k, 0), layout.slot(k, 1)},
-                            {layout.slot(rank_, 0), layout.slot(rank_, 1)},
-                            static_cast<uint32_t>(rank_ * kKinds * 2),
-                            layout.slot_bytes};
-      net->connect(k, from_blob<ToldMemory>(told[k]).address, from_blob<ToldMemory>(told[k]).exposed);
-    } else {
-      peer.lines = there(k, layout.inbox(rank_)), peer.slot = there(k, layout.slot(rank_, 0) + header);
-      peer.window = windows_[k] != nullptr ? windows_[k]->base() : hw::DeviceAddr{};
+      peer.lines = at(layout.outbox(k, kind)), peer.slot = at(place.out_slot(i, 0) + header);
+      routes[k * kKinds + kind] = {k,
+                                   layout.outbox(k, kind),
+                                   place.inbox(i),
+                                   {place.out_slot(i, 0), place.out_slot(i, 1)},
+                                   {place.slot(i, 0), place.slot(i, 1)},
+                                   {place.slot(self, 0), place.slot(self, 1)},
+                                   static_cast<uint32_t>((rank_ * kKinds + kind) * 2),
+                                   place.slot_bytes};
     }
+  };
+  auto view = [&](const Layout::Place& place, uint32_t self, bool slots_only) {
+    return GroupView{at(place.block), static_cast<uint32_t>(place.size), self, data, settings_.deadline_ms, slots_only};
+  };
+  make_group(layout.all(), rank_, 0, [](uint32_t i) { return i; });
+  topology_.all = view(layout.all(), rank_, network);
+  if (per_host != 0) {
+    const uint32_t host = rank_ / per_host, place = rank_ % per_host;
+    make_group(layout.local(), place, 0, [&](uint32_t i) { return host * per_host + i; });
+    make_group(layout.cross(), host, 3, [&](uint32_t i) { return i * per_host + place; });
+    topology_.hosts = Hosts{view(layout.local(), place, false), view(layout.cross(), host, true), at(layout.scratch()),
+                            layout.hosts() * layout.slot_bytes};
+  }
+  for (uint32_t k = 0; k < n; ++k)
     for (const bool outgoing : {true, false}) {  // rank 0 of a pair sends
-      auto* pair = new (memory + layout.pair(k, outgoing)) hw::FabricGroup{};
+      const uint64_t block = layout.pair(k, outgoing), inbox = block + Layout::kPairInbox;
       const uint32_t self = outgoing ? 0 : 1, other = 1 - self;
-      pair->ranks = 2, pair->rank = self, pair->control = group->control, pair->cookie = cookie_;
-      auto* ends = reinterpret_cast<hw::FabricPeer*>(pair + 1);
-      const uint64_t inbox = layout.pair(k, outgoing) + Layout::kPairInbox;
+      const uint64_t kind = outgoing ? 1 : 2, in = layout.pair_slots(k, outgoing, false),
+                     out = layout.pair_slots(k, outgoing, true), theirs = layout.pair_slots(rank_, !outgoing, false);
+      const bool relayed = relayed_[k];
+      hw::FabricPeer* ends = begin_group(block, 2, self, relayed ? in : 0, relayed ? Layout::kPairSlot : 0);
       for (uint32_t end : {self, other}) {
         ends[end] = {};
         ends[end].number = end == self ? rank_ : k;
@@ -330,12 +391,9 @@ void Communicator::connect() {
       }
       if (!relayed) {
         ends[other].lines = there(k, layout.pair(rank_, !outgoing) + Layout::kPairInbox + self * kLines);
-        ends[other].window = peer.window;
+        ends[other].window = windows_[k] != nullptr ? windows_[k]->base() : hw::DeviceAddr{};
         continue;
       }
-      const uint64_t kind = outgoing ? 1 : 2, in = layout.pair_slots(k, outgoing, false),
-                     out = layout.pair_slots(k, outgoing, true), theirs = layout.pair_slots(rank_, !outgoing, false);
-      pair->slots = at(in + kHeader), pair->slot_bytes = Layout::kPairSlot;
       ends[other].flags = hw::kFabricRelayed;
       ends[other].lines = at(layout.outbox(k, kind)), ends[other].slot = at(Layout::pair_slot(out, self, 0) + kHeader);
       routes[k * kKinds + kind] = {k,
@@ -347,8 +405,6 @@ void Communicator::connect() {
                                    static_cast<uint32_t>((rank_ * kKinds + (3 - kind)) * 2),
                                    Layout::kPairSlot};
     }
-  }
-  group_ = {at(Layout::kGroup), n, rank_, data, settings_.deadline_ms, network};
   if (net != nullptr)
     relay_ = std::make_unique<Relay>(context_->device(), memory, Layout::kControl, std::move(net), std::move(routes),
                                      [this](int64_t peer, const std::string& text) {
@@ -362,7 +418,7 @@ void Communicator::connect() {
 }
 
 GroupView Communicator::pair_view(const Call& call) const {
-  const Layout layout{ranks(), group_.slot_bytes, group_.slots_only};
+  const Layout layout{ranks(), 0, topology_.all.slots_only, topology_.hosts ? topology_.hosts->local.ranks : 0};
   const bool outgoing = call.op == CollectiveOp::kSend;
   return {block_.address + layout.pair(call.root, outgoing),
           2,
@@ -439,7 +495,7 @@ void Communicator::run(Stream& stream, const Call& call) {
   std::lock_guard lock(mutex_);
   packets_.clear();
   follow_last(stream);
-  plan(call, group_, algorithm(call), packets_);
+  plan(call, topology_, algorithm(call), packets_);
   enqueue(stream, packets_, call);
   note(stream, call);
 }

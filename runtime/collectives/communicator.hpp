@@ -48,9 +48,9 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
   void run(Stream& stream, const Call& call);
   // Sends and receives that must not wait for each other.
   void run_pairs(std::span<const std::pair<Stream*, Call>> calls);
-  bool reaches_all_memory() const { return !group_.slots_only; }
+  bool reaches_all_memory() const { return !topology_.all.slots_only; }
   Algorithm algorithm(const Call& call) const { return algorithm(call.op, call.count * call.element); }
-  Algorithm algorithm(CollectiveOp op, uint64_t bytes) const { return tuning_.choose(op, bytes, group_); }
+  Algorithm algorithm(CollectiveOp op, uint64_t bytes) const { return tuning_.choose(op, bytes, topology_); }
   // Ranges of jalAllToAllV, put where the device reads them in the stream's order.
   hw::DeviceAddr place_ranges(Stream& stream, const std::vector<hw::FabricRange>& ranges);
 
@@ -72,6 +72,7 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
   struct Layout;
   void connect();
   bool open_windows();
+  uint32_t ranks_per_host() const;
   std::vector<Mesh::Blob> agree(Mesh::Blob mine, const std::string& trouble);
   void check_usable(const Stream& stream, const Call& call) const;
   void follow_last(Stream& stream);
@@ -92,8 +93,9 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
   Tuning tuning_;
   driver::HbmBlock block_{};
   std::vector<std::unique_ptr<driver::Window>> windows_;
-  GroupView group_{};
-  std::vector<bool> relayed_;  // by rank: reached over the network
+  Topology topology_;
+  std::vector<bool> relayed_;      // by rank: reached over the network
+  std::vector<uint32_t> fabrics_;  // by rank: the first rank of the fabric it is on
   std::string transport_ = "fabric";
   std::unique_ptr<Relay> relay_;
   std::unique_ptr<Flight> flight_;

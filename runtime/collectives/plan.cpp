@@ -2,36 +2,45 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <cstring>
 #include <sstream>
 
 #include "error.hpp"
+#include "plan_steps.hpp"
 
 namespace jalapeno::runtime {
-namespace {
+namespace steps {
 
-constexpr const char* kNames[kCollectiveOps] = {"all_reduce", "reduce",     "broadcast", "all_gather", "reduce_scatter",
-                                                "all_to_all", "all_to_all", "send",      "receive",    "barrier"};
-constexpr const char* kReduceNames[] = {"sum", "prod", "min", "max", "avg"};
-// Measured, see docs/collectives.md: with more ranks than cores it is the number of exchanges that counts.
-constexpr uint64_t one_shot_bytes(uint32_t ranks) { return ranks <= 2 ? 4 << 10 : 16 << 10; }
-constexpr uint64_t kStreamBytes = 2 << 20;  // larger results do not stay in a cache anyway
+uint64_t wide_element(jalDType type) { return hw::element_bytes(hw::wide_type(static_cast<hw::FabricType>(type))); }
 
-bool reduces(CollectiveOp op) {
-  return op == CollectiveOp::kAllReduce || op == CollectiveOp::kReduce || op == CollectiveOp::kReduceScatter;
+uint64_t whole_lines(uint64_t elements, uint32_t element) {
+  const uint64_t line = 64 / element;
+  return (elements + line - 1) / line * line;
 }
-bool rooted(CollectiveOp op) { return op == CollectiveOp::kReduce || op == CollectiveOp::kBroadcast; }
-bool by_pieces(CollectiveOp op) { return op == CollectiveOp::kReduceScatter || op == CollectiveOp::kAllToAll; }
 
-template <class P>
-P make(hw::PacketOp op) {
-  P p{};
-  p.header.op = op;
-  return p;
+void post_addresses(const GroupView& g, uint64_t signature, hw::DeviceAddr first, hw::DeviceAddr second, Packets& out) {
+  auto p = make<hw::PostPacket>(hw::PacketOp::kPost);
+  p.group = g.group, p.signature = signature;
+  p.address[0] = first, p.address[1] = second;
+  put(out, p);
 }
-template <class P>
-void put(Packets& out, const P& p) {
-  std::memcpy(&out.emplace_back(), &p, sizeof p);
+
+void post_data(const GroupView& g, uint64_t signature, hw::DeviceAddr source, uint64_t bytes, uint64_t stride,
+               Packets& out) {
+  auto p = make<hw::PostPacket>(hw::PacketOp::kPost);
+  p.group = g.group, p.signature = signature, p.source = source;
+  p.bytes = bytes, p.stride = stride;
+  put(out, p);
+}
+
+void await(const GroupView& g, Packets& out) {
+  auto p = make<hw::AwaitPacket>(hw::PacketOp::kAwait);
+  p.group = g.group, p.deadline_ms = g.deadline_ms;
+  put(out, p);
+}
+
+void close(const GroupView& g, uint64_t signature, Packets& out) {
+  post_addresses(g, signature | kClosing, {}, {}, out);
+  await(g, out);
 }
 
 hw::ReducePacket reduction(const Call& c, const GroupView& g, uint64_t offset, uint64_t count, uint32_t flags) {
@@ -52,37 +61,30 @@ hw::MovePacket movement(const Call& c, const GroupView& g, uint64_t bytes, uint6
   return p;
 }
 
-void await(const GroupView& g, Packets& out) {
-  auto p = make<hw::AwaitPacket>(hw::PacketOp::kAwait);
-  p.group = g.group, p.deadline_ms = g.deadline_ms;
-  put(out, p);
-}
+}  // namespace steps
 
-// Where this rank's operands are.
-void post_addresses(const Call& c, const GroupView& g, Algorithm a, Packets& out) {
-  auto p = make<hw::PostPacket>(hw::PacketOp::kPost);
-  p.group = g.group, p.signature = signature_of(c, a);
-  p.address[0] = c.send;
-  p.address[1] = c.op == CollectiveOp::kAllToAllRanges ? c.send_ranges : c.receive;
-  put(out, p);
-}
+namespace {
 
-// Nobody goes on before everybody is done with everybody's memory.
-void close(const Call& c, const GroupView& g, Algorithm a, Packets& out) {
-  auto p = make<hw::PostPacket>(hw::PacketOp::kPost);
-  p.group = g.group, p.signature = signature_of(c, a) | uint64_t{1} << 63;
-  put(out, p);
-  await(g, out);
+using namespace steps;
+
+constexpr const char* kNames[kCollectiveOps] = {"all_reduce", "reduce",     "broadcast", "all_gather", "reduce_scatter",
+                                                "all_to_all", "all_to_all", "send",      "receive",    "barrier"};
+constexpr const char* kReduceNames[] = {"sum", "prod", "min", "max", "avg"};
+// Measured, see docs/collectives.md: with more ranks than cores it is the number of exchanges that counts.
+constexpr uint64_t one_shot_bytes(uint32_t ranks) { return ranks <= 2 ? 4 << 10 : 16 << 10; }
+constexpr uint64_t kStreamBytes = 2 << 20;  // larger results do not stay in a cache anyway
+
+bool reduces(CollectiveOp op) {
+  return op == CollectiveOp::kAllReduce || op == CollectiveOp::kReduce || op == CollectiveOp::kReduceScatter;
 }
+bool rooted(CollectiveOp op) { return op == CollectiveOp::kReduce || op == CollectiveOp::kBroadcast; }
+bool by_pieces(CollectiveOp op) { return op == CollectiveOp::kReduceScatter || op == CollectiveOp::kAllToAll; }
 
 // Elements [begin, begin + count) of each rank's part, which has c.count.
 void one_shot(const Call& c, const GroupView& g, Algorithm a, uint64_t begin, uint64_t count, Packets& out) {
   const uint64_t bytes = count * c.element, part = c.count * c.element, at = begin * c.element;
-  auto p = make<hw::PostPacket>(hw::PacketOp::kPost);
-  p.group = g.group, p.signature = signature_of(c, a), p.source = c.send + at;
-  p.bytes = c.op == CollectiveOp::kBroadcast && c.root != g.rank ? 0 : bytes;
-  p.stride = by_pieces(c.op) ? part : 0;
-  put(out, p);
+  post_data(g, signature_of(c, a), c.send + at, c.op == CollectiveOp::kBroadcast && c.root != g.rank ? 0 : bytes,
+            by_pieces(c.op) ? part : 0, out);
   await(g, out);
   if (bytes == 0) return;
   Call own = c;
@@ -116,13 +118,14 @@ void segments(const Call& c, const GroupView& g, Packets& out) {
 void from_memory(const Call& c, const GroupView& g, Algorithm a, Packets& out) {
   const uint64_t bytes = c.count * c.element;
   const uint32_t stream = bytes >= kStreamBytes ? uint32_t{hw::kStream} : 0;
-  post_addresses(c, g, a, out);
+  const uint64_t signature = signature_of(c, a);
+  post_addresses(g, signature, c.send, c.op == CollectiveOp::kAllToAllRanges ? c.send_ranges : c.receive, out);
   await(g, out);
   switch (c.op) {
     case CollectiveOp::kAllReduce:
     case CollectiveOp::kReduce: {
       // Parts begin on cache lines.
-      const uint64_t line = 64 / c.element, part = ((c.count + g.ranks - 1) / g.ranks + line - 1) / line * line;
+      const uint64_t part = whole_lines((c.count + g.ranks - 1) / g.ranks, c.element);
       const uint64_t begin = std::min(c.count, g.rank * part), count = std::min(part, c.count - begin);
       if (count > 0)
         put(out, reduction(c, g, begin * c.element, count,
@@ -153,14 +156,14 @@ void from_memory(const Call& c, const GroupView& g, Algorithm a, Packets& out) {
     default:
       break;
   }
-  close(c, g, a, out);
+  close(g, signature, out);
 }
 
 }  // namespace
 
 const char* name_of(CollectiveOp op) { return kNames[static_cast<int>(op)]; }
 const char* name_of(Algorithm a) {
-  constexpr const char* kAlgorithms[] = {"one-shot", "two-shot", "direct", "segments"};
+  constexpr const char* kAlgorithms[] = {"one-shot", "two-shot", "direct", "segments", "hierarchical"};
   return kAlgorithms[static_cast<int>(a)];
 }
 
@@ -180,25 +183,41 @@ Tuning::Tuning() {
         forced_[k] = static_cast<int>(Algorithm::kOneShot), known = true;
       else if (name == "two-shot" || name == "direct")
         forced_[k] = static_cast<int>(Algorithm::kDirect), known = true;
+      else if (name == "segments" || name == "hierarchical")
+        forced_[k] = static_cast<int>(name == "segments" ? Algorithm::kSegments : Algorithm::kHierarchical),
+        known = true;
     }
     if (!known)
-      invalid(
-          "JAL_COLL_ALGO: \"" + word +
-          "\": expected ALGORITHM or OPERATION:ALGORITHM with one-shot, two-shot or direct, and all_reduce, reduce, "
-          "broadcast, all_gather, reduce_scatter or all_to_all");
+      invalid("JAL_COLL_ALGO: \"" + word +
+              "\": expected ALGORITHM or OPERATION:ALGORITHM with one-shot, two-shot, direct, segments or "
+              "hierarchical, and all_reduce, reduce, "
+              "broadcast, all_gather, reduce_scatter or all_to_all");
   }
 }
 
-Algorithm Tuning::choose(CollectiveOp op, uint64_t bytes, const GroupView& g) const {
+Algorithm Tuning::choose(CollectiveOp op, uint64_t bytes, const Topology& t) const {
+  const GroupView& g = t.all;
   const Algorithm large =
       op == CollectiveOp::kAllReduce || op == CollectiveOp::kReduce ? Algorithm::kTwoShot : Algorithm::kDirect;
-  if (g.slots_only) return Algorithm::kSegments;
+  if (g.slots_only) return choose_by_slots(op, bytes, t);
   if (op == CollectiveOp::kBarrier) return Algorithm::kOneShot;
   if (op == CollectiveOp::kAllToAllRanges || op == CollectiveOp::kSend || op == CollectiveOp::kReceive) return large;
   if (bytes > g.slot_bytes) return large;
-  if (const int forced = forced_[static_cast<int>(op)]; forced >= 0)
+  if (const int forced = forced_[static_cast<int>(op)];
+      forced == static_cast<int>(Algorithm::kOneShot) || forced == static_cast<int>(Algorithm::kDirect))
     return forced == static_cast<int>(Algorithm::kOneShot) ? Algorithm::kOneShot : large;
   return bytes <= one_shot_bytes(g.ranks) ? Algorithm::kOneShot : large;
+}
+
+// Some ranks are on other hosts.
+Algorithm Tuning::choose_by_slots(CollectiveOp op, uint64_t bytes, const Topology& t) const {
+  const int forced = forced_[static_cast<int>(op)];
+  const bool hierarchy = t.hosts && plans_hierarchically(op, *t.hosts), two_shot = op == CollectiveOp::kAllReduce;
+  if (forced == static_cast<int>(Algorithm::kOneShot) || forced == static_cast<int>(Algorithm::kSegments))
+    return Algorithm::kSegments;
+  if (forced == static_cast<int>(Algorithm::kDirect) && two_shot) return Algorithm::kTwoShot;
+  if (hierarchy) return Algorithm::kHierarchical;
+  return two_shot && t.all.ranks > 2 && bytes > kOneShotBySlots ? Algorithm::kTwoShot : Algorithm::kSegments;
 }
 
 // Bit 63: the closing exchange. 60: algorithm, 56: operation, 52: type, 48: reduction, 32: root + 1, 0: count, folded.
@@ -226,42 +245,41 @@ std::string signature_text(uint64_t s) {
                                 : "unknown");
   if (reduces(op)) text += std::string(" ") + kReduceNames[std::min<uint64_t>(s >> 48 & 15, 4)];
   if (rooted(op)) text += ", root " + std::to_string((s >> 32 & 0xFFFF) - 1);
-  text += std::string(", ") + name_of(static_cast<Algorithm>(s >> 60 & 3));
+  text += std::string(", ") + name_of(static_cast<Algorithm>(std::min<uint64_t>(s >> 60 & 7, 4)));
   if (s >> 63) text += " (closing)";
   return text;
 }
 
-void plan(const Call& call, const GroupView& g, Algorithm algorithm, Packets& out) {
+void plan(const Call& call, const Topology& t, Algorithm algorithm, Packets& out) {
+  const GroupView& g = t.all;
   switch (algorithm) {
     case Algorithm::kOneShot:
       return one_shot(call, g, algorithm, 0, call.count, out);
     case Algorithm::kSegments:
       return segments(call, g, out);
     case Algorithm::kTwoShot:
+      if (g.slots_only) return plan_two_shot_by_slots(call, g, out);
+      return from_memory(call, g, algorithm, out);
     case Algorithm::kDirect:
       return from_memory(call, g, algorithm, out);
+    case Algorithm::kHierarchical:
+      return plan_hierarchically(call, *t.hosts, out);
   }
 }
 
 void plan_pair(const Call& c, const GroupView& pair, PairStep step, Packets& out) {
   const uint64_t bytes = c.count * c.element;
-  const Algorithm how = pair.slots_only ? Algorithm::kSegments : Algorithm::kDirect;
+  const uint64_t signature = signature_of(c, pair.slots_only ? Algorithm::kSegments : Algorithm::kDirect);
   switch (step) {
-    case PairStep::kOpen: {
-      if (!pair.slots_only) return post_addresses(c, pair, how, out);
-      auto p = make<hw::PostPacket>(hw::PacketOp::kPost);
-      p.group = pair.group, p.signature = signature_of(c, how), p.source = c.send;
-      p.bytes = c.op == CollectiveOp::kSend ? bytes : 0;
-      return put(out, p);
-    }
+    case PairStep::kOpen:
+      if (!pair.slots_only) return post_addresses(pair, signature, c.send, c.receive, out);
+      return post_data(pair, signature, c.send, c.op == CollectiveOp::kSend ? bytes : 0, 0, out);
     case PairStep::kMove: {
       await(pair, out);
       if (c.op == CollectiveOp::kReceive && bytes > 0)  // rank 0 of a pair sends
         put(out, movement(c, pair, bytes, 0, 0, pair.slots_only ? uint32_t{hw::kFromSlots} : 0));
       if (pair.slots_only) return;  // the slots are in pairs: the sender may go on
-      auto p = make<hw::PostPacket>(hw::PacketOp::kPost);
-      p.group = pair.group, p.signature = signature_of(c, how) | uint64_t{1} << 63;
-      return put(out, p);
+      return post_addresses(pair, signature | kClosing, {}, {}, out);
     }
     case PairStep::kClose:
       if (!pair.slots_only) await(pair, out);

@@ -4,6 +4,7 @@
 #include <jalapeno/jalapeno.h>
 
 #include <jalapeno_hw/packets.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,10 +26,11 @@ inline constexpr int kCollectiveOps = 10;
 const char* name_of(CollectiveOp op);
 
 enum class Algorithm : uint8_t {
-  kOneShot,  // data goes into the peers' slots with the line: one exchange
-  kTwoShot,  // each rank reduces its part from everybody's memory into everybody's memory: two exchanges
-  kDirect,   // each rank takes what it needs from its peers' memory: two exchanges
-  kSegments  // one shot after the other: some peers are reached by slots only
+  kOneShot,      // data goes into the peers' slots with the line: one exchange
+  kTwoShot,      // each rank reduces its part from everybody's memory (or slots) into everybody's: two exchanges
+  kDirect,       // each rank takes what it needs from its peers' memory: two exchanges
+  kSegments,     // one shot after the other: some peers are reached by slots only
+  kHierarchical  // each host does its part over its fabric, and only that crosses the network
 };
 const char* name_of(Algorithm a);
 
@@ -53,14 +55,27 @@ struct GroupView {
   bool slots_only;  // the memory of some peers is out of reach
 };
 
+// Ranks on several hosts, as many on each, those of a host next to each other: this host's, and of each host the one
+// with this one's place.
+struct Hosts {
+  GroupView local, cross;
+  hw::DeviceAddr scratch;
+  uint64_t scratch_bytes;  // a slot for each host
+};
+struct Topology {
+  GroupView all{};
+  std::optional<Hosts> hosts;
+};
+
 // The largest message, in bytes of `send` to one peer, that goes by slots; for each operation. JAL_COLL_ALGO overrides:
 // "two-shot", or "all_reduce:one-shot,broadcast:direct".
 class Tuning {
  public:
   Tuning();  // from the environment; throws Error naming the word
-  Algorithm choose(CollectiveOp op, uint64_t bytes, const GroupView& g) const;
+  Algorithm choose(CollectiveOp op, uint64_t bytes, const Topology& t) const;
 
  private:
+  Algorithm choose_by_slots(CollectiveOp op, uint64_t bytes, const Topology& t) const;
   int forced_[kCollectiveOps];  // Algorithm, -1: none
 };
 
@@ -69,7 +84,12 @@ uint64_t signature_of(const Call& call, Algorithm algorithm);
 std::string signature_text(uint64_t signature);
 
 using Packets = std::vector<hw::Packet>;
-void plan(const Call& call, const GroupView& g, Algorithm algorithm, Packets& out);
+void plan(const Call& call, const Topology& t, Algorithm algorithm, Packets& out);
+
+// Between hosts (plan_hosts.cpp).
+bool plans_hierarchically(CollectiveOp op, const Hosts& h);
+void plan_hierarchically(const Call& call, const Hosts& h, Packets& out);
+void plan_two_shot_by_slots(const Call& call, const GroupView& g, Packets& out);  // all_reduce
 
 // A send or receive in the group of its pair, in three steps, so that those of a group can be interleaved.
 enum class PairStep { kOpen, kMove, kClose };

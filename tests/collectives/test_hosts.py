@@ -84,6 +84,16 @@ def test_hosts_reduce_to_the_same_values(hosts, ranks_per_host):
         assert done["error"] == "jalSuccess" and done["wrong"] == 0 and done["operations"] > 3, done
 
 
+@pytest.mark.parametrize("ranks_per_host", [1, 2])
+def test_every_operation_gives_the_bits_of_one_host(hosts, ranks_per_host):
+    processes = hosts.start(40, "operations", ranks_per_host=ranks_per_host)
+    for p in processes:
+        assert joined(p)["algorithm"] == ("hierarchical" if ranks_per_host > 1 else "two-shot")
+    for p in processes:
+        (done,) = lines(p)
+        assert done["error"] == "jalSuccess" and done["wrong"] == 0 and done["operations"] == 40, done
+
+
 def test_a_killed_rank_is_told_to_the_other_hosts_which_go_on(hosts):
     processes = hosts.start(30, "shrink")
     for p in processes:

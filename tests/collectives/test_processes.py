@@ -56,6 +56,20 @@ def test_ranks_meet_through_mpirun(launcher):
     assert all(s["wrong"] == 0 and s["error"] == "jalSuccess" for s in said if s["what"] == "done")
 
 
+@pytest.mark.parametrize("hosts, per_host, algorithm", [(1, 3, "two-shot"), (2, 1, "segments"), (4, 1, "two-shot"), (2, 2, "hierarchical"),
+                                                        (2, 3, "two-shot")])
+def test_every_operation_gives_the_same_bits(hosts, per_host, algorithm):
+    port, ranks = free_port(), hosts * per_host
+    processes = [subprocess.Popen([RANK, "40", "operations"], stdout=subprocess.PIPE, text=True, env=environment(
+        r, ranks, port, JAL_COLL_HOST=f"host{r // per_host}", JAL_COLL_TRANSPORT="network")) for r in range(ranks)]
+    for p in processes:
+        said = joined(p)
+        assert said["hosts"] == hosts and said["algorithm"] == algorithm, said
+    for p in processes:
+        (done,) = lines(p)
+        assert done["error"] == "jalSuccess" and done["wrong"] == 0 and done["operations"] == 40, done
+
+
 def test_a_launcher_that_cannot_be_read_is_an_error():
     env = {**environment(0, 1, 1), "SLURM_NTASKS": "4", "SLURM_PROCID": "1"}
     for name in ("RANK", "WORLD_SIZE"):

@@ -28,6 +28,8 @@ TEST(Fabric, FlagsTypesAndOperationsAreTheDataSheets) {
   EXPECT_EQ(hw::kAverage, 8u);
   EXPECT_EQ(hw::kRanges, 16u);
   EXPECT_EQ(hw::kStream, 32u);
+  EXPECT_EQ(hw::kPartialIn, 64u);
+  EXPECT_EQ(hw::kPartialOut, 128u);
   EXPECT_EQ(hw::kAllRanks, 0xFFFF'FFFFu);
   EXPECT_EQ(hw::kFabricInlineBytes, 16u);
   EXPECT_EQ(hw::kFabricRelayed, 1u);
@@ -117,6 +119,7 @@ TEST(Fabric, ReduceIsThese64Bytes) {
   p.op = hw::FabricOp::kMax;
   p.rank = 0x81828384;
   p.flags = 0x91929394;
+  p.divisor = 0xB1B2B3B4;
   EXPECT_TRUE(stores(p, {
                             0x0D, 0x01, 0x00, 0x00, 0xA4, 0xA3, 0xA2, 0xA1,  // 0: opcode, flags, sequence
                             0x18, 0x17, 0x16, 0x15, 0x14, 0x13, 0x12, 0x11,  // 8: group
@@ -125,7 +128,7 @@ TEST(Fabric, ReduceIsThese64Bytes) {
                             0x48, 0x47, 0x46, 0x45, 0x44, 0x43, 0x42, 0x41,  // 32: offset
                             0x58, 0x57, 0x56, 0x55, 0x54, 0x53, 0x52, 0x51,  // 40: elements
                             0x09, 0x03, 0x00, 0x00, 0x84, 0x83, 0x82, 0x81,  // 48: type, operation, rank
-                            0x94, 0x93, 0x92, 0x91, 0x00, 0x00, 0x00, 0x00   // 56: flags
+                            0x94, 0x93, 0x92, 0x91, 0xB4, 0xB3, 0xB2, 0xB1   // 56: flags, divisor
                         }));
 }
 

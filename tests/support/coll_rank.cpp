@@ -1,5 +1,6 @@
 // A rank for the tests of several processes: joins through the launcher and reduces, checking every result, until its
-// time is over or a rank fails. Then, with "shrink", it goes on with the survivors. Says what happened in JSON lines.
+// time is over or a rank fails. Then, with "shrink", it goes on with the survivors. With "operations" its number says
+// how many random ones to run instead. Says what happened in JSON lines.
 #include <unistd.h>
 
 #include <chrono>
@@ -10,6 +11,8 @@
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
+
+#include "support/coll_operations.hpp"
 
 using namespace jalapeno;
 using Clock = std::chrono::steady_clock;
@@ -91,19 +94,29 @@ nlohmann::json told(const char* what, const Outcome& o, const Communicator& comm
 
 int main(int argc, char** argv) try {
   const double seconds = argc > 1 ? std::atof(argv[1]) : 1;
-  const bool shrink = argc > 2 && std::string(argv[2]) == "shrink";
+  const std::string mode = argc > 2 ? argv[2] : "";
+  const bool shrink = mode == "shrink";
   Device device("emu:?hbm=64M&threads=1");
   Stream stream(device);
   auto comm = Communicator::from_launcher(device);
   const jalCommInfo info = comm.info();
+  char algorithm[32];
+  check(jalCommGetAlgorithm(comm.get(), "all_reduce", 100'000, algorithm, sizeof algorithm));
   say({{"what", "joined"},
        {"rank", info.rank},
        {"ranks", info.ranks},
        {"pid", getpid()},
        {"launcher", info.launcher},
        {"hosts", info.hosts},
-       {"transport", info.transport}});
-  Outcome o = work(comm, device, stream, seconds);
+       {"transport", info.transport},
+       {"algorithm", algorithm}});
+  Outcome o;
+  if (mode == "operations") {
+    o.operations = static_cast<uint64_t>(seconds);
+    o.wrong = jalapeno::test::Operations(comm, device, stream).run(static_cast<int>(seconds));
+  } else {
+    o = work(comm, device, stream, seconds);
+  }
   say(told("done", o, comm));
   while (shrink && o.error != jalSuccess && o.error != jalErrorCommAborted) {
     stream.reset();

@@ -1,0 +1,41 @@
+// The steps that plans are made of: packets of one group.
+#pragma once
+#include <cstring>
+
+#include "plan.hpp"
+
+namespace jalapeno::runtime::steps {
+
+inline constexpr uint64_t kClosing = uint64_t{1} << 63;  // in a signature: the exchange that ends an operation
+// Bytes from which on two exchanges of a part each beat one of the whole, between hosts.
+inline constexpr uint64_t kOneShotBySlots = 32 << 10;
+
+template <class P>
+P make(hw::PacketOp op) {
+  P p{};
+  p.header.op = op;
+  return p;
+}
+template <class P>
+void put(Packets& out, const P& p) {
+  std::memcpy(&out.emplace_back(), &p, sizeof p);
+}
+
+uint64_t wide_element(jalDType type);                       // bytes of what it is reduced in
+uint64_t whole_lines(uint64_t elements, uint32_t element);  // elements that fill cache lines: no fewer than asked for
+
+// Only lines: where this rank's operands are.
+void post_addresses(const GroupView& g, uint64_t signature, hw::DeviceAddr first, hw::DeviceAddr second, Packets& out);
+// Data to every peer's slot for this rank: what peer k gets lies k * stride behind `source`.
+void post_data(const GroupView& g, uint64_t signature, hw::DeviceAddr source, uint64_t bytes, uint64_t stride,
+               Packets& out);
+void await(const GroupView& g, Packets& out);
+// Nobody goes on before everybody is done with everybody's memory.
+void close(const GroupView& g, uint64_t signature, Packets& out);
+
+// From c.send to c.receive.
+hw::ReducePacket reduction(const Call& c, const GroupView& g, uint64_t offset, uint64_t count, uint32_t flags);
+hw::MovePacket movement(const Call& c, const GroupView& g, uint64_t bytes, uint64_t stride, uint32_t rank,
+                        uint32_t flags);
+
+}  // namespace jalapeno::runtime::steps
