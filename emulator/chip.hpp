@@ -61,6 +61,12 @@ class Chip final : private Processor {
     hw::FabricLine *to = nullptr, *from = nullptr;
     RemoteContext* remote = nullptr;
   };
+  // Where a group of so many ranks and its peers lie.
+  struct GroupPlace {
+    hw::FabricGroup* group = nullptr;
+    hw::FabricPeer* peers = nullptr;
+    std::vector<Route> routes;  // by rank
+  };
   struct Context {
     bool enabled = false;
     uint64_t root = 0, epoch = 0;  // epoch of the host map that `map` was built with
@@ -75,7 +81,9 @@ class Chip final : private Processor {
     std::unordered_map<uint64_t, std::unique_ptr<const Program>> programs;  // by code address
     const Program* last = nullptr;                                          // of them: what ran last
     uint64_t last_code = 0;
-    std::unordered_map<uint64_t, std::vector<Route>> routes;  // of groups, by address; through `map`
+    std::unordered_map<uint64_t, GroupPlace> groups;  // by address; through `map`
+    GroupPlace* last_group = nullptr;                 // of them: what was used last
+    uint64_t last_group_at = 0;
   };
   struct Window {
     uint32_t context = 0, state = hw::kWindowOff;
@@ -122,6 +130,7 @@ class Chip final : private Processor {
     uint64_t block = 0, block_count = 0, block_position = 0;  // a CALL being run
     bool called = false, dirty = false, interrupt = false;
     uint32_t arrived = 0;                              // ranks that an AWAIT has seen
+    bool looked = false;                               // at an AWAIT's lines, without success
     uint64_t blocked_since_ns = 0, blocked_on_ns = 0;  // host time: the AWAIT, and its wait for that rank; 0: none
   };
   enum class Step { kIdle, kBlocked, kProgress };

@@ -74,6 +74,7 @@ Chip::Step Chip::advance(uint32_t q) {
   if (tail == queue.head) return Step::kIdle;
   const uint64_t entries = uint64_t{1} << queue.ring_log2;
   queue.clock_ns = std::max(queue.clock_ns, idle_floor_ns_);
+  if (Context& c = contexts_[queue.context]; c.map != nullptr && !windows_current(c)) c.map = nullptr;
   try {
     if (tail - queue.head > entries)
       throw Fault(Status::kBadPacket, "doorbell %llu is more than %llu packets ahead of %llu",
@@ -123,7 +124,7 @@ Memory& Chip::context_memory(Queue& queue) {
   Context& c = contexts_[queue.context];
   if (!c.enabled) throw Fault(Status::kBadPacket, "context %u of the queue is not enabled", queue.context);
   const uint64_t epoch = host_epoch_.load();
-  if (c.map == nullptr || c.epoch != epoch || !windows_current(c)) {
+  if (c.map == nullptr || c.epoch != epoch) {
     std::vector<MemorySystem::Window> windows;
     c.seen.clear();
     for (uint32_t w = 0; w < kWindowCount; ++w) {
@@ -134,7 +135,8 @@ Memory& Chip::context_memory(Queue& queue) {
     }
     c.map = memory_.build(c.root, windows), c.epoch = epoch;
     c.memory = Memory(c.map.get());
-    c.routes.clear();
+    c.groups.clear();
+    c.last_group = nullptr;
   }
   return c.memory;
 }
@@ -491,7 +493,7 @@ void Chip::fail(uint32_t q, Fault fault) {
   Queue& queue = queues_[q];
   add(counters_.faults, 1);
   queue.state = hw::kQueueStateFailed;
-  queue.arrived = 0, queue.blocked_since_ns = queue.blocked_on_ns = 0;
+  queue.arrived = 0, queue.blocked_since_ns = queue.blocked_on_ns = 0, queue.looked = false;
   hw::FaultRecord& r = fault.record;
   r.queue = q, r.packet = queue.head;
   r.block = queue.called ? static_cast<uint32_t>(queue.block_position) : hw::kNoInstruction;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <optional>
+#include <utility>
 
 #include "chip.hpp"
 #include "kernels/kernels.hpp"
@@ -53,16 +54,25 @@ hw::FabricLine* Chip::lines_at(Memory& memory, hw::DeviceAddr at, hw::Access acc
 
 Chip::Group Chip::group_of(Queue& queue, hw::DeviceAddr address) {
   Memory& memory = context_memory(queue);
-  auto* group =
-      reinterpret_cast<hw::FabricGroup*>(memory.word(hw::raw(address), sizeof(hw::FabricGroup), hw::kAccessWrite));
+  Context& context = contexts_[queue.context];
+  if (context.last_group == nullptr || context.last_group_at != hw::raw(address)) {
+    context.last_group = nullptr;
+    auto* at = memory.word(hw::raw(address), sizeof(hw::FabricGroup), hw::kAccessWrite);
+    GroupPlace& place = context.groups[hw::raw(address)];
+    place.group = reinterpret_cast<hw::FabricGroup*>(at);
+    context.last_group = &place, context.last_group_at = hw::raw(address);
+  }
+  GroupPlace& place = *context.last_group;
+  hw::FabricGroup* group = place.group;
   Group g{&memory, group, nullptr, nullptr, group->ranks, group->rank, group->sequence};
   if (g.ranks == 0 || g.ranks > hw::kMaxFabricRanks || g.rank >= g.ranks)
     throw Fault(Status::kBadPacket, "group at 0x%llx: rank %u of %u", ull(hw::raw(address)), g.rank, g.ranks);
-  g.peers = reinterpret_cast<hw::FabricPeer*>(
-      reach(memory, hw::raw(address) + sizeof(hw::FabricGroup), g.ranks * sizeof(hw::FabricPeer), hw::kAccessWrite));
-  std::vector<Route>& routes = contexts_[queue.context].routes[hw::raw(address)];
-  if (routes.size() != g.ranks) routes.assign(g.ranks, Route{});
-  g.routes = routes.data();
+  if (place.routes.size() != g.ranks) {
+    place.peers = reinterpret_cast<hw::FabricPeer*>(
+        reach(memory, hw::raw(address) + sizeof(hw::FabricGroup), g.ranks * sizeof(hw::FabricPeer), hw::kAccessWrite));
+    place.routes.assign(g.ranks, Route{});
+  }
+  g.peers = place.peers, g.routes = place.routes.data();
   return g;
 }
 
@@ -135,12 +145,14 @@ void Chip::post_lines(Queue& queue, const Group& g, hw::FabricLine line, const s
   line.bytes = in_line ? 0 : static_cast<uint32_t>(bytes);
   std::optional<Fault> first;
   bool relayed = false;
+  const bool same = in_line && stride == 0 && bytes > 0;  // for everybody
+  if (same) std::memcpy(line.data, data, bytes);
   for (uint32_t k = 0; k < g.ranks; ++k) try {
       const uint32_t peer = (g.rank + 1 + k) % g.ranks;  // the own one last
       const hw::FabricPeer& p = g.peers[peer];
-      if (bytes > 0 && in_line)
+      if (bytes > 0 && in_line && !same)
         std::memcpy(line.data, data + peer * stride, bytes);
-      else if (bytes > 0 && peer != g.rank)
+      else if (!in_line && peer != g.rank)
         memory.write(hw::raw(p.slot) + (line.sequence & 1) * g.group->slot_bytes * g.ranks, data + peer * stride,
                      bytes);
       hw::FabricLine* to = line_to(g, peer, line.sequence);
@@ -253,11 +265,14 @@ bool Chip::await(Queue& queue, const hw::AwaitPacket& p) {
     }
   }
   if (queue.arrived == g.ranks) {
-    queue.arrived = 0, queue.blocked_since_ns = 0;
+    queue.arrived = 0, queue.blocked_since_ns = 0, queue.looked = false;
     if (queue.clock_ns > counters_.device_ns.load(std::memory_order_relaxed))
       counters_.device_ns.store(queue.clock_ns, std::memory_order_relaxed);
     return true;
   }
+  // Chips that take turns on one thread see at the first look what was posted before, at the second the rest: no clock
+  // and no control block for those.
+  if (!std::exchange(queue.looked, true)) return false;
   hw::FabricControl* control = control_of(g);
   if (const uint32_t status = std::atomic_ref(control->status).load(std::memory_order_acquire); status != 0) {
     const uint32_t rank = std::atomic_ref(control->rank).load(std::memory_order_relaxed);

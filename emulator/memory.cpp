@@ -56,8 +56,9 @@ void Populated::range(const Mapping& hbm, std::byte* at, uint64_t bytes) {
 
 std::byte* Memory::span(uint64_t address, uint64_t bytes, hw::Access access) {
   const auto& extents = map_->extents();
-  if (last_ < extents.size()) {
-    const Extent& e = extents[last_];
+  uint32_t& last = last_[slot_of(address)];
+  if (last < extents.size()) {
+    const Extent& e = extents[last];
     if (address >= e.begin && address - e.begin <= e.bytes && bytes <= e.bytes - (address - e.begin) &&
         permitted(e, access))
       return e.host + (address - e.begin);
@@ -68,7 +69,7 @@ std::byte* Memory::span(uint64_t address, uint64_t bytes, hw::Access access) {
   --it;
   uint64_t inside = address - it->begin;
   if (inside > it->bytes || bytes > it->bytes - inside || !permitted(*it, access)) return nullptr;
-  last_ = static_cast<size_t>(it - extents.begin());
+  last = static_cast<uint32_t>(it - extents.begin());
   return it->host + inside;
 }
 

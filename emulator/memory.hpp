@@ -63,7 +63,7 @@ class AddressMap {
   std::vector<std::shared_ptr<Mapping>> keep_;
 };
 
-// One engine's view: remembers the extent it hit last. Not shared between threads.
+// One engine's view: remembers the extents it hit last. Not shared between threads.
 class Memory {
  public:
   // The map stays its owner's.
@@ -97,8 +97,13 @@ class Memory {
 
  private:
   const Extent& find(uint64_t at, uint64_t address, uint64_t bytes, hw::Access access);
+  // Which of the remembered extents an address may lie in: neighbours, windows and the host have different ones.
+  static size_t slot_of(uint64_t address) {
+    return (address >> 21 ^ address >> 48 ^ address >> 61) & (kRemembered - 1);
+  }
+  static constexpr size_t kRemembered = 8;
   const AddressMap* map_ = nullptr;
-  size_t last_ = 0;
+  uint32_t last_[kRemembered]{};
 };
 
 // The memory behind every map of one chip: HBM, and what the host mapped for DMA.

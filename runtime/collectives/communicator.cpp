@@ -3,11 +3,13 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <jalapeno_driver/log.hpp>
 #include <jalapeno_driver/os.hpp>
 #include <nlohmann/json.hpp>
+#include <thread>
 #include <utility>
 
 #include "stream.hpp"
@@ -59,6 +61,7 @@ struct ToldMemory {
   uint64_t base;
   Network::Address address;
   Network::Exposed exposed;
+  Tuning tuning;  // rank 0's holds: what is left to each could differ
 };
 
 template <class T>
@@ -151,9 +154,9 @@ std::shared_ptr<Communicator> Communicator::create(std::shared_ptr<Context> cont
                              [self = c.get()](uint32_t rank, jalError_t code, const std::string& evidence) {
                                self->fail_with(code, rank == UINT32_MAX ? -1 : int64_t{rank}, evidence, false);
                              },
-                             [self = c.get()](uint32_t rank) {
+                             [self = c.get()](uint32_t rank, uint64_t calls) {
                                std::lock_guard lock(self->error_mutex_);
-                               self->left_.insert(self->index_of(rank));
+                               self->left_.emplace(self->index_of(rank), calls);
                              }});
   return c;
 }
@@ -173,7 +176,9 @@ Communicator::Communicator(std::shared_ptr<Context> context, std::shared_ptr<Mes
 }
 
 Communicator::~Communicator() {
-  mesh_->leave(channel_, ranks_);
+  wait_for_goodbyes();
+  mesh_->leave(channel_);
+  say_goodbye();
   bool idle = true;
   try {
     // What is in flight reads and writes the group's memory. After a failure nothing of it waits for long.
@@ -292,6 +297,14 @@ uint32_t Communicator::ranks_per_host() const {
   return m;
 }
 
+Placement Communicator::placement(bool network) const {
+  if (network) return Placement::kHosts;
+  const auto pid = mesh_->members()[ranks_[0]].pid;
+  const bool together =
+      std::all_of(ranks_.begin(), ranks_.end(), [&](uint32_t world) { return mesh_->members()[world].pid == pid; });
+  return together ? Placement::kProcess : Placement::kHost;
+}
+
 void Communicator::connect() {
   const uint32_t n = ranks();
   const bool network = !open_windows();
@@ -307,6 +320,13 @@ void Communicator::connect() {
   mine.base = hw::raw(block_.address);
   std::unique_ptr<Network> net;
   std::string trouble;
+  std::exception_ptr cause;
+  try {
+    tuning_ = mine.tuning = Tuning::load(n, placement(network));
+  } catch (const Error& e) {
+    cause = std::current_exception();
+    trouble = "rank " + std::to_string(rank_) + ": " + e.what();
+  }
   const auto remote = std::find(relayed_.begin(), relayed_.end(), true);
   if (remote != relayed_.end()) {
     try {
@@ -322,7 +342,15 @@ void Communicator::connect() {
     }
   }
   // Whoever has been told of a rank's memory may post there: it is mapped and its inbox is empty by now.
-  const auto told = agree(blob_of(mine), trouble);
+  const auto told = [&] {
+    try {
+      return agree(blob_of(mine), trouble);
+    } catch (const Error&) {
+      if (cause) std::rethrow_exception(cause);  // this rank knows better than what it told
+      throw;
+    }
+  }();
+  tuning_ = from_blob<ToldMemory>(told[0]).tuning;
 
   auto at = [&](uint64_t offset) { return block_.address + offset; };
   auto there = [&](uint32_t k, uint64_t offset) {
@@ -437,11 +465,16 @@ void Communicator::check_usable(const Stream& stream, const Call& call) const {
     runtime::fail(error_->code, std::string(name_of(call.op)) + ": the communicator has failed: " + error_->evidence);
   if (finalized_)
     runtime::fail(jalErrorIllegalState, std::string(name_of(call.op)) + ": the communicator was finalized");
-  // A message needs its two ranks only.
-  const bool pair = call.op == CollectiveOp::kSend || call.op == CollectiveOp::kReceive;
-  if (pair ? left_.count(call.root) != 0 : !left_.empty())
-    runtime::fail(jalErrorPeerLost, std::string(name_of(call.op)) + ": " + who(pair ? call.root : *left_.begin()) +
-                                        " has left the communicator");
+  // Whoever has left has done as many operations as it called. A message needs its two ranks only; what came over the
+  // network before its sender left is there.
+  auto gone = left_.end();
+  if (call.op == CollectiveOp::kSend || (call.op == CollectiveOp::kReceive && !relayed_[call.root]))
+    gone = left_.find(call.root);
+  else if (call.op != CollectiveOp::kReceive)
+    gone = std::find_if(left_.begin(), left_.end(), [&](const auto& l) { return l.second <= calls_; });
+  if (gone != left_.end())
+    runtime::fail(jalErrorPeerLost,
+                  std::string(name_of(call.op)) + ": " + who(gone->first) + " has left the communicator");
 }
 
 // A stream that has failed before takes nothing: the other ranks, who wait for this call, are told.
@@ -469,6 +502,7 @@ void Communicator::follow_last(Stream& stream) {
 void Communicator::note(Stream& stream, const Call& call) {
   const bool captured = stream.capturing();
   if (captured) captured_ = true;
+  if (call.op != CollectiveOp::kSend && call.op != CollectiveOp::kReceive) ++calls_;
   if (call.op == CollectiveOp::kAllToAllRanges)
     for (Ranges& r : ranges_)
       if (r.table.address == call.send_ranges || r.table.address == call.receive_ranges)
@@ -661,11 +695,31 @@ void Communicator::finalize() {
       runtime::fail(jalErrorWaitTimeout, "jalCommFinalize: operations are still in flight");
   if (const jalError_t e = error(); e != jalSuccess)
     runtime::fail(e, "jalCommFinalize: " + std::string(record()->evidence));
+  if (relay_ != nullptr && !relay_->drain(2'000))
+    driver::runtime_log().warn("rank {} of {}: what it wrote for other hosts has not gone out yet", rank_, ranks());
   {
     std::lock_guard lock(error_mutex_);
     if (std::exchange(finalized_, true)) return;
   }
-  mesh_->say_goodbye(channel_, ranks_);
+  say_goodbye();
+}
+
+// A graph may run operations as often as it likes: then nobody can tell how many there were.
+void Communicator::say_goodbye() { mesh_->say_goodbye(channel_, ranks_, captured_ ? UINT64_MAX : calls_.load()); }
+
+// A host that is still to read what this rank wrote had better find it there; but nobody waits long for a slow one.
+void Communicator::wait_for_goodbyes() {
+  if (relay_ == nullptr) return;
+  for (int turn = 0; turn < 1000; ++turn) {
+    {
+      std::lock_guard lock(error_mutex_);
+      if (!finalized_ || error_) return;
+      bool all = true;
+      for (uint32_t k = 0; k < ranks(); ++k) all &= !relayed_[k] || left_.count(k) != 0;
+      if (all) return;
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
 }
 
 std::shared_ptr<Communicator> Communicator::split(int color, int key) {
@@ -697,7 +751,7 @@ std::shared_ptr<Communicator> Communicator::shrink(const std::set<uint32_t>& exc
       if (const uint32_t k = index_of(world); k < ranks()) gone.insert(k);
     {
       std::lock_guard lock(error_mutex_);
-      gone.insert(left_.begin(), left_.end());
+      for (const auto& l : left_) gone.insert(l.first);
     }
     std::vector<uint32_t> alive;
     for (uint32_t k = 0; k < ranks(); ++k)

@@ -3,6 +3,7 @@
 #pragma once
 #include <atomic>
 #include <jalapeno_driver/window.hpp>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -16,6 +17,7 @@
 #include "mesh.hpp"
 #include "plan.hpp"
 #include "relay.hpp"
+#include "tuning.hpp"
 
 namespace jalapeno::runtime {
 
@@ -73,6 +75,7 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
   void connect();
   bool open_windows();
   uint32_t ranks_per_host() const;
+  Placement placement(bool network) const;
   std::vector<Mesh::Blob> agree(Mesh::Blob mine, const std::string& trouble);
   void check_usable(const Stream& stream, const Call& call) const;
   void follow_last(Stream& stream);
@@ -80,6 +83,8 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
   void note(Stream& stream, const Call& call);
   void fail_with(jalError_t code, int64_t rank, const std::string& evidence, bool tell);
   void notice_streams();
+  void say_goodbye();
+  void wait_for_goodbyes();
   GroupView pair_view(const Call& call) const;
   std::string who(uint32_t rank) const;
   uint32_t index_of(uint32_t world_rank) const;  // ranks() when it is none of this group
@@ -90,7 +95,7 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
   uint32_t rank_ = 0;            // this one, in the group
   uint64_t channel_, cookie_;
   Settings settings_;
-  Tuning tuning_;
+  Tuning tuning_{};
   driver::HbmBlock block_{};
   std::vector<std::unique_ptr<driver::Window>> windows_;
   Topology topology_;
@@ -111,13 +116,14 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
     bool captured = false;
   };
   std::vector<Ranges> ranges_;
+  std::atomic<uint64_t> calls_{0};     // of operations that take all ranks
   std::atomic<bool> captured_{false};  // some graph has operations of this group
   uint64_t splits_ = 0, shrinks_ = 0;
 
   mutable std::mutex error_mutex_;
   std::optional<jalCommErrorRecord> error_;
   std::atomic<bool> failed_{false};
-  std::set<uint32_t> left_;  // group ranks that finalized or destroyed their communicator
+  std::map<uint32_t, uint64_t> left_;  // group ranks that finalized or destroyed theirs, after so many calls
   bool finalized_ = false;
 };
 

@@ -147,21 +147,18 @@ void Mesh::listen(uint64_t channel, Listener listener) {
       if (peers_[r]->lost) gone.emplace_back(r, peers_[r]->evidence);
   }
   for (const auto& [rank, evidence] : gone) shared->lost(rank, evidence);
-  for (const Early& e : told) e.left ? shared->left(e.rank) : shared->failed(e.culprit, e.code, e.evidence);
+  for (const Early& e : told) e.left ? shared->left(e.rank, e.calls) : shared->failed(e.culprit, e.code, e.evidence);
 }
 
-void Mesh::leave(uint64_t channel, const std::vector<uint32_t>& ranks) {
+void Mesh::leave(uint64_t channel) {
   std::lock_guard calls(calls_);
-  {
-    std::lock_guard lock(mutex_);
-    listeners_.erase(channel);
-  }
-  say_goodbye(channel, ranks);
+  std::lock_guard lock(mutex_);
+  listeners_.erase(channel);
 }
 
-void Mesh::say_goodbye(uint64_t channel, const std::vector<uint32_t>& ranks) {
+void Mesh::say_goodbye(uint64_t channel, const std::vector<uint32_t>& ranks, uint64_t calls) {
   for (uint32_t r : ranks)
-    if (r != rank_) send(r, kLeft, channel, 0, {});
+    if (r != rank_) send(r, kLeft, channel, calls, {});
 }
 
 void Mesh::tell_failure(uint64_t channel, const std::vector<uint32_t>& ranks, uint32_t culprit, jalError_t code,
@@ -247,8 +244,12 @@ void Mesh::handle(uint32_t rank, const Message& m, Blob body) {
     news_ = true;
   } else if (m.type == kFailure || m.type == kLeft) {
     std::lock_guard calls(calls_);
-    Early e{rank, static_cast<uint32_t>(m.word >> 32), static_cast<jalError_t>(m.word & 0xFFFFFFFF),
-            std::string(reinterpret_cast<const char*>(body.data()), body.size()), m.type == kLeft};
+    Early e{rank,
+            static_cast<uint32_t>(m.word >> 32),
+            static_cast<jalError_t>(m.word & 0xFFFFFFFF),
+            std::string(reinterpret_cast<const char*>(body.data()), body.size()),
+            m.type == kLeft,
+            m.word};
     std::shared_ptr<Listener> listener;
     {
       std::lock_guard lock(mutex_);
@@ -258,7 +259,7 @@ void Mesh::handle(uint32_t rank, const Message& m, Blob body) {
         early_.emplace(m.channel, e);
     }
     if (listener == nullptr) return;
-    e.left ? listener->left(e.rank) : listener->failed(e.culprit, e.code, e.evidence);
+    e.left ? listener->left(e.rank, e.calls) : listener->failed(e.culprit, e.code, e.evidence);
   }
 }
 

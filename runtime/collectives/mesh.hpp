@@ -29,7 +29,7 @@ class Mesh {
   struct Listener {  // of one channel; called on the mesh's thread
     std::function<void(uint32_t rank, const std::string& evidence)> lost;
     std::function<void(uint32_t rank, jalError_t code, const std::string& evidence)> failed;  // that rank says so
-    std::function<void(uint32_t rank)> left;
+    std::function<void(uint32_t rank, uint64_t calls)> left;  // after so many calls of its own
   };
 
   // Meets all ranks at the id's root and connects to each. Throws Error.
@@ -45,9 +45,10 @@ class Mesh {
   std::string local_address(uint32_t rank) const;  // IPv4, of the interface that leads to that rank
   std::set<uint32_t> lost_ranks() const;
 
-  void listen(uint64_t channel, Listener listener);                        // what came before is told at once
-  void say_goodbye(uint64_t channel, const std::vector<uint32_t>& ranks);  // the end of this rank is no loss to them
-  void leave(uint64_t channel, const std::vector<uint32_t>& ranks);  // tells them; no call of the listener is under way
+  void listen(uint64_t channel, Listener listener);  // what came before is told at once
+  // The end of this rank is no loss to them: it has made so many calls, and makes no more.
+  void say_goodbye(uint64_t channel, const std::vector<uint32_t>& ranks, uint64_t calls);
+  void leave(uint64_t channel);  // returns when no call of the listener is under way
   void tell_failure(uint64_t channel, const std::vector<uint32_t>& ranks, uint32_t culprit, jalError_t code,
                     const std::string& evidence);
 
@@ -89,6 +90,7 @@ class Mesh {
     jalError_t code;
     std::string evidence;
     bool left;
+    uint64_t calls;
   };
   std::multimap<uint64_t, Early> early_;  // for channels that nobody listens to yet
   std::recursive_mutex calls_;            // held while a listener is called

@@ -175,6 +175,7 @@ bool Network::write(uint32_t peer, const void* data, size_t bytes, uint64_t offs
   if (n != 0)
     throw Lost(peer, "libfabric " + provider_ + ": writing " + std::to_string(bytes) + " bytes to it: " + reason(n));
   h_->context_peer[h_->next++ % kContexts] = peer;
+  begun_.fetch_add(1, std::memory_order_relaxed);
   return true;
 }
 
@@ -187,7 +188,10 @@ size_t Network::progress(int timeout_ms, const std::function<void(uint32_t word)
         turn == 0 ? fi_cq_read(h_->queue, entries, 32) : fi_cq_sread(h_->queue, entries, 32, nullptr, timeout_ms);
     if (n > 0) {
       for (ssize_t k = 0; k < n; ++k)
-        if (entries[k].flags & FI_REMOTE_CQ_DATA) arrived(static_cast<uint32_t>(entries[k].data));
+        if (entries[k].flags & FI_REMOTE_CQ_DATA)
+          arrived(static_cast<uint32_t>(entries[k].data));
+        else
+          out_.fetch_add(1, std::memory_order_relaxed);
       return static_cast<size_t>(n);
     }
     if (n == -FI_EAVAIL) {
@@ -195,8 +199,10 @@ size_t Network::progress(int timeout_ms, const std::function<void(uint32_t word)
       (void)fi_cq_readerr(h_->queue, &e, 0);
       const std::string text = "libfabric " + provider_ + ": a write to it failed: " + reason(-e.err);
       const auto* context = static_cast<const fi_context2*>(e.op_context);
-      if (context >= h_->contexts.data() && context < h_->contexts.data() + kContexts)
+      if (context >= h_->contexts.data() && context < h_->contexts.data() + kContexts) {
+        out_.fetch_add(1, std::memory_order_relaxed);
         throw Lost(h_->context_peer[static_cast<size_t>(context - h_->contexts.data())], text);
+      }
       fail(jalErrorPeerLost, text);
     }
     if (n != -FI_EAGAIN && n != -FI_EINTR)

@@ -1,6 +1,7 @@
 // One libfabric endpoint: writes from registered memory here to registered memory of peers, each with 32 bits that
 // arrive with the data. Any provider with reliable datagrams and remote writes does. Knows addresses; knows no groups.
 #pragma once
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -45,12 +46,16 @@ class Network {
   // and throws Error or Lost for one that failed. Waits for the first one at most so long.
   size_t progress(int timeout_ms, const std::function<void(uint32_t word)>& arrived);
 
+  // Writes that have begun and are not known to be out. By any thread.
+  uint64_t in_flight() const { return begun_.load(std::memory_order_relaxed) - out_.load(std::memory_order_relaxed); }
+
  private:
   struct Handles;
   std::unique_ptr<Handles> h_;
   std::string provider_;
   std::vector<uint64_t> peers_;  // fi_addr_t, by peer
   std::vector<Exposed> memory_;
+  std::atomic<uint64_t> begun_{0}, out_{0};
 };
 
 }  // namespace jalapeno::runtime

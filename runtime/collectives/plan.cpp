@@ -1,10 +1,7 @@
 #include "plan.hpp"
 
 #include <algorithm>
-#include <cstdlib>
-#include <sstream>
 
-#include "error.hpp"
 #include "plan_steps.hpp"
 
 namespace jalapeno::runtime {
@@ -70,8 +67,6 @@ using namespace steps;
 constexpr const char* kNames[kCollectiveOps] = {"all_reduce", "reduce",     "broadcast", "all_gather", "reduce_scatter",
                                                 "all_to_all", "all_to_all", "send",      "receive",    "barrier"};
 constexpr const char* kReduceNames[] = {"sum", "prod", "min", "max", "avg"};
-// Measured, see docs/collectives.md: with more ranks than cores it is the number of exchanges that counts.
-constexpr uint64_t one_shot_bytes(uint32_t ranks) { return ranks <= 2 ? 4 << 10 : 16 << 10; }
 constexpr uint64_t kStreamBytes = 2 << 20;  // larger results do not stay in a cache anyway
 
 bool reduces(CollectiveOp op) {
@@ -165,59 +160,6 @@ const char* name_of(CollectiveOp op) { return kNames[static_cast<int>(op)]; }
 const char* name_of(Algorithm a) {
   constexpr const char* kAlgorithms[] = {"one-shot", "two-shot", "direct", "segments", "hierarchical"};
   return kAlgorithms[static_cast<int>(a)];
-}
-
-Tuning::Tuning() {
-  std::fill_n(forced_, kCollectiveOps, -1);
-  const char* text = std::getenv("JAL_COLL_ALGO");
-  std::stringstream words(text != nullptr ? text : "");
-  for (std::string word; std::getline(words, word, ',');) {
-    if (word.empty()) continue;
-    const size_t colon = word.find(':');
-    const std::string op = colon == std::string::npos ? "" : word.substr(0, colon),
-                      name = word.substr(colon == std::string::npos ? 0 : colon + 1);
-    bool known = false;
-    for (int k = 0; k < kCollectiveOps; ++k) {
-      if (!op.empty() && op != kNames[k]) continue;
-      if (name == "one-shot")
-        forced_[k] = static_cast<int>(Algorithm::kOneShot), known = true;
-      else if (name == "two-shot" || name == "direct")
-        forced_[k] = static_cast<int>(Algorithm::kDirect), known = true;
-      else if (name == "segments" || name == "hierarchical")
-        forced_[k] = static_cast<int>(name == "segments" ? Algorithm::kSegments : Algorithm::kHierarchical),
-        known = true;
-    }
-    if (!known)
-      invalid("JAL_COLL_ALGO: \"" + word +
-              "\": expected ALGORITHM or OPERATION:ALGORITHM with one-shot, two-shot, direct, segments or "
-              "hierarchical, and all_reduce, reduce, "
-              "broadcast, all_gather, reduce_scatter or all_to_all");
-  }
-}
-
-Algorithm Tuning::choose(CollectiveOp op, uint64_t bytes, const Topology& t) const {
-  const GroupView& g = t.all;
-  const Algorithm large =
-      op == CollectiveOp::kAllReduce || op == CollectiveOp::kReduce ? Algorithm::kTwoShot : Algorithm::kDirect;
-  if (g.slots_only) return choose_by_slots(op, bytes, t);
-  if (op == CollectiveOp::kBarrier) return Algorithm::kOneShot;
-  if (op == CollectiveOp::kAllToAllRanges || op == CollectiveOp::kSend || op == CollectiveOp::kReceive) return large;
-  if (bytes > g.slot_bytes) return large;
-  if (const int forced = forced_[static_cast<int>(op)];
-      forced == static_cast<int>(Algorithm::kOneShot) || forced == static_cast<int>(Algorithm::kDirect))
-    return forced == static_cast<int>(Algorithm::kOneShot) ? Algorithm::kOneShot : large;
-  return bytes <= one_shot_bytes(g.ranks) ? Algorithm::kOneShot : large;
-}
-
-// Some ranks are on other hosts.
-Algorithm Tuning::choose_by_slots(CollectiveOp op, uint64_t bytes, const Topology& t) const {
-  const int forced = forced_[static_cast<int>(op)];
-  const bool hierarchy = t.hosts && plans_hierarchically(op, *t.hosts), two_shot = op == CollectiveOp::kAllReduce;
-  if (forced == static_cast<int>(Algorithm::kOneShot) || forced == static_cast<int>(Algorithm::kSegments))
-    return Algorithm::kSegments;
-  if (forced == static_cast<int>(Algorithm::kDirect) && two_shot) return Algorithm::kTwoShot;
-  if (hierarchy) return Algorithm::kHierarchical;
-  return two_shot && t.all.ranks > 2 && bytes > kOneShotBySlots ? Algorithm::kTwoShot : Algorithm::kSegments;
 }
 
 // Bit 63: the closing exchange. 60: algorithm, 56: operation, 52: type, 48: reduction, 32: root + 1, 0: count, folded.

@@ -67,17 +67,8 @@ struct Topology {
   std::optional<Hosts> hosts;
 };
 
-// The largest message, in bytes of `send` to one peer, that goes by slots; for each operation. JAL_COLL_ALGO overrides:
-// "two-shot", or "all_reduce:one-shot,broadcast:direct".
-class Tuning {
- public:
-  Tuning();  // from the environment; throws Error naming the word
-  Algorithm choose(CollectiveOp op, uint64_t bytes, const Topology& t) const;
-
- private:
-  Algorithm choose_by_slots(CollectiveOp op, uint64_t bytes, const Topology& t) const;
-  int forced_[kCollectiveOps];  // Algorithm, -1: none
-};
+// Bytes from which on, between hosts, two exchanges of a part each beat one of the whole.
+inline constexpr uint64_t kOneShotBySlots = 32 << 10;
 
 // What all ranks must agree on, in one word, and back in words.
 uint64_t signature_of(const Call& call, Algorithm algorithm);

@@ -7,8 +7,6 @@
 namespace jalapeno::runtime::steps {
 
 inline constexpr uint64_t kClosing = uint64_t{1} << 63;  // in a signature: the exchange that ends an operation
-// Bytes from which on two exchanges of a part each beat one of the whole, between hosts.
-inline constexpr uint64_t kOneShotBySlots = 32 << 10;
 
 template <class P>
 P make(hw::PacketOp op) {

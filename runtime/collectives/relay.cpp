@@ -84,6 +84,18 @@ bool Relay::send_due() {
   return any;
 }
 
+bool Relay::drain(uint32_t timeout_ms) {
+  const auto end = Clock::now() + std::chrono::milliseconds(timeout_ms);
+  for (;; std::this_thread::sleep_for(std::chrono::microseconds(100))) {
+    try {
+      if (broken_ || (!send_due() && network_->in_flight() == 0)) return true;
+    } catch (const Network::Lost& lost) {
+      lose(lost.peer, lost.what());
+    }
+    if (Clock::now() > end) return false;
+  }
+}
+
 void Relay::send() {
   repeat([this] {
     // The device raises an interrupt after every post; it may be the one that this look would miss.

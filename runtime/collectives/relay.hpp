@@ -37,6 +37,8 @@ class Relay {
   Relay(driver::Device& device, std::byte* memory, uint64_t control, std::unique_ptr<Network> network,
         std::vector<Route> routes, Failed failed);
   ~Relay();
+  // Returns when all that the device has posted is out, or after so long: false.
+  bool drain(uint32_t timeout_ms);
   Relay(const Relay&) = delete;
   Relay& operator=(const Relay&) = delete;
 
