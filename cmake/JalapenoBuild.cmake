@@ -36,6 +36,10 @@ elseif(JALAPENO_SANITIZE)
   message(FATAL_ERROR "JALAPENO_SANITIZE is \"${JALAPENO_SANITIZE}\", expected address or thread")
 endif()
 
+if(JALAPENO_SANITIZE)
+  add_compile_options(-O1 -g1)  # instrumented headers of libraries take most of the time; kernels keep their own -O3
+endif()
+
 find_program(CCACHE ccache)
 if(CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
   set(CMAKE_C_COMPILER_LAUNCHER ${CCACHE})

@@ -114,8 +114,10 @@ struct Communicator::Layout {
   Place local() const { return {local_block(), all().slots_end(network), per_host, slot_bytes}; }
   Place cross() const { return {cross_block(), local().slots_end(false), hosts(), slot_bytes}; }
   uint64_t scratch() const { return cross().slots_end(true); }
+  uint64_t scratch_bytes() const { return std::max(hosts() * slot_bytes, kPairSlot); }
   uint64_t pair_slots(uint64_t peer, bool outgoing, bool out) const {
-    return scratch() + hosts() * slot_bytes + ((2 * peer + (outgoing ? 0 : 1)) * 2 + (out ? 1 : 0)) * 4 * kPairSlot;
+    return scratch() + std::max<uint64_t>(hosts(), 1) * slot_bytes +
+           ((2 * peer + (outgoing ? 0 : 1)) * 2 + (out ? 1 : 0)) * 4 * kPairSlot;
   }
   static constexpr uint64_t pair_slot(uint64_t slots, uint64_t end, uint64_t parity) {
     return slots + (2 * parity + end) * kPairSlot;
@@ -277,8 +279,7 @@ bool Communicator::open_windows() {
       all &= reach(i, k), apart &= reach(i, k) == (fabrics_[i] == fabrics_[k]);
       if (i == rank_) relayed_[k] = !reach(i, k);
     }
-  if (!apart)
-    for (uint32_t i = 0; i < n; ++i) fabrics_[i] = i;
+  if (!apart) fabrics_.clear();
   for (uint32_t k = 0; k < n; ++k)
     if (relayed_[k]) windows_[k].reset();
   return all;
@@ -288,6 +289,7 @@ bool Communicator::open_windows() {
 // ranks, like what it is made of.
 uint32_t Communicator::ranks_per_host() const {
   const uint32_t n = ranks();
+  if (fabrics_.empty()) return 0;
   const auto same = [&](uint32_t a, uint32_t b) { return fabrics_[a] == fabrics_[b]; };
   uint32_t m = 1;
   while (m < n && same(0, m)) ++m;
@@ -402,8 +404,15 @@ void Communicator::connect() {
     make_group(layout.local(), place, 0, [&](uint32_t i) { return host * per_host + i; });
     make_group(layout.cross(), host, 3, [&](uint32_t i) { return i * per_host + place; });
     topology_.hosts = Hosts{view(layout.local(), place, false), view(layout.cross(), host, true), at(layout.scratch()),
-                            layout.hosts() * layout.slot_bytes};
+                            layout.scratch_bytes()};
   }
+  topology_.pairs = {at(layout.pair(0, true)),
+                     kPairBytes,
+                     Layout::kPairSlot - kHeader,
+                     settings_.deadline_ms,
+                     std::set(fabrics_.begin(), fabrics_.end()).size() == n,
+                     at(layout.scratch()),
+                     relayed_};
   for (uint32_t k = 0; k < n; ++k)
     for (const bool outgoing : {true, false}) {  // rank 0 of a pair sends
       const uint64_t block = layout.pair(k, outgoing), inbox = block + Layout::kPairInbox;
@@ -443,17 +452,6 @@ void Communicator::connect() {
                                        }
                                        fail_with(jalErrorPeerLost, peer, text, true);
                                      });
-}
-
-GroupView Communicator::pair_view(const Call& call) const {
-  const Layout layout{ranks(), 0, topology_.all.slots_only, topology_.hosts ? topology_.hosts->local.ranks : 0};
-  const bool outgoing = call.op == CollectiveOp::kSend;
-  return {block_.address + layout.pair(call.root, outgoing),
-          2,
-          outgoing ? 0u : 1u,
-          Layout::kPairSlot - kHeader,
-          settings_.deadline_ms,
-          relayed_[call.root]};
 }
 
 void Communicator::check_usable(const Stream& stream, const Call& call) const {

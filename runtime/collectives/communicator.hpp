@@ -85,7 +85,9 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
   void notice_streams();
   void say_goodbye();
   void wait_for_goodbyes();
-  GroupView pair_view(const Call& call) const;
+  GroupView pair_view(const Call& call) const {
+    return topology_.pairs.view(call.root, call.op == CollectiveOp::kSend);
+  }
   std::string who(uint32_t rank) const;
   uint32_t index_of(uint32_t world_rank) const;  // ranks() when it is none of this group
 
@@ -100,7 +102,7 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
   std::vector<std::unique_ptr<driver::Window>> windows_;
   Topology topology_;
   std::vector<bool> relayed_;      // by rank: reached over the network
-  std::vector<uint32_t> fabrics_;  // by rank: the first rank of the fabric it is on
+  std::vector<uint32_t> fabrics_;  // by rank: the first one of its fabric; empty where fabrics overlap
   std::string transport_ = "fabric";
   std::unique_ptr<Relay> relay_;
   std::unique_ptr<Flight> flight_;

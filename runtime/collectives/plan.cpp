@@ -158,7 +158,8 @@ void from_memory(const Call& c, const GroupView& g, Algorithm a, Packets& out) {
 
 const char* name_of(CollectiveOp op) { return kNames[static_cast<int>(op)]; }
 const char* name_of(Algorithm a) {
-  constexpr const char* kAlgorithms[] = {"one-shot", "two-shot", "direct", "segments", "hierarchical"};
+  constexpr const char* kAlgorithms[] = {"one-shot",     "two-shot", "direct", "segments",
+                                         "hierarchical", "doubling", "tree"};
   return kAlgorithms[static_cast<int>(a)];
 }
 
@@ -187,7 +188,7 @@ std::string signature_text(uint64_t s) {
                                 : "unknown");
   if (reduces(op)) text += std::string(" ") + kReduceNames[std::min<uint64_t>(s >> 48 & 15, 4)];
   if (rooted(op)) text += ", root " + std::to_string((s >> 32 & 0xFFFF) - 1);
-  text += std::string(", ") + name_of(static_cast<Algorithm>(std::min<uint64_t>(s >> 60 & 7, 4)));
+  text += std::string(", ") + name_of(static_cast<Algorithm>(std::min<uint64_t>(s >> 60 & 7, 6)));
   if (s >> 63) text += " (closing)";
   return text;
 }
@@ -206,7 +207,15 @@ void plan(const Call& call, const Topology& t, Algorithm algorithm, Packets& out
       return from_memory(call, g, algorithm, out);
     case Algorithm::kHierarchical:
       return plan_hierarchically(call, *t.hosts, out);
+    case Algorithm::kDoubling:
+    case Algorithm::kTree:
+      return plan_by_pairs(call, t, algorithm, out);
   }
+}
+
+GroupView Pairs::view(uint32_t peer, bool outgoing) const {
+  return {
+      base + (2 * peer + (outgoing ? 0 : 1)) * stride, 2, outgoing ? 0u : 1u, slot_bytes, deadline_ms, relayed[peer]};
 }
 
 void plan_pair(const Call& c, const GroupView& pair, PairStep step, Packets& out) {

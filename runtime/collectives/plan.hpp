@@ -26,11 +26,13 @@ inline constexpr int kCollectiveOps = 10;
 const char* name_of(CollectiveOp op);
 
 enum class Algorithm : uint8_t {
-  kOneShot,      // data goes into the peers' slots with the line: one exchange
-  kTwoShot,      // each rank reduces its part from everybody's memory (or slots) into everybody's: two exchanges
-  kDirect,       // each rank takes what it needs from its peers' memory: two exchanges
-  kSegments,     // one shot after the other: some peers are reached by slots only
-  kHierarchical  // each host does its part over its fabric, and only that crosses the network
+  kOneShot,       // data goes into the peers' slots with the line: one exchange
+  kTwoShot,       // each rank reduces its part from everybody's memory (or slots) into everybody's: two exchanges
+  kDirect,        // each rank takes what it needs from its peers' memory: two exchanges
+  kSegments,      // one shot after the other: some peers are reached by slots only
+  kHierarchical,  // each host does its part over its fabric, and only that crosses the network
+  kDoubling,      // in pairs, log2(n) times, with ever more in what is exchanged
+  kTree           // from each rank that has it to one that has not, log2(n) times
 };
 const char* name_of(Algorithm a);
 
@@ -62,9 +64,20 @@ struct Hosts {
   hw::DeviceAddr scratch;
   uint64_t scratch_bytes;  // a slot for each host
 };
+// The groups of this rank and one peer, each way.
+struct Pairs {
+  hw::DeviceAddr base{};
+  uint64_t stride = 0, slot_bytes = 0;
+  uint32_t deadline_ms = 0;
+  bool all_by_slots = false;  // no rank shares its fabric with another
+  hw::DeviceAddr scratch{};   // a slot
+  std::vector<bool> relayed;  // by rank: reached by slots
+  GroupView view(uint32_t peer, bool outgoing) const;
+};
 struct Topology {
   GroupView all{};
   std::optional<Hosts> hosts;
+  Pairs pairs;
 };
 
 // Bytes from which on, between hosts, two exchanges of a part each beat one of the whole.
@@ -81,6 +94,10 @@ void plan(const Call& call, const Topology& t, Algorithm algorithm, Packets& out
 bool plans_hierarchically(CollectiveOp op, const Hosts& h);
 void plan_hierarchically(const Call& call, const Hosts& h, Packets& out);
 void plan_two_shot_by_slots(const Call& call, const GroupView& g, Packets& out);  // all_reduce
+
+// Between many hosts (plan_pairs.cpp).
+bool plans_by_pairs(Algorithm a, CollectiveOp op, const Topology& t);
+void plan_by_pairs(const Call& call, const Topology& t, Algorithm a, Packets& out);
 
 // A send or receive in the group of its pair, in three steps, so that those of a group can be interleaved.
 enum class PairStep { kOpen, kMove, kClose };

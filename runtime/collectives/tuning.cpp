@@ -15,8 +15,8 @@
 namespace jalapeno::runtime {
 namespace {
 
-constexpr Algorithm kAll[] = {Algorithm::kOneShot, Algorithm::kTwoShot, Algorithm::kDirect, Algorithm::kSegments,
-                              Algorithm::kHierarchical};
+constexpr Algorithm kAll[] = {Algorithm::kOneShot,      Algorithm::kTwoShot,  Algorithm::kDirect, Algorithm::kSegments,
+                              Algorithm::kHierarchical, Algorithm::kDoubling, Algorithm::kTree};
 
 std::optional<Algorithm> algorithm_named(const std::string& name) {
   for (const Algorithm a : kAll)
@@ -46,6 +46,10 @@ std::optional<Algorithm> possible(Algorithm wish, CollectiveOp op, uint64_t byte
         return std::nullopt;
       case Algorithm::kHierarchical:
         if (t.hosts && plans_hierarchically(op, *t.hosts)) return wish;
+        return std::nullopt;
+      case Algorithm::kDoubling:
+      case Algorithm::kTree:
+        if (plans_by_pairs(wish, op, t)) return wish;
         return std::nullopt;
       case Algorithm::kDirect:
         return std::nullopt;

@@ -114,6 +114,7 @@ int main(int argc, char** argv) try {
   int ranks = 2, processes = 0;
   bool quick = false, graph = false;
   std::string tune_file;
+  std::vector<std::string> chosen;
   app.add_option("operation", names,
                  "all_reduce, all_gather, reduce_scatter, all_to_all, broadcast, reduce, send_recv; all by default");
   app.add_option("-n,--ranks", ranks, "ranks in this process, without a launcher")->check(CLI::Range(1, 64));
@@ -121,6 +122,7 @@ int main(int argc, char** argv) try {
       ->check(CLI::Range(1, 64));
   app.add_option("-b,--begin", begin, "smallest size");
   app.add_option("-e,--end", end, "largest size");
+  app.add_option("-s,--sizes", chosen, "these sizes instead, as 8,32K,2M")->delimiter(',');
   app.add_option("-t,--type", type_name)->check(CLI::IsMember({"f32", "bf16", "i32"}));
   app.add_option("-d,--device", uri, "URI of the devices");
   app.add_flag("-g,--graph", graph, "time operations inside a graph of 20");
@@ -185,7 +187,8 @@ int main(int argc, char** argv) try {
   const Type& type =
       *std::find_if(known_types.begin(), known_types.end(), [&](const Type& t) { return type_name == t.name; });
   std::vector<size_t> sizes;
-  for (size_t s = parse_size(begin); s <= parse_size(end); s *= quick ? 16 : 4) sizes.push_back(s);
+  for (const std::string& s : chosen) sizes.push_back(parse_size(s));
+  for (size_t s = parse_size(begin); chosen.empty() && s <= parse_size(end); s *= quick ? 16 : 4) sizes.push_back(s);
   uint64_t wrong = 0;
   if (!tune_file.empty())
     tune(mine, world, graph, tune_file);

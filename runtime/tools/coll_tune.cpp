@@ -26,7 +26,7 @@ struct Candidate {
 
 std::vector<Candidate> candidates(std::vector<Rank>& ranks, bool network) {
   std::vector<Candidate> all;
-  for (const char* name : network ? std::vector<const char*>{"segments", "two-shot", "hierarchical"}
+  for (const char* name : network ? std::vector<const char*>{"segments", "two-shot", "hierarchical", "doubling", "tree"}
                                   : std::vector<const char*>{"one-shot", "two-shot"}) {
     setenv("JAL_COLL_ALGO", name, 1);
     std::vector<jalComm_t> made(ranks.size());

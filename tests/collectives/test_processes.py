@@ -56,12 +56,13 @@ def test_ranks_meet_through_mpirun(launcher):
     assert all(s["wrong"] == 0 and s["error"] == "jalSuccess" for s in said if s["what"] == "done")
 
 
-@pytest.mark.parametrize("hosts, per_host, algorithm", [(1, 3, "two-shot"), (2, 1, "segments"), (4, 1, "two-shot"), (2, 2, "hierarchical"),
-                                                        (2, 3, "two-shot")])
-def test_every_operation_gives_the_same_bits(hosts, per_host, algorithm):
+@pytest.mark.parametrize("hosts, per_host, wish, algorithm", [
+    (1, 3, "", "two-shot"), (2, 1, "", "segments"), (4, 1, "", "two-shot"), (4, 1, "all_reduce:doubling,broadcast:tree", "doubling"),
+    (3, 1, "all_reduce:doubling,broadcast:tree", "two-shot"), (2, 2, "", "hierarchical"), (2, 3, "", "two-shot")])
+def test_every_operation_gives_the_same_bits(hosts, per_host, wish, algorithm):
     port, ranks = free_port(), hosts * per_host
     processes = [subprocess.Popen([RANK, "40", "operations"], stdout=subprocess.PIPE, text=True, env=environment(
-        r, ranks, port, JAL_COLL_HOST=f"host{r // per_host}", JAL_COLL_TRANSPORT="network")) for r in range(ranks)]
+        r, ranks, port, JAL_COLL_HOST=f"host{r // per_host}", JAL_COLL_TRANSPORT="network", JAL_COLL_ALGO=wish)) for r in range(ranks)]
     for p in processes:
         said = joined(p)
         assert said["hosts"] == hosts and said["algorithm"] == algorithm, said
@@ -165,6 +166,23 @@ def story(*arguments, env=None):
 
 
 @pytest.mark.skipif(not LLM, reason="JALAPENO_LLM says where the program is")
+def test_a_measured_table_is_followed(tmp_path):
+    table = tmp_path / "table.json"
+    subprocess.run([BENCH, "-p", "2", "-g", "--tune", table], check=True, capture_output=True, timeout=PATIENCE)
+    tables = json.loads(table.read_text())["tables"]
+    assert {t["operation"] for t in tables} >= {"all_reduce", "broadcast"} and all(t["where"] == "host" for t in tables)
+    # Of a table by hand, every other step.
+    steps = [[100, "two-shot"], [9000, "one-shot"], [None, "two-shot"]]
+    table.write_text(json.dumps({"tables": [{"where": "host", "ranks": 2, "operation": "all_reduce", "steps": steps}]}))
+    env = os.environ | {"JAL_COLL_TUNING": str(table), "JAL_LOG": "off"}
+    out = subprocess.run([BENCH, "all_reduce", "-p", "2", "-q", "-s", "64,8K,16K"], env=env, check=True, capture_output=True, text=True,
+                         timeout=PATIENCE).stdout
+    assert [line.split()[-1] for line in out.splitlines()[-3:]] == ["two-shot", "one-shot", "two-shot"], out
+    table.write_text('{"tables": [{"where": "host", "ranks": 2, "operation": "all_reduce", "steps": [[1, "ring"]]}]}')
+    refused = subprocess.run([BENCH, "all_reduce", "-p", "2", "-q"], env=env, capture_output=True, text=True, timeout=PATIENCE)
+    assert refused.returncode != 0 and '"ring": expected one-shot' in refused.stderr, refused.stderr
+
+
 def test_a_model_shared_out_to_chips_tells_the_same_story():
     alone, _ = story()
     for chips in (2, 4):
