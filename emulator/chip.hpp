@@ -143,7 +143,7 @@ class Chip final : private Processor {
   Tally run_instances(Launch& launch, uint32_t count);
   double makespan(uint32_t count);  // ns, of the instances in durations_ on this chip's cores
   void copy(Queue& queue, const hw::CopyPacket& packet);
-  void copy_bytes(Memory& memory, uint64_t source, uint64_t destination, uint64_t bytes);
+  void copy_bytes(Memory& memory, uint64_t source, uint64_t destination, uint64_t bytes, bool around_caches = false);
   void charge_copy(Queue& queue, uint64_t bytes, bool host);
   bool wait(Queue& queue, const hw::TimelinePacket& packet);
   double reached_at(uint64_t address, uint64_t value, hw::Timeline& timeline) const;  // modelled ns

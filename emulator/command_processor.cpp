@@ -7,6 +7,7 @@
 #include <queue>
 
 #include "chip.hpp"
+#include "kernels/kernels.hpp"
 #include "words.hpp"
 
 namespace jalapeno::emu {
@@ -366,20 +367,22 @@ double Chip::makespan(uint32_t count) {
   return longest;
 }
 
-void Chip::copy_bytes(Memory& memory, uint64_t source, uint64_t destination, uint64_t bytes) {
+void Chip::copy_bytes(Memory& memory, uint64_t source, uint64_t destination, uint64_t bytes, bool around_caches) {
   if (bytes == 0) return;
+  const auto large = around_caches ? host_kernels().copy_around_caches
+                                   : [](const std::byte* from, size_t n, std::byte* to) { std::memcpy(to, from, n); };
   Memory other = memory;
   memory.each(source, bytes, hw::kAccessRead, [&](std::byte* from, uint64_t n, uint64_t at) {
     other.each(destination + at, n, hw::kAccessWrite, [&](std::byte* to, uint64_t m, uint64_t inner) {
       constexpr uint64_t kPiece = 1 << 20;
       const std::byte* begin = from + inner;
       if (m >= kLarge) memory_.populate(to, m);
-      if (m < 4 * kPiece || (begin < to + m && to < begin + m)) {
+      if ((m < 4 * kPiece && !around_caches) || (begin < to + m && to < begin + m)) {
         std::memmove(to, begin, m);
         return;
       }
       pool_.run(static_cast<uint32_t>((m + kPiece - 1) / kPiece), [&](Core&, uint32_t k) {
-        std::memcpy(to + k * kPiece, begin + k * kPiece, std::min(kPiece, m - k * kPiece));
+        large(begin + k * kPiece, std::min(kPiece, m - k * kPiece), to + k * kPiece);
       });
     });
   });

@@ -346,7 +346,7 @@ void Chip::move(Queue& queue, const Group& g, const hw::MovePacket& p) {
       fetched += bytes;
       (void)reach(*g.memory, source, bytes, hw::kAccessRead);  // brings large parts in at once
     }
-    copy_bytes(memory, source, destination, bytes);
+    copy_bytes(memory, source, destination, bytes, (p.flags & hw::kStream) != 0);
   };
   if (p.rank != hw::kAllRanks)
     from(p.rank);

@@ -10,6 +10,7 @@ namespace jalapeno::emu {
 namespace JAL_KERNELS_ISA {
 void multiply(const MultiplyArgs&);  // multiply.cpp
 void combine(const CombineArgs&);    // combine.cpp
+void copy_around_caches(const std::byte* from, size_t bytes, std::byte* to);
 }  // namespace JAL_KERNELS_ISA
 
 namespace {
@@ -256,8 +257,17 @@ void scale_by_row(const float* a, float factor, const float* weight, float* out,
 
 }  // namespace
 
-const HostKernels JAL_KERNELS = {
-    JAL_KERNELS_NAME, load,        store,        JAL_KERNELS_ISA::multiply, unary, binary, binary_scalar,
-    reduce,           exp_shifted, scale_by_row, JAL_KERNELS_ISA::combine};
+const HostKernels JAL_KERNELS = {JAL_KERNELS_NAME,
+                                 load,
+                                 store,
+                                 JAL_KERNELS_ISA::multiply,
+                                 unary,
+                                 binary,
+                                 binary_scalar,
+                                 reduce,
+                                 exp_shifted,
+                                 scale_by_row,
+                                 JAL_KERNELS_ISA::combine,
+                                 JAL_KERNELS_ISA::copy_around_caches};
 
 }  // namespace jalapeno::emu

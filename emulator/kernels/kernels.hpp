@@ -44,6 +44,8 @@ struct HostKernels {
   float (*exp_shifted)(const float* a, float scale, float peak, float* out, uint32_t n);
   void (*scale_by_row)(const float* a, float factor, const float* weight, float* out, uint32_t n);
   void (*combine)(const CombineArgs&);
+  // Of what is not read again soon. They do not overlap.
+  void (*copy_around_caches)(const std::byte* from, size_t bytes, std::byte* to);
 };
 
 // The best table for this host, or the one JAL_EMU_ISA names (portable, avx2, avx512); throws on an unknown name.

@@ -162,7 +162,7 @@ enum FabricFlags : uint32_t {
   kToRoot = 4,     // REDUCE: to address[1] of `rank`
   kAverage = 8,    // REDUCE: the result over `divisor`
   kRanges = 16,    // MOVE: address[1] and `offset` name tables of FabricRange
-  kStream = 32,    // results are not read again soon: write around the caches
+  kStream = 32,    // MOVE, REDUCE: results are not read again soon: write around the caches
   // REDUCE: operands, or the result, are of wide_type(type): neither rounded nor divided yet. Not with kToAll, kToRoot.
   kPartialIn = 64,
   kPartialOut = 128,

@@ -67,7 +67,7 @@ using namespace steps;
 constexpr const char* kNames[kCollectiveOps] = {"all_reduce", "reduce",     "broadcast", "all_gather", "reduce_scatter",
                                                 "all_to_all", "all_to_all", "send",      "receive",    "barrier"};
 constexpr const char* kReduceNames[] = {"sum", "prod", "min", "max", "avg"};
-constexpr uint64_t kStreamBytes = 2 << 20;  // larger results do not stay in a cache anyway
+constexpr uint64_t kStreamBytes = 8 << 20;  // larger results do not stay in a cache anyway
 
 bool reduces(CollectiveOp op) {
   return op == CollectiveOp::kAllReduce || op == CollectiveOp::kReduce || op == CollectiveOp::kReduceScatter;
@@ -131,13 +131,13 @@ void from_memory(const Call& c, const GroupView& g, Algorithm a, Packets& out) {
       if (c.count > 0) put(out, reduction(c, g, g.rank * bytes, c.count, stream));
       break;
     case CollectiveOp::kBroadcast:
-      put(out, movement(c, g, bytes, 0, c.root, 0));
+      put(out, movement(c, g, bytes, 0, c.root, stream));
       break;
     case CollectiveOp::kAllGather:
-      put(out, movement(c, g, bytes, bytes, hw::kAllRanks, 0));
+      put(out, movement(c, g, bytes, bytes, hw::kAllRanks, stream));
       break;
     case CollectiveOp::kAllToAll: {
-      auto m = movement(c, g, bytes, bytes, hw::kAllRanks, 0);
+      auto m = movement(c, g, bytes, bytes, hw::kAllRanks, stream);
       m.offset = g.rank * bytes;
       put(out, m);
       break;
