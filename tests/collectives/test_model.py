@@ -18,7 +18,7 @@ RACKS = model.load(model.CONFIGS / "racks-assumed-1.json")
 
 
 def run(*arguments):
-    return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, timeout=200)
 
 
 @pytest.mark.parametrize("ranks", [2, 5, 8])

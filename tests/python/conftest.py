@@ -30,7 +30,7 @@ def python():
     """Runs code in another process: (exit code, stdout, stderr). Under a sanitizer it may take longer."""
     slow = 4 if "libasan" in os.environ.get("LD_PRELOAD", "") else 1
 
-    def run(code, *arguments, timeout=30, **environment):
+    def run(code, *arguments, timeout=120, **environment):
         done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)], capture_output=True, text=True,
                               timeout=timeout * slow, env={**os.environ, "JAL_LOG": "off", **environment})
         return done.returncode, done.stdout, done.stderr

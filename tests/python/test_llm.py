@@ -38,7 +38,7 @@ TEXTS = ["Once upon a time there was a little dog.", "", " ", "a", "  two  and  
 
 def run(*arguments):
     command = [PROGRAM, *(a if isinstance(a, bytes) else str(a) for a in arguments)]
-    return subprocess.run(command, capture_output=True, timeout=30, env={**os.environ, "JAL_LOG": "off"})
+    return subprocess.run(command, capture_output=True, timeout=200, env={**os.environ, "JAL_LOG": "off"})
 
 
 def succeed(*arguments):

@@ -26,7 +26,7 @@ program = pytest.mark.skipif(not PROGRAM, reason="JALAPENO_LLM, the path of jala
 
 
 def run(*arguments):
-    done = subprocess.run([PROGRAM, *map(str, arguments)], capture_output=True, timeout=60, env={**os.environ, "JAL_LOG": "off"})
+    done = subprocess.run([PROGRAM, *map(str, arguments)], capture_output=True, timeout=200, env={**os.environ, "JAL_LOG": "off"})
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -16,7 +16,7 @@ BIN = pathlib.Path(os.environ["JALAPENO_BIN"])
 SMI, DOCTOR, EMULATOR, HOLD = BIN / "jalapeno-smi", BIN / "jalapeno-doctor", BIN / "jalapeno-emulator", os.environ["JALAPENO_HOLD"]
 
 
-def run(*command, timeout=60):
+def run(*command, timeout=120):
     r = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL)
     return r.returncode, r.stdout, r.stderr
 
