@@ -13,6 +13,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr auto kEager = std::chrono::microseconds(2), kSpin = std::chrono::microseconds(100);
+constexpr auto kTaken = std::chrono::microseconds(3);               // a yield that comes back later ran others
 constexpr auto kHeldUp = std::chrono::milliseconds(1);              // a round without end: another thread is needed
 constexpr auto kIdleLook = std::chrono::milliseconds(20);           // at threads that sleep
 constexpr uint64_t kSleepBlocked = 1'000'000, kSleep = 50'000'000;  // ns
@@ -90,6 +91,7 @@ void Processors::run() {
   auto last_work = Clock::now();
   uint32_t seen = 0;
   bool armed = false;
+  bool crowded = false;  // somebody else wants this core: the last time it was given away, it was taken
   auto arm = [&](bool on) {
     armed = on;
     process.announce_sleep(on);
@@ -121,10 +123,13 @@ void Processors::run() {
     if (!armed) {
       if (const auto idle = Clock::now() - last_work; idle < kSpin) {
         // Whoever has just been answered often asks again at once; later the host's threads may need this core.
-        if (idle < kEager)
+        if (idle < kEager && !crowded) {
           relax();
-        else
+        } else {
+          const auto given = Clock::now();
           sched_yield();
+          crowded = Clock::now() - given > kTaken;
+        }
         continue;
       }
       // Armed wake-up: say that we sleep, fence, look once more. Driver and peers publish, fence, read the flag.
