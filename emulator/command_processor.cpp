@@ -75,6 +75,7 @@ Chip::Step Chip::advance(uint32_t q) {
   if (tail == queue.head) return Step::kIdle;
   const uint64_t entries = uint64_t{1} << queue.ring_log2;
   queue.clock_ns = std::max(queue.clock_ns, idle_floor_ns_);
+  // Once for up to kPacketsPerTurn packets: a peer that withdraws its memory keeps it mapped as long.
   if (Context& c = contexts_[queue.context]; c.map != nullptr && !windows_current(c)) c.map = nullptr;
   try {
     if (tail - queue.head > entries)

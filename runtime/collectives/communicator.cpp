@@ -20,7 +20,9 @@ namespace {
 constexpr uint64_t kPairBytes = 512;  // a group of two, and its inbox
 constexpr uint64_t kLines = 2 * sizeof(hw::FabricLine);
 constexpr uint64_t kHeader = sizeof(hw::FabricLine);  // in front of what goes between hosts
-constexpr uint64_t kKinds = 4;  // routes of a peer: the group, what goes to it, what comes from it, this place's ranks
+// Routes of a peer: the group, what goes to it, what comes from it, the ranks of this place; the first and the last
+// twice.
+constexpr uint64_t kKinds = 6, kOfAll = 0, kOutgoing = 1, kIncoming = 2, kOfPlace = 3, kTwin = 4, kPlaceTwin = 5;
 
 uint64_t next_cookie() {
   static std::atomic<uint64_t> next{1};
@@ -99,12 +101,15 @@ struct Communicator::Layout {
     return block + sizeof(hw::FabricGroup) + size * sizeof(hw::FabricPeer) + from * kLines;
   }
   uint64_t hosts() const { return per_host != 0 ? ranks / per_host : 0; }
+  uint64_t twins() const { return network ? ranks : 0; }
   // First the blocks of all groups, one behind the other, ...
   uint64_t local_block() const { return inbox_of(kGroup, ranks, ranks); }
   uint64_t cross_block() const { return inbox_of(local_block(), per_host, per_host); }
+  uint64_t cross_twin_block() const { return inbox_of(cross_block(), hosts(), hosts()); }
+  uint64_t twin_block() const { return inbox_of(cross_twin_block(), hosts(), hosts()); }
   // The group of this rank and `peer` that carries what goes to the peer, or comes from it.
   uint64_t pair(uint64_t peer, bool outgoing) const {
-    return inbox_of(cross_block(), hosts(), hosts()) + (2 * peer + (outgoing ? 0 : 1)) * kPairBytes;
+    return inbox_of(twin_block(), twins(), twins()) + (2 * peer + (outgoing ? 0 : 1)) * kPairBytes;
   }
   // What this rank's device writes for a peer of another host: a pair of lines for each kind of route.
   uint64_t outbox(uint64_t peer, uint64_t kind) const { return pair(ranks, true) + (peer * kKinds + kind) * kLines; }
@@ -113,17 +118,23 @@ struct Communicator::Layout {
   Place all() const { return {kGroup, slots(), ranks, slot_bytes}; }
   Place local() const { return {local_block(), all().slots_end(network), per_host, slot_bytes}; }
   Place cross() const { return {cross_block(), local().slots_end(false), hosts(), slot_bytes}; }
-  uint64_t scratch() const { return cross().slots_end(true); }
-  uint64_t scratch_bytes() const { return std::max(hosts() * slot_bytes, kPairSlot); }
+  // What goes by the network goes in two lanes.
+  Place cross_twin() const { return {cross_twin_block(), cross().slots_end(true), hosts(), slot_bytes}; }
+  Place twin() const { return {twin_block(), cross_twin().slots_end(true), twins(), slot_bytes}; }
+  uint64_t scratch() const { return twin().slots_end(true); }
+  uint64_t scratch_bytes() const { return network ? std::max(hosts() * slot_bytes, kPairSlot) : 0; }
   uint64_t pair_slots(uint64_t peer, bool outgoing, bool out) const {
-    return scratch() + std::max<uint64_t>(hosts(), 1) * slot_bytes +
-           ((2 * peer + (outgoing ? 0 : 1)) * 2 + (out ? 1 : 0)) * 4 * kPairSlot;
+    return scratch() + scratch_bytes() + ((2 * peer + (outgoing ? 0 : 1)) * 2 + (out ? 1 : 0)) * 4 * kPairSlot;
   }
   static constexpr uint64_t pair_slot(uint64_t slots, uint64_t end, uint64_t parity) {
     return slots + (2 * parity + end) * kPairSlot;
   }
   uint64_t bytes() const { return pair_slots(network ? ranks : 0, true, false); }
 };
+
+Communicator::Layout Communicator::layout() const {
+  return {ranks(), slot_stride_, topology_.all.slots_only, topology_.hosts ? topology_.hosts->local.ranks : 0};
+}
 
 Communicator::Settings Communicator::settings(const jalCommOptions* options, const std::string& launcher) {
   jalCommOptions o{};
@@ -157,8 +168,11 @@ std::shared_ptr<Communicator> Communicator::create(std::shared_ptr<Context> cont
                                self->fail_with(code, rank == UINT32_MAX ? -1 : int64_t{rank}, evidence, false);
                              },
                              [self = c.get()](uint32_t rank, uint64_t calls) {
-                               std::lock_guard lock(self->error_mutex_);
-                               self->left_.emplace(self->index_of(rank), calls);
+                               {
+                                 std::lock_guard lock(self->error_mutex_);
+                                 self->left_.emplace(self->index_of(rank), calls);
+                               }
+                               self->notice_missing();
                              }});
   return c;
 }
@@ -179,13 +193,17 @@ Communicator::Communicator(std::shared_ptr<Context> context, std::shared_ptr<Mes
 
 Communicator::~Communicator() {
   wait_for_goodbyes();
+  bool in_flight = false;
+  for (const Fence& f : last_positions())
+    if (auto s = f.stream.lock(); s != nullptr && !s->failed() && s->completed() < f.value) in_flight = true;
+  if (relay_ != nullptr && !failed_ && !in_flight) relay_->drain(200);
   mesh_->leave(channel_);
   say_goodbye();
   bool idle = true;
   try {
     // What is in flight reads and writes the group's memory. After a failure nothing of it waits for long.
-    fail_with(jalErrorCommAborted, rank_, "the communicator was destroyed while operations were in flight", false);
-    for (const Fence& f : fences_)
+    fail_with(jalErrorCommAborted, rank_, "the communicator was destroyed while operations were in flight", in_flight);
+    for (const Fence& f : last_positions())
       if (auto s = f.stream.lock();
           s != nullptr && s->queue().wait(f.value, 2'000'000'000) == driver::WaitResult::kTimeout)
         idle = false;
@@ -204,6 +222,15 @@ Communicator::~Communicator() {
   } catch (const std::exception& e) {
     driver::runtime_log().debug("memory of a communicator: {}", e.what());
   }
+}
+
+// Up to where the streams that were used may still run operations: of graphs, whatever was launched.
+std::vector<Fence> Communicator::last_positions() {
+  std::lock_guard lock(mutex_);
+  std::vector<Fence> all = fences_;
+  for (Fence& f : all)
+    if (auto s = f.stream.lock(); s != nullptr && captured_ && !s->capturing()) f.value = s->submitted();
+  return all;
 }
 
 uint32_t Communicator::index_of(uint32_t world_rank) const {
@@ -313,6 +340,7 @@ void Communicator::connect() {
   const uint32_t per_host = network ? ranks_per_host() : 0;
   const uint64_t data = !network ? (n <= 16 ? 32 << 10 : 8 << 10) : n <= 8 ? 256 << 10 : n <= 16 ? 64 << 10 : 16 << 10;
   const Layout layout{n, data + (network ? kHeader : 0), network, per_host};
+  slot_stride_ = layout.slot_bytes;
   auto& space = context_->space();
   block_ = space.allocate(layout.bytes());
   std::byte* memory = space.aperture(block_).data();
@@ -397,14 +425,24 @@ void Communicator::connect() {
   auto view = [&](const Layout::Place& place, uint32_t self, bool slots_only) {
     return GroupView{at(place.block), static_cast<uint32_t>(place.size), self, data, settings_.deadline_ms, slots_only};
   };
-  make_group(layout.all(), rank_, 0, [](uint32_t i) { return i; });
+  const auto itself = [](uint32_t i) { return i; };
+  make_group(layout.all(), rank_, kOfAll, itself);
   topology_.all = view(layout.all(), rank_, network);
+  if (network) {
+    make_group(layout.twin(), rank_, kTwin, itself);
+    topology_.all.twin = at(layout.twin().block);
+  }
   if (per_host != 0) {
     const uint32_t host = rank_ / per_host, place = rank_ % per_host;
-    make_group(layout.local(), place, 0, [&](uint32_t i) { return host * per_host + i; });
-    make_group(layout.cross(), host, 3, [&](uint32_t i) { return i * per_host + place; });
+    const auto of_place = [&](uint32_t i) { return i * per_host + place; };
+    make_group(layout.local(), place, kOfAll, [&](uint32_t i) { return host * per_host + i; });
+    make_group(layout.cross(), host, kOfPlace, of_place);
+    make_group(layout.cross_twin(), host, kPlaceTwin, of_place);
     topology_.hosts = Hosts{view(layout.local(), place, false), view(layout.cross(), host, true), at(layout.scratch()),
                             layout.scratch_bytes()};
+    topology_.hosts->cross.twin = at(layout.cross_twin().block);
+    // Whoever waits for a host that waits for its own rank waits longer: the first to give up names the right one.
+    topology_.hosts->cross.deadline_ms += settings_.deadline_ms / 2;
   }
   topology_.pairs = {at(layout.pair(0, true)),
                      kPairBytes,
@@ -417,7 +455,7 @@ void Communicator::connect() {
     for (const bool outgoing : {true, false}) {  // rank 0 of a pair sends
       const uint64_t block = layout.pair(k, outgoing), inbox = block + Layout::kPairInbox;
       const uint32_t self = outgoing ? 0 : 1, other = 1 - self;
-      const uint64_t kind = outgoing ? 1 : 2, in = layout.pair_slots(k, outgoing, false),
+      const uint64_t kind = outgoing ? kOutgoing : kIncoming, in = layout.pair_slots(k, outgoing, false),
                      out = layout.pair_slots(k, outgoing, true), theirs = layout.pair_slots(rank_, !outgoing, false);
       const bool relayed = relayed_[k];
       hw::FabricPeer* ends = begin_group(block, 2, self, relayed ? in : 0, relayed ? Layout::kPairSlot : 0);
@@ -439,7 +477,7 @@ void Communicator::connect() {
                                    {Layout::pair_slot(out, self, 0), Layout::pair_slot(out, self, 1)},
                                    {Layout::pair_slot(in, other, 0), Layout::pair_slot(in, other, 1)},
                                    {Layout::pair_slot(theirs, self, 0), Layout::pair_slot(theirs, self, 1)},
-                                   static_cast<uint32_t>((rank_ * kKinds + (3 - kind)) * 2),
+                                   static_cast<uint32_t>((rank_ * kKinds + (kOutgoing + kIncoming - kind)) * 2),
                                    Layout::kPairSlot};
     }
   if (net != nullptr)
@@ -463,12 +501,12 @@ void Communicator::check_usable(const Stream& stream, const Call& call) const {
     runtime::fail(error_->code, std::string(name_of(call.op)) + ": the communicator has failed: " + error_->evidence);
   if (finalized_)
     runtime::fail(jalErrorIllegalState, std::string(name_of(call.op)) + ": the communicator was finalized");
-  // Whoever has left has done as many operations as it called. A message needs its two ranks only; what came over the
-  // network before its sender left is there.
+  // Whoever has left has done as many operations as it called; with graphs nobody knows how many. A message needs its
+  // two ranks only.
   auto gone = left_.end();
-  if (call.op == CollectiveOp::kSend || (call.op == CollectiveOp::kReceive && !relayed_[call.root]))
+  if (call.op == CollectiveOp::kSend || call.op == CollectiveOp::kReceive)
     gone = left_.find(call.root);
-  else if (call.op != CollectiveOp::kReceive)
+  else if (!captured_)
     gone = std::find_if(left_.begin(), left_.end(), [&](const auto& l) { return l.second <= calls_; });
   if (gone != left_.end())
     runtime::fail(jalErrorPeerLost,
@@ -500,7 +538,10 @@ void Communicator::follow_last(Stream& stream) {
 void Communicator::note(Stream& stream, const Call& call) {
   const bool captured = stream.capturing();
   if (captured) captured_ = true;
-  if (call.op != CollectiveOp::kSend && call.op != CollectiveOp::kReceive) ++calls_;
+  if (call.op != CollectiveOp::kSend && call.op != CollectiveOp::kReceive) {
+    ++calls_;
+    notice_missing();
+  }
   if (call.op == CollectiveOp::kAllToAllRanges)
     for (Ranges& r : ranges_)
       if (r.table.address == call.send_ranges || r.table.address == call.receive_ranges)
@@ -635,6 +676,9 @@ std::string Communicator::explain(const hw::FaultRecord& f) {
   if (status == hw::Status::kMismatch && f.bytes != 0)
     text = (known ? who(f.other) : "a rank") + " called " + signature_text(f.value) + ", rank " +
            std::to_string(rank_) + " called " + signature_text(f.bytes);
+  // Another rank's line says that it failed; why, it says over the control connection, a little later.
+  for (int turn = 0; status == hw::Status::kDependencyFailed && !failed_ && turn < 300; ++turn)
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
   {
     std::lock_guard lock(error_mutex_);
     if (error_ && text.empty()) text = error_->evidence;
@@ -681,12 +725,7 @@ std::optional<jalCommErrorRecord> Communicator::record() {
 void Communicator::abort() { fail_with(jalErrorCommAborted, rank_, "jalCommAbort was called there", true); }
 
 void Communicator::finalize() {
-  std::vector<Fence> fences;
-  {
-    std::lock_guard lock(mutex_);
-    fences = fences_;
-  }
-  for (const Fence& f : fences)
+  for (const Fence& f : last_positions())
     if (auto s = f.stream.lock();
         s != nullptr && !s->capturing() &&
         s->queue().wait(f.value, driver_timeout(default_timeout_ns())) == driver::WaitResult::kTimeout)
@@ -700,6 +739,19 @@ void Communicator::finalize() {
     if (std::exchange(finalized_, true)) return;
   }
   say_goodbye();
+}
+
+// A rank that left before an operation that has been called here will never take part in it.
+void Communicator::notice_missing() {
+  uint32_t rank;
+  {
+    std::lock_guard lock(error_mutex_);
+    if (captured_ || finalized_) return;
+    const auto gone = std::find_if(left_.begin(), left_.end(), [&](const auto& l) { return l.second < calls_; });
+    if (gone == left_.end()) return;
+    rank = gone->first;
+  }
+  fail_with(jalErrorPeerLost, rank, "it has left the communicator without this operation", false);
 }
 
 // A graph may run operations as often as it likes: then nobody can tell how many there were.
@@ -827,16 +879,29 @@ std::string Communicator::dump() {
                                {"enqueued_ns", e.enqueued_ns},
                                {"state", state}});
   });
-  // Whom this rank's device stood still for, by its own count.
+  // Whom this rank's device stood still for, by its own count, in whatever group.
+  const Layout layout = this->layout();
+  std::vector<uint64_t> times(ranks()), waited(ranks());
+  const std::byte* memory = context_->space().aperture(block_).data();
+  auto count = [&](uint64_t block, uint64_t size) {
+    const auto* peers = reinterpret_cast<const hw::FabricPeer*>(memory + block + sizeof(hw::FabricGroup));
+    for (uint64_t i = 0; i < size; ++i) {
+      if (peers[i].number >= ranks()) continue;
+      times[peers[i].number] += std::atomic_ref(const_cast<uint64_t&>(peers[i].waits)).load(std::memory_order_relaxed);
+      waited[peers[i].number] +=
+          std::atomic_ref(const_cast<uint64_t&>(peers[i].waited_ns)).load(std::memory_order_relaxed);
+    }
+  };
+  count(Layout::kGroup, ranks());
+  count(layout.local_block(), layout.per_host), count(layout.cross_block(), layout.hosts());
+  count(layout.cross_twin_block(), layout.hosts()), count(layout.twin_block(), layout.twins());
+  for (uint32_t k = 0; k < ranks(); ++k) count(layout.pair(k, true), 2), count(layout.pair(k, false), 2);
   j["waited_for"] = json::array();
-  const auto* peers = reinterpret_cast<const hw::FabricPeer*>(context_->space().aperture(block_).data() +
-                                                              Layout::kGroup + sizeof(hw::FabricGroup));
   for (uint32_t k = 0; k < ranks(); ++k) {
-    const uint64_t waits = std::atomic_ref(const_cast<uint64_t&>(peers[k].waits)).load(std::memory_order_relaxed);
-    const uint64_t ns = std::atomic_ref(const_cast<uint64_t&>(peers[k].waited_ns)).load(std::memory_order_relaxed);
-    if (waits == 0) continue;
+    if (times[k] == 0) continue;
     const Member& m = mesh_->members()[ranks_[k]];
-    j["waited_for"].push_back({{"rank", k}, {"host", m.name}, {"pid", m.pid}, {"times", waits}, {"total_ns", ns}});
+    j["waited_for"].push_back(
+        {{"rank", k}, {"host", m.name}, {"pid", m.pid}, {"times", times[k]}, {"total_ns", waited[k]}});
   }
   return j.dump(1);
 }

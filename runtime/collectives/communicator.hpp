@@ -72,6 +72,7 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
 
  private:
   struct Layout;
+  Layout layout() const;
   void connect();
   bool open_windows();
   uint32_t ranks_per_host() const;
@@ -83,6 +84,8 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
   void note(Stream& stream, const Call& call);
   void fail_with(jalError_t code, int64_t rank, const std::string& evidence, bool tell);
   void notice_streams();
+  void notice_missing();
+  std::vector<Fence> last_positions();
   void say_goodbye();
   void wait_for_goodbyes();
   GroupView pair_view(const Call& call) const {
@@ -101,6 +104,7 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
   driver::HbmBlock block_{};
   std::vector<std::unique_ptr<driver::Window>> windows_;
   Topology topology_;
+  uint64_t slot_stride_ = 0;
   std::vector<bool> relayed_;      // by rank: reached over the network
   std::vector<uint32_t> fabrics_;  // by rank: the first one of its fabric; empty where fabrics overlap
   std::string transport_ = "fabric";

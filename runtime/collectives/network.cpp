@@ -205,6 +205,10 @@ size_t Network::progress(int timeout_ms, const std::function<void(uint32_t word)
       }
       fail(jalErrorPeerLost, text);
     }
+    if (turn > 0 && (n == -FI_ENOSYS || n == -FI_EOPNOTSUPP)) {
+      h_->can_wait = false;
+      return 0;
+    }
     if (n != -FI_EAGAIN && n != -FI_EINTR)
       fail(jalErrorOperatingSystem, "libfabric " + provider_ + ": fi_cq_read: " + reason(n));
     if (turn > 0 || timeout_ms == 0) return 0;

@@ -75,11 +75,16 @@ bool reduces(CollectiveOp op) {
 bool rooted(CollectiveOp op) { return op == CollectiveOp::kReduce || op == CollectiveOp::kBroadcast; }
 bool by_pieces(CollectiveOp op) { return op == CollectiveOp::kReduceScatter || op == CollectiveOp::kAllToAll; }
 
-// Elements [begin, begin + count) of each rank's part, which has c.count.
-void one_shot(const Call& c, const GroupView& g, Algorithm a, uint64_t begin, uint64_t count, Packets& out) {
+// Elements [begin, begin + count) of each rank's part, which has c.count: what a rank gives, ...
+void give(const Call& c, const GroupView& g, Algorithm a, uint64_t begin, uint64_t count, Packets& out) {
   const uint64_t bytes = count * c.element, part = c.count * c.element, at = begin * c.element;
   post_data(g, signature_of(c, a), c.send + at, c.op == CollectiveOp::kBroadcast && c.root != g.rank ? 0 : bytes,
             by_pieces(c.op) ? part : 0, out);
+}
+
+// ... and what it takes.
+void take(const Call& c, const GroupView& g, uint64_t begin, uint64_t count, Packets& out) {
+  const uint64_t bytes = count * c.element, part = c.count * c.element, at = begin * c.element;
   await(g, out);
   if (bytes == 0) return;
   Call own = c;
@@ -101,13 +106,19 @@ void one_shot(const Call& c, const GroupView& g, Algorithm a, uint64_t begin, ui
   }
 }
 
+void one_shot(const Call& c, const GroupView& g, Packets& out) {
+  give(c, g, Algorithm::kOneShot, 0, c.count, out);
+  take(c, g, 0, c.count, out);
+}
+
 void segments(const Call& c, const GroupView& g, Packets& out) {
   const uint64_t most = g.slot_bytes / 64 * 64 / c.element;
-  uint64_t begin = 0;
-  do {
-    one_shot(c, g, Algorithm::kSegments, begin, std::min(most, c.count - begin), out);
-    begin += most;
-  } while (begin < c.count);
+  in_lanes(
+      g, std::max<uint64_t>(c.count, 1), most,
+      [&](const GroupView& l, uint64_t at, uint64_t n) {
+        give(c, l, Algorithm::kSegments, at, std::min(n, c.count - at), out);
+      },
+      [&](const GroupView& l, uint64_t at, uint64_t n) { take(c, l, at, std::min(n, c.count - at), out); });
 }
 
 void from_memory(const Call& c, const GroupView& g, Algorithm a, Packets& out) {
@@ -197,7 +208,7 @@ void plan(const Call& call, const Topology& t, Algorithm algorithm, Packets& out
   const GroupView& g = t.all;
   switch (algorithm) {
     case Algorithm::kOneShot:
-      return one_shot(call, g, algorithm, 0, call.count, out);
+      return one_shot(call, g, out);
     case Algorithm::kSegments:
       return segments(call, g, out);
     case Algorithm::kTwoShot:

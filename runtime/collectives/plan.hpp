@@ -54,7 +54,8 @@ struct GroupView {
   uint32_t ranks, rank;
   uint64_t slot_bytes;  // of data
   uint32_t deadline_ms;
-  bool slots_only;  // the memory of some peers is out of reach
+  bool slots_only;        // the memory of some peers is out of reach
+  hw::DeviceAddr twin{};  // another group of the same ranks, so that two exchanges can be under way; 0: none
 };
 
 // Ranks on several hosts, as many on each, those of a host next to each other: this host's, and of each host the one

@@ -27,33 +27,43 @@ hw::ReducePacket by_slots(const Call& c, const GroupView& g, const Operand& x, u
   return p;
 }
 
-// All ranks of g end with the reduction of `count` elements, in exchanges of a slot each.
-void all_reduce_by_slots(const Call& c, const GroupView& g, uint64_t signature, Operand x, uint64_t count,
+// All ranks of g end with the reduction of `count` elements, a slot at a time.
+void all_reduce_by_slots(const Call& c, const GroupView& g, uint64_t signature, const Operand& x, uint64_t count,
                          Packets& out) {
   const uint64_t in = x.partial ? wide_element(c.type) : c.element, most = g.slot_bytes / 64 * 64 / in;
-  while (count > 0) {
-    uint64_t taken;
-    if (const uint64_t each = std::min(most, count / g.ranks);
-        g.ranks > 2 && count * in > kOneShotBySlots && each > 0) {
-      // Each rank reduces a part, then all take the parts.
-      taken = each * g.ranks;
-      const uint64_t own = g.rank * each;
-      post_data(g, signature, x.from, each * in, each * in, out);
-      await(g, out);
-      put(out, by_slots(c, g, x, own * in, own * c.element, each));
-      post_data(g, signature, x.to + own * c.element, each * c.element, 0, out);
-      await(g, out);
-      Call taking = c;
-      taking.send = x.to + own * c.element, taking.receive = x.to;
-      put(out, movement(taking, g, each * c.element, each * c.element, hw::kAllRanks, hw::kFromSlots));
-    } else {
-      taken = std::min(most, count);
-      post_data(g, signature, x.from, taken * in, 0, out);
-      await(g, out);
-      put(out, by_slots(c, g, x, 0, 0, taken));
-    }
-    x.from = x.from + taken * in, x.to = x.to + taken * c.element, count -= taken;
-  }
+  // Each rank reduces a part, then all take the parts; what does not part is left.
+  const uint64_t parted = g.ranks > 2 && count * in > kOneShotBySlots ? count / g.ranks * g.ranks : 0;
+  in_lanes(
+      g, parted, most * g.ranks,
+      [&](const GroupView& l, uint64_t at, uint64_t n) {
+        post_data(l, signature, x.from + at * in, n / g.ranks * in, n / g.ranks * in, out);
+      },
+      [&](const GroupView& l, uint64_t at, uint64_t n) {
+        const uint64_t each = n / g.ranks, own = at + g.rank * each;
+        await(l, out);
+        put(out, by_slots(c, l, x, own * in, own * c.element, each));
+        post_data(l, signature, x.to + own * c.element, each * c.element, 0, out);
+        await(l, out);
+        Call taking = c;
+        taking.send = x.to + own * c.element, taking.receive = x.to + at * c.element;
+        put(out, movement(taking, l, each * c.element, each * c.element, hw::kAllRanks, hw::kFromSlots));
+      });
+  in_lanes(
+      g, count - parted, most,
+      [&](const GroupView& l, uint64_t at, uint64_t n) {
+        post_data(l, signature, x.from + (parted + at) * in, n * in, 0, out);
+      },
+      [&](const GroupView& l, uint64_t at, uint64_t n) {
+        await(l, out);
+        put(out, by_slots(c, l, x, (parted + at) * in, (parted + at) * c.element, n));
+      });
+}
+
+// The ranks of this host after what crosses the network: they wait for those who wait there.
+GroupView afterwards(const GroupView& local) {
+  GroupView g = local;
+  g.deadline_ms *= 2;
+  return g;
 }
 
 // What a rank of this host has at `offset` goes to the same offset of `base` here.
@@ -92,13 +102,13 @@ void all_reduce(const Call& c, const Hosts& h, uint64_t signature, Packets& out)
     all_reduce_by_slots(c, cross, signature, {h.scratch, c.receive + at * c.element, true, divisor}, n, out);
   }
   post_addresses(local, signature, c.receive, c.receive, out);
-  await(local, out);
+  await(afterwards(local), out);
   for (uint32_t k = 1; k < local.ranks; ++k) {
     const uint32_t from = (local.rank + k) % local.ranks;
     const uint64_t at = std::min(c.count, from * part), n = std::min(c.count, at + part) - at;
     if (n > 0) take(local, from, c.receive, at * c.element, n * c.element, out);
   }
-  close(local, signature, out);
+  close(afterwards(local), signature, out);
 }
 
 // The ranks with the root's place reduce what their hosts have, the root what they have.
@@ -117,7 +127,7 @@ void reduce(const Call& c, const Hosts& h, uint64_t signature, Packets& out) {
       if (cross.rank == host)
         put(out, by_slots(c, cross, {h.scratch, c.receive, true, local.ranks * cross.ranks}, 0, at * c.element, n));
     }
-  close(local, signature, out);
+  close(afterwards(local), signature, out);
 }
 
 void reduce_scatter(const Call& c, const Hosts& h, uint64_t signature, Packets& out) {
@@ -136,28 +146,29 @@ void reduce_scatter(const Call& c, const Hosts& h, uint64_t signature, Packets& 
     put(out, by_slots(c, cross, {h.scratch, c.receive, true, local.ranks * cross.ranks}, cross.rank * n * wide,
                       at * c.element, n));
   }
-  close(local, signature, out);
+  close(afterwards(local), signature, out);
 }
 
 void all_gather(const Call& c, const Hosts& h, uint64_t signature, Packets& out) {
   const GroupView &local = h.local, &cross = h.cross;
   const uint64_t bytes = c.count * c.element, most = cross.slot_bytes / 64 * 64;
-  for (uint64_t at = 0, n; at < bytes; at += n) {
-    n = std::min(most, bytes - at);
-    post_data(cross, signature, c.send + at, n, 0, out);
-    await(cross, out);
-    Call taking = c;
-    taking.send = c.send + at, taking.receive = c.receive + (local.rank * bytes + at);
-    put(out, movement(taking, cross, n, local.ranks * bytes, hw::kAllRanks, hw::kFromSlots));
-  }
+  in_lanes(
+      cross, bytes, most,
+      [&](const GroupView& l, uint64_t at, uint64_t n) { post_data(l, signature, c.send + at, n, 0, out); },
+      [&](const GroupView& l, uint64_t at, uint64_t n) {
+        await(l, out);
+        Call taking = c;
+        taking.send = c.send + at, taking.receive = c.receive + (local.rank * bytes + at);
+        put(out, movement(taking, l, n, local.ranks * bytes, hw::kAllRanks, hw::kFromSlots));
+      });
   post_addresses(local, signature, c.receive, c.receive, out);
-  await(local, out);
+  await(afterwards(local), out);
   for (uint32_t host = 0; host < cross.ranks && bytes > 0; ++host)
     for (uint32_t k = 1; k < local.ranks; ++k) {
       const uint32_t from = (local.rank + k) % local.ranks;
       take(local, from, c.receive, (host * local.ranks + from) * bytes, bytes, out);
     }
-  close(local, signature, out);
+  close(afterwards(local), signature, out);
 }
 
 void broadcast(const Call& c, const Hosts& h, uint64_t signature, Packets& out) {
@@ -165,18 +176,21 @@ void broadcast(const Call& c, const Hosts& h, uint64_t signature, Packets& out) 
   const uint64_t bytes = c.count * c.element, most = cross.slot_bytes / 64 * 64;
   const uint32_t host = c.root / local.ranks, place = c.root % local.ranks;
   if (local.rank == place)
-    for (uint64_t at = 0, n; at < bytes; at += n) {
-      n = std::min(most, bytes - at);
-      post_data(cross, signature, c.send + at, host == cross.rank ? n : 0, 0, out);
-      await(cross, out);
-      Call taking = c;
-      taking.send = c.send + at, taking.receive = c.receive + at;
-      put(out, movement(taking, cross, n, 0, host, hw::kFromSlots));
-    }
+    in_lanes(
+        cross, bytes, most,
+        [&](const GroupView& l, uint64_t at, uint64_t n) {
+          post_data(l, signature, c.send + at, host == cross.rank ? n : 0, 0, out);
+        },
+        [&](const GroupView& l, uint64_t at, uint64_t n) {
+          await(l, out);
+          Call taking = c;
+          taking.send = c.send + at, taking.receive = c.receive + at;
+          put(out, movement(taking, l, n, 0, host, hw::kFromSlots));
+        });
   post_addresses(local, signature, c.receive, c.receive, out);
-  await(local, out);
+  await(afterwards(local), out);
   if (local.rank != place && bytes > 0) take(local, place, c.receive, 0, bytes, out);
-  close(local, signature, out);
+  close(afterwards(local), signature, out);
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // Plans that go from pair to pair, for many hosts: recursive doubling and a binomial tree. Each rank writes to one peer
 // at a time, log2(n) times, where the exchanges of a group write to all n - 1. Slots carry the data, a slot at a time.
 #include <algorithm>
+#include <bit>
 
 #include "plan_steps.hpp"
 
@@ -24,7 +25,8 @@ void tree_broadcast(const Call& c, const Topology& t, uint64_t signature, Packet
   for (uint64_t at = 0, m; at < bytes; at += m) {
     m = std::min(most, bytes - at);
     if (place != 0) {
-      const GroupView from = t.pairs.view((place - mask + c.root) % n, false);
+      GroupView from = t.pairs.view((place - mask + c.root) % n, false);
+      from.deadline_ms += from.deadline_ms / 4 * static_cast<uint32_t>(std::popcount(place) - 1);  // for those before
       swap_slots(from, signature, {}, 0, out);
       Call taking = c;
       taking.receive = c.receive + at;
@@ -48,7 +50,8 @@ void doubling(const Call& c, const Topology& t, uint64_t signature, Packets& out
     m = std::min(most, c.count - at);
     for (uint32_t mask = 1; mask < n; mask *= 2) {
       const bool first = mask == 1, last = 2 * mask == n;
-      const GroupView pair = t.pairs.view(rank ^ mask, !(rank & mask));
+      GroupView pair = t.pairs.view(rank ^ mask, !(rank & mask));
+      pair.deadline_ms += pair.deadline_ms / 4 * static_cast<uint32_t>(std::countr_zero(mask));  // for those before
       Call part = c;
       part.send = first ? c.send + at * c.element : t.pairs.scratch;
       part.receive = last ? c.receive + at * c.element : t.pairs.scratch;

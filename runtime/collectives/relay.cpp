@@ -57,8 +57,12 @@ void Relay::lose(uint32_t peer, const std::string& text) {
   if (!known && !stop_) failed_(peer, text);
 }
 
-bool Relay::send_due() {
-  std::lock_guard lock(send_mutex_);
+bool Relay::send_due(Clock::time_point end) {
+  std::unique_lock lock(send_mutex_, std::defer_lock);
+  if (end == Clock::time_point::max())
+    lock.lock();
+  else if (!lock.try_lock_until(end))
+    return true;
   bool any = false;
   for (Route& r : routes_) {
     if (r.slot_bytes == 0) continue;  // of a rank that the fabric reaches, or nobody any more
@@ -75,6 +79,7 @@ bool Relay::send_due() {
     const auto parity = static_cast<uint32_t>(next & 1);
     while (!network_->write(r.peer, message, bytes, r.remote[parity], r.word | parity)) {
       if (stop_ || broken_) return false;
+      if (Clock::now() > end) return true;
       (void)network_->progress(0, [this](uint32_t word) { arrived(word); });
       sched_yield();
     }
@@ -88,9 +93,12 @@ bool Relay::drain(uint32_t timeout_ms) {
   const auto end = Clock::now() + std::chrono::milliseconds(timeout_ms);
   for (;; std::this_thread::sleep_for(std::chrono::microseconds(100))) {
     try {
-      if (broken_ || (!send_due() && network_->in_flight() == 0)) return true;
+      if (broken_ || (!send_due(end) && network_->in_flight() == 0)) return true;
     } catch (const Network::Lost& lost) {
       lose(lost.peer, lost.what());
+    } catch (const std::exception& e) {
+      if (!broken_.exchange(true)) failed_(-1, e.what());
+      return false;
     }
     if (Clock::now() > end) return false;
   }

@@ -4,6 +4,7 @@
 // the device raises no interrupt for them.
 #pragma once
 #include <atomic>
+#include <chrono>
 #include <functional>
 #include <jalapeno_driver/device.hpp>
 #include <jalapeno_hw/packets.hpp>
@@ -45,9 +46,10 @@ class Relay {
  private:
   void send();
   void receive();
-  bool send_due();  // true: something went out
+  // True: something went out, or not all by `end`.
+  bool send_due(std::chrono::steady_clock::time_point end = std::chrono::steady_clock::time_point::max());
   void watch(bool on);
-  std::mutex send_mutex_;
+  std::timed_mutex send_mutex_;
   void arrived(uint32_t word);
   void repeat(const std::function<void()>& turn);
   void lose(uint32_t peer, const std::string& text);

@@ -130,6 +130,23 @@ def test_a_stopped_rank_is_named_at_the_deadline():
         processes[1].wait()
 
 
+def test_a_stopped_rank_is_named_by_the_other_host_too():
+    port = free_port()
+    processes = [subprocess.Popen([RANK, "30"], stdout=subprocess.PIPE, text=True, env=environment(
+        r, 4, port, JAL_COLL_HOST=f"host{r // 2}", JAL_COLL_TRANSPORT="network", JAL_COLL_DEADLINE_MS="3000")) for r in range(4)]
+    for p in processes:
+        joined(p)
+    time.sleep(0.3)
+    processes[1].send_signal(signal.SIGSTOP)
+    try:
+        for rank in (0, 2, 3):
+            (done,) = lines(processes[rank])
+            assert done["error"] == "jalErrorCollectiveTimeout" and done["culprit"] == 1, done
+    finally:
+        processes[1].kill()
+        processes[1].wait()
+
+
 def test_the_flight_recorder_outlives_its_process():
     processes = start(2, 30)
     for p in processes:
@@ -165,7 +182,6 @@ def story(*arguments, env=None):
     return text, json.loads("{" + report)
 
 
-@pytest.mark.skipif(not LLM, reason="JALAPENO_LLM says where the program is")
 def test_a_measured_table_is_followed(tmp_path):
     table = tmp_path / "table.json"
     subprocess.run([BENCH, "-p", "2", "-g", "--tune", table], check=True, capture_output=True, timeout=PATIENCE)
@@ -183,6 +199,7 @@ def test_a_measured_table_is_followed(tmp_path):
     assert refused.returncode != 0 and '"ring": expected one-shot' in refused.stderr, refused.stderr
 
 
+@pytest.mark.skipif(not LLM, reason="JALAPENO_LLM says where the program is")
 def test_a_model_shared_out_to_chips_tells_the_same_story():
     alone, _ = story()
     for chips in (2, 4):

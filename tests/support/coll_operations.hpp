@@ -1,6 +1,7 @@
 // Random operations of a rank that is one of many in as many processes. Every rank knows what the others give and
 // computes what must come out, to the bit: values are no whole numbers, so that another order of a sum would show.
 #pragma once
+#include <algorithm>
 #include <cstring>
 #include <functional>
 #include <jalapeno/jalapeno.hpp>
@@ -18,10 +19,13 @@ class Operations {
         ranks_(static_cast<size_t>(comm.ranks())),
         rank_(static_cast<size_t>(comm.rank())) {}
 
-  // Returns how many elements were wrong.
-  uint64_t run(int operations) {
-    uint64_t wrong = 0;
-    for (; operations > 0; --operations) switch (pick(3)) {
+  struct Outcome {
+    uint64_t operations = 0, wrong = 0;  // wrong elements
+  };
+  Outcome run(int operations) {
+    Outcome o;
+    uint64_t& wrong = o.wrong;
+    for (; operations > 0; --operations, ++o.operations) switch (pick(3)) {
         case 0:
           wrong += one<float>();
           break;
@@ -31,7 +35,7 @@ class Operations {
         default:
           wrong += one<int32_t>();
       }
-    return wrong;
+    return o;
   }
 
  private:
@@ -53,22 +57,29 @@ class Operations {
     out.bits = static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
   }
 
+  template <class W>
+  static W apply(jalReduceOp op, W a, W b) {
+    return op == jalMin ? std::min(a, b) : op == jalMax ? std::max(a, b) : op == jalProd ? a * b : a + b;
+  }
+
   // A binary tree over the ranks, cut at powers of two.
   template <class W>
-  static W tree(const std::vector<W>& v, size_t low, size_t high) {
+  static W tree(jalReduceOp op, const std::vector<W>& v, size_t low, size_t high) {
     if (high - low == 1) return v[low];
     size_t half = 1;
     while (2 * half < high - low) half *= 2;
-    return tree(v, low, low + half) + tree(v, low + half, high);
+    return apply(op, tree(op, v, low, low + half), tree(op, v, low + half, high));
   }
 
   template <class T>
   uint64_t one() {
-    constexpr size_t kCounts[] = {0, 1, 3, 40, 999, 5000, 40'000, 150'001};
-    const size_t n = ranks_, count = kCounts[pick(8)], part = count == 0 ? 1 : count;
+    constexpr size_t kCounts[] = {0, 1, 3, 40, 999, 5000, 40'000, 150'001, 600'001};
+    const size_t n = ranks_, count = kCounts[pick(9)], part = count == 0 ? 1 : count;
     const size_t what = pick(7), root = pick(n);
-    const bool in_place = pick(3) == 0 && what < 5, graph = pick(4) == 0, average = pick(4) == 0;
-    const jalReduceOp op = average && !std::is_same_v<T, int32_t> ? jalAvg : jalSum;
+    const bool in_place = pick(3) == 0 && what < 5, graph = pick(4) == 0;
+    // Unsigned words stand for the integers: their order and their division would be others.
+    constexpr jalReduceOp kOps[] = {jalSum, jalSum, jalProd, jalAvg, jalMin, jalMax};
+    const jalReduceOp op = kOps[pick(std::is_same_v<T, int32_t> ? 3 : 6)];
     std::vector<std::vector<T>> in(n, std::vector<T>(part * n));
     for (auto& v : in)
       for (T& x : v) {
@@ -81,7 +92,7 @@ class Operations {
     auto sum = [&](size_t i) {
       std::vector<W> v;
       for (const auto& x : in) v.push_back(wide(x[i]));
-      W s = tree(v, 0, n);
+      W s = tree(op, v, 0, n);
       if (op == jalAvg) s = s / static_cast<W>(n);
       T out;
       narrow(s, out);
