@@ -462,8 +462,9 @@ JAL_API jalError_t jalCommGetAsyncError(jalComm_t comm, jalError_t* error);
 JAL_API jalError_t jalCommGetErrorRecord(jalComm_t comm, jalCommErrorRecord* record); /* jalErrorNotFound: none */
 /* Ends what is in flight, here and on every rank, with jalErrorCommAborted. Returns at once, from any thread. */
 JAL_API jalError_t jalCommAbort(jalComm_t comm);
-/* Waits until this rank's operations are done and tells the others that it leaves: no operation may follow, and the end
- * of this process is no loss to them. jalCommDestroy alone leaves without waiting for anybody else. */
+/* Waits until this rank's operations are done and what they sent to other hosts is out (2 s at most), and tells the
+ * others that it leaves: no operation may follow, and the end of this process is no loss to them. jalCommDestroy then
+ * stays until ranks of other hosts have left too, 1 s at most; alone it leaves without waiting for anybody else. */
 JAL_API jalError_t jalCommFinalize(jalComm_t comm);
 JAL_API jalError_t jalCommDestroy(jalComm_t comm);
 /* Names the buffer for transports that must know it beforehand. Never needed; the fabric reaches all device memory. */
