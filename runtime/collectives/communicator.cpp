@@ -61,8 +61,11 @@ hw::Status status_of(jalError_t code) {
 // What a rank tells the others of its memory and its place in the network.
 struct ToldMemory {
   uint64_t base;
-  Network::Address address;
-  Network::Exposed exposed;
+  uint32_t rails;
+  struct {
+    Network::Address address;
+    Network::Exposed exposed;
+  } rail[Relay::kMostRails];
   Tuning tuning;  // rank 0's holds: what is left to each could differ
 };
 
@@ -348,7 +351,7 @@ void Communicator::connect() {
 
   ToldMemory mine{};
   mine.base = hw::raw(block_.address);
-  std::unique_ptr<Network> net;
+  std::vector<std::unique_ptr<Network>> rails;
   std::string trouble;
   std::exception_ptr cause;
   try {
@@ -360,13 +363,17 @@ void Communicator::connect() {
   const auto remote = std::find(relayed_.begin(), relayed_.end(), true);
   if (remote != relayed_.end()) {
     try {
-      net = std::make_unique<Network>(mesh_->local_address(ranks_[static_cast<size_t>(remote - relayed_.begin())]));
-      mine.address = net->address();
-      mine.exposed = net->expose(memory, block_.bytes);
-      transport_ = "fabric and libfabric " + net->provider();
-      driver::runtime_log().info(
-          "rank {} of {}: libfabric provider {} between hosts, device memory registered in place", rank_, n,
-          net->provider());
+      auto sources = rail_addresses();
+      if (sources.size() > Relay::kMostRails)
+        invalid("JAL_COLL_RAILS: " + std::to_string(sources.size()) + " interfaces, expected at most " +
+                std::to_string(Relay::kMostRails));
+      if (sources.empty())
+        sources.push_back(mesh_->local_address(ranks_[static_cast<size_t>(remote - relayed_.begin())]));
+      for (const std::string& source : sources) {
+        auto& told_rail = mine.rail[mine.rails++];
+        rails.push_back(std::make_unique<Network>(source));
+        told_rail = {rails.back()->address(), rails.back()->expose(memory, block_.bytes)};
+      }
     } catch (const Error& e) {
       trouble = "rank " + std::to_string(rank_) + ": " + e.what();
     }
@@ -382,15 +389,28 @@ void Communicator::connect() {
   }();
   tuning_ = from_blob<ToldMemory>(told[0]).tuning;
 
+  if (!rails.empty()) {
+    for (const auto& t : told)
+      if (const auto m = from_blob<ToldMemory>(t); m.rails != 0 && m.rails < rails.size()) rails.resize(m.rails);
+    const std::string provider = rails[0]->provider();
+    transport_ = "fabric and libfabric " + provider;
+    if (rails.size() > 1) transport_ += ", " + std::to_string(rails.size()) + " rails";
+    driver::runtime_log().info(
+        "rank {} of {}: libfabric provider {} between hosts, {} rails, device memory registered in place", rank_, n,
+        provider, rails.size());
+  }
   auto at = [&](uint64_t offset) { return block_.address + offset; };
   auto there = [&](uint32_t k, uint64_t offset) {
     const uint64_t window = windows_[k] != nullptr ? hw::raw(windows_[k]->base()) : 0;
     return hw::DeviceAddr{window + from_blob<ToldMemory>(told[k]).base + offset};
   };
   const uint64_t header = network ? kHeader : 0;
-  std::vector<Route> routes(net != nullptr ? n * kKinds : 0);
-  for (uint32_t k = 0; k < n; ++k)
-    if (relayed_[k]) net->connect(k, from_blob<ToldMemory>(told[k]).address, from_blob<ToldMemory>(told[k]).exposed);
+  std::vector<Route> routes(rails.empty() ? 0 : n * kKinds);
+  for (uint32_t k = 0; k < n; ++k) {
+    const auto theirs = from_blob<ToldMemory>(told[k]);
+    for (size_t r = 0; r < rails.size() && relayed_[k]; ++r)
+      rails[r]->connect(k, theirs.rail[r].address, theirs.rail[r].exposed);
+  }
   auto begin_group = [&](uint64_t block, uint64_t size, uint32_t self, uint64_t slots, uint64_t slot_bytes) {
     auto* group = new (memory + block) hw::FabricGroup{};
     group->ranks = static_cast<uint32_t>(size), group->rank = self, group->control = at(Layout::kControl);
@@ -480,8 +500,8 @@ void Communicator::connect() {
                                    static_cast<uint32_t>((rank_ * kKinds + (kOutgoing + kIncoming - kind)) * 2),
                                    Layout::kPairSlot};
     }
-  if (net != nullptr)
-    relay_ = std::make_unique<Relay>(context_->device(), memory, Layout::kControl, std::move(net), std::move(routes),
+  if (!rails.empty())
+    relay_ = std::make_unique<Relay>(context_->device(), memory, Layout::kControl, std::move(rails), std::move(routes),
                                      [this](int64_t peer, const std::string& text) {
                                        {
                                          std::lock_guard lock(error_mutex_);

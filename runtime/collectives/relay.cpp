@@ -2,6 +2,7 @@
 
 #include <sched.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <jalapeno_driver/fences.hpp>
@@ -13,27 +14,30 @@ namespace jalapeno::runtime {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+constexpr uint64_t kStriped = 128 << 10;                 // bytes from which on a message is cut to the rails
+constexpr uint32_t kPartsShift = 28;                     // in a word: how many parts there are, less one
 constexpr auto kEager = std::chrono::microseconds(200);  // after the last message another one often follows at once
 
 }  // namespace
 
-Relay::Relay(driver::Device& device, std::byte* memory, uint64_t control, std::unique_ptr<Network> network,
+Relay::Relay(driver::Device& device, std::byte* memory, uint64_t control, std::vector<std::unique_ptr<Network>> rails,
              std::vector<Route> routes, Failed failed)
     : device_(device),
       memory_(memory),
       control_(*reinterpret_cast<hw::FabricControl*>(memory + control)),
-      network_(std::move(network)),
+      rails_(std::move(rails)),
       routes_(std::move(routes)),
-      failed_(std::move(failed)) {
-  sender_ = std::thread([this] { send(); });
-  receiver_ = std::thread([this] { receive(); });
+      failed_(std::move(failed)),
+      came_(2 * routes_.size()) {
+  threads_.emplace_back([this] { send(); });
+  threads_.emplace_back([this] { receive(); });
+  for (size_t k = 1; k < rails_.size(); ++k) threads_.emplace_back([this, k] { receive_only(*rails_[k]); });
 }
 
 Relay::~Relay() {
   stop_ = true;
   device_.notify();
-  sender_.join();
-  receiver_.join();
+  for (std::thread& t : threads_) t.join();
 }
 
 // Until the relay ends. A peer that is lost takes nothing with it but its routes.
@@ -77,12 +81,21 @@ bool Relay::send_due(Clock::time_point end) {
       throw std::runtime_error("a message of " + std::to_string(bytes) + " bytes in a slot of " +
                                std::to_string(r.slot_bytes));
     const auto parity = static_cast<uint32_t>(next & 1);
-    while (!network_->write(r.peer, message, bytes, r.remote[parity], r.word | parity)) {
-      if (stop_ || broken_) return false;
-      if (Clock::now() > end) return true;
-      (void)network_->progress(0, [this](uint32_t word) { arrived(word); });
-      sched_yield();
+    const size_t first = static_cast<size_t>(&r - routes_.data());  // small ones are shared out by their routes
+    const uint64_t share = bytes < kStriped ? bytes : (bytes / rails_.size() + 63) / 64 * 64;
+    const auto parts = static_cast<uint32_t>((bytes + share - 1) / share);
+    for (; r.parts_out < parts; ++r.parts_out) {
+      const uint64_t at = r.parts_out * share;
+      Network& rail = *rails_[(first + r.parts_out) % rails_.size()];
+      while (!rail.write(r.peer, message + at, std::min(share, bytes - at), r.remote[parity] + at,
+                         r.word | parity | (parts - 1) << kPartsShift)) {
+        if (stop_ || broken_) return false;
+        if (Clock::now() > end) return true;
+        (void)rail.progress(0, [this](uint32_t word) { arrived(word); });
+        sched_yield();
+      }
     }
+    r.parts_out = 0;
     r.sent = next;
     any = true;
   }
@@ -93,7 +106,7 @@ bool Relay::drain(uint32_t timeout_ms) {
   const auto end = Clock::now() + std::chrono::milliseconds(timeout_ms);
   for (;; std::this_thread::sleep_for(std::chrono::microseconds(100))) {
     try {
-      if (broken_ || (!send_due(end) && network_->in_flight() == 0)) return true;
+      if (broken_ || (!send_due(end) && in_flight() == 0)) return true;
     } catch (const Network::Lost& lost) {
       lose(lost.peer, lost.what());
     } catch (const std::exception& e) {
@@ -112,8 +125,20 @@ void Relay::send() {
   });
 }
 
+uint64_t Relay::in_flight() const {
+  uint64_t all = 0;
+  for (const auto& rail : rails_) all += rail->in_flight();
+  return all;
+}
+
 void Relay::arrived(uint32_t word) {
+  const uint32_t parts = (word >> kPartsShift) + 1;
+  word &= (1u << kPartsShift) - 1;
   if (word / 2 >= routes_.size()) return;
+  if (parts > 1) {
+    if (came_[word].fetch_add(1, std::memory_order_acq_rel) + 1 != parts) return;
+    came_[word].store(0, std::memory_order_relaxed);  // the next one of this parity comes after this one was answered
+  }
   const Route& r = routes_[word / 2];
   hw::FabricLine line;
   std::memcpy(&line, memory_ + r.in[word & 1], sizeof line);
@@ -135,7 +160,7 @@ void Relay::receive() {
     const bool eager = Clock::now() - last < kEager;
     if (eager != watching) watch(watching = eager);
     const bool sent = send_due();
-    const bool came = network_->progress(eager || sent ? 0 : 20, [this](uint32_t word) { arrived(word); }) > 0;
+    const bool came = rails_[0]->progress(eager || sent ? 0 : 20, [this](uint32_t word) { arrived(word); }) > 0;
     if (came) device_.wake();
     if (came || sent)
       last = Clock::now();
@@ -143,6 +168,17 @@ void Relay::receive() {
       sched_yield();
   });
   watch(false);
+}
+
+void Relay::receive_only(Network& rail) {
+  auto last = Clock::now();
+  repeat([&] {
+    const bool eager = Clock::now() - last < kEager;
+    if (rail.progress(eager ? 0 : 20, [this](uint32_t word) { arrived(word); }) > 0)
+      device_.wake(), last = Clock::now();
+    else if (eager)
+      sched_yield();
+  });
 }
 
 }  // namespace jalapeno::runtime

@@ -19,6 +19,7 @@
 #include <fstream>
 #include <functional>
 #include <jalapeno_driver/os.hpp>
+#include <sstream>
 #include <thread>
 
 #include "error.hpp"
@@ -87,6 +88,13 @@ uint32_t own_addresses(uint32_t* out) {
              ? "JAL_COLL_INTERFACE=" + std::string(wanted) + ": no such interface with IPv4 is up"
              : "no network interface with IPv4 is up, not even loopback");
   return n;
+}
+
+std::string text_of(uint32_t address) {
+  char text[INET_ADDRSTRLEN] = {};
+  const in_addr a{address};
+  inet_ntop(AF_INET, &a, text, sizeof text);
+  return text;
 }
 
 void answer(int fd, const std::string& error, const std::vector<Member>& members) {
@@ -324,6 +332,25 @@ std::vector<Member> meet(const UniqueId& id, uint32_t ranks, uint32_t rank, int 
   for (Member& m : members)
     m.name[sizeof m.name - 1] = 0, m.address_count = std::min<uint16_t>(m.address_count, kMostAddresses);
   return members;
+}
+
+std::vector<std::string> rail_addresses() {
+  const char* wanted = std::getenv("JAL_COLL_RAILS");
+  std::vector<std::string> out;
+  std::stringstream names(wanted != nullptr ? wanted : "");
+  for (std::string name; std::getline(names, name, ',');) {
+    if (name.empty()) continue;
+    ifaddrs* list = nullptr;
+    if (getifaddrs(&list) != 0) system_error("getifaddrs");
+    std::string found;
+    for (ifaddrs* i = list; i != nullptr && found.empty(); i = i->ifa_next)
+      if (i->ifa_addr != nullptr && i->ifa_addr->sa_family == AF_INET && (i->ifa_flags & IFF_UP) && name == i->ifa_name)
+        found = text_of(reinterpret_cast<const sockaddr_in*>(i->ifa_addr)->sin_addr.s_addr);
+    freeifaddrs(list);
+    if (found.empty()) invalid("JAL_COLL_RAILS: " + name + ": no such interface with IPv4 is up");
+    out.push_back(found);
+  }
+  return out;
 }
 
 }  // namespace jalapeno::runtime

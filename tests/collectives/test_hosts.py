@@ -1,4 +1,5 @@
 """Ranks on several "hosts": network namespaces of this machine with a bridge between them, libfabric's tcp over it."""
+import json
 import os
 import shutil
 import subprocess
@@ -32,6 +33,14 @@ class Hosts:
             self._in(str(h), "link", "set", "lo", "up")
             self._in(str(h), "addr", "add", f"{self.address(h)}/24", "dev", f"{self.name}e{h}")
             self._in(str(h), "link", "set", f"{self.name}e{h}", "up")
+            # A second network, for a second rail.
+            ip("link", "add", f"{self.name}q{h}", "type", "veth", "peer", "name", "rail1", "netns", f"{self.name}-{h}")
+            ip("link", "set", f"{self.name}q{h}", "netns", f"{self.name}-br")
+            self._in("br", "link", "set", f"{self.name}q{h}", "master", "bridge")
+            self._in("br", "link", "set", f"{self.name}q{h}", "up")
+            self._in(str(h), "addr", "add", f"10.232.{self.net}.{h + 1}/24", "dev", "rail1")
+            self._in(str(h), "link", "set", "rail1", "up")
+            self._in(str(h), "link", "set", f"{self.name}e{h}", "name", "rail0")
 
     def address(self, host):
         return f"10.231.{self.net}.{host + 1}"
@@ -45,6 +54,7 @@ class Hosts:
 
     def start(self, *arguments, ranks_per_host=1, program=RANK, **more):
         port, ranks = free_port(), self.count * ranks_per_host
+        more.setdefault("JAL_COLL_INTERFACE", "rail0")  # the one that is cut
         return [subprocess.Popen(["ip", "netns", "exec", f"{self.name}-{r // ranks_per_host}", program, *map(str, arguments)],
                                  env=environment(r, ranks, port, self.address(0), **more), stdout=subprocess.PIPE, text=True)
                 for r in range(ranks)]
@@ -92,6 +102,25 @@ def test_every_operation_gives_the_bits_of_one_host(hosts, ranks_per_host):
     for p in processes:
         (done,) = lines(p)
         assert done["error"] == "jalSuccess" and done["wrong"] == 0 and done["operations"] == 40, done
+
+
+def sent_bytes(hosts, host, device):
+    stats = subprocess.run(["ip", "-n", f"{hosts.name}-{host}", "-s", "-j", "link", "show", "dev", device], check=True, capture_output=True).stdout
+    return json.loads(stats)[0]["stats64"]["tx"]["bytes"]
+
+
+def test_rails_share_large_messages(hosts):
+    before = sent_bytes(hosts, 0, "rail1")
+    processes = hosts.start(40, "operations", JAL_COLL_RAILS="rail0,rail1")
+    for p in processes:
+        assert joined(p)["transport"].endswith("2 rails")
+    for p in processes:
+        (done,) = lines(p)
+        assert done["error"] == "jalSuccess" and done["wrong"] == 0 and done["operations"] == 40, done
+    assert sent_bytes(hosts, 0, "rail1") - before > 1 << 20
+    for p in hosts.start(1, JAL_COLL_RAILS="rail0,rail7"):
+        (refused,) = lines(p)
+        assert refused["what"] == "refused" and "rail7: no such interface" in refused["detail"], refused
 
 
 def test_a_killed_rank_is_told_to_the_other_hosts_which_go_on(hosts):
