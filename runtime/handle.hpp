@@ -21,6 +21,12 @@ template <class T>
 class HandleTable {
  public:
   static void* add(std::shared_ptr<T> object) {
+    void* handle = reserve();
+    fill(handle, std::move(object));
+    return handle;
+  }
+  // A handle for an object that is still to come: of no use before fill(), and given back by give_up().
+  static void* reserve() {
     static const bool registered = (register_closer(close_owned), true);
     (void)registered;
     Table& t = table();
@@ -36,10 +42,19 @@ class HandleTable {
         t.chunks[index / kChunk].store(new Slot[kChunk], std::memory_order_release);
     }
     Slot& slot = t.chunks[index / kChunk].load(std::memory_order_relaxed)[index % kChunk];
+    return reinterpret_cast<void*>(uint64_t{T::kHandleTag} << 56 | (++slot.generation & 0xFFFFFFFF) << 20 | index);
+  }
+  static void fill(void* handle, std::shared_ptr<T> object) {
+    Table& t = table();
+    std::lock_guard lock(t.mutex);
+    const uint32_t index = index_of(handle);
+    Slot& slot = t.chunks[index / kChunk].load(std::memory_order_relaxed)[index % kChunk];
     slot.object = std::move(object);
-    const uint64_t handle = uint64_t{T::kHandleTag} << 56 | (++slot.generation & 0xFFFFFFFF) << 20 | index;
-    slot.handle.store(handle, std::memory_order_release);
-    return reinterpret_cast<void*>(handle);
+    slot.handle.store(reinterpret_cast<uint64_t>(handle), std::memory_order_release);
+  }
+  static void give_up(void* handle) {
+    std::lock_guard lock(table().mutex);
+    table().free.push_back(index_of(handle));
   }
 
   static T& get(const void* handle) {
@@ -55,7 +70,7 @@ class HandleTable {
     Slot* slot = find(handle);
     if (slot == nullptr) refuse(handle);
     slot->handle.store(0, std::memory_order_release);
-    t.free.push_back(static_cast<uint32_t>(reinterpret_cast<uint64_t>(handle) & 0xFFFFF));
+    t.free.push_back(index_of(handle));
     return std::move(slot->object);
   }
 
@@ -90,6 +105,9 @@ class HandleTable {
     static Table* t = new Table;  // never destroyed: handles may be used while the program ends
     return *t;
   }
+  static uint32_t index_of(const void* handle) {
+    return static_cast<uint32_t>(reinterpret_cast<uint64_t>(handle) & 0xFFFFF);
+  }
   static Slot* find(const void* handle) {
     const uint64_t h = reinterpret_cast<uint64_t>(handle);
     if (h >> 56 != T::kHandleTag) return nullptr;
@@ -103,7 +121,7 @@ class HandleTable {
     const uint64_t h = reinterpret_cast<uint64_t>(handle);
     std::snprintf(text, sizeof text, "%s handle 0x%llx is %s", T::kHandleName, static_cast<unsigned long long>(h),
                   h == 0                     ? "NULL"
-                  : h >> 56 == T::kHandleTag ? "already freed"
+                  : h >> 56 == T::kHandleTag ? "already freed (or of a group that has not ended)"
                                              : "of another kind or no handle");
     fail(jalErrorInvalidHandle, text);
   }

@@ -42,6 +42,11 @@ int work() {
 
 int main(int, char** argv) try {
   if (std::getenv("RANK") != nullptr) return work();
+  for (const char* launcher : {"PMI_RANK", "PMI_FD", "PMIX_NAMESPACE", "SLURM_PROCID"})
+    if (std::getenv(launcher) != nullptr) {
+      std::printf("this program starts its three ranks itself; run it without a launcher (%s is set)\n", launcher);
+      return 2;
+    }
   setenv("WORLD_SIZE", "3", 1), setenv("MASTER_ADDR", "127.0.0.1", 1);
   setenv("MASTER_PORT", std::to_string(20000 + getpid() % 20000).c_str(), 1);
   pid_t children[3];

@@ -509,9 +509,11 @@ JAL_API jalError_t jalSend(const void* send, size_t count, jalDType type, int pe
 JAL_API jalError_t jalRecv(void* receive, size_t count, jalDType type, int peer, jalComm_t comm, jalStream_t stream);
 JAL_API jalError_t jalBarrier(jalComm_t comm, jalStream_t stream);
 /* Between the two, this thread's collective calls are collected and then issued together: several communicators can be
- * driven by one thread, and sends and receives cannot block each other. May be nested. */
+ * driven by one thread, and sends and receives cannot block each other. Communicators that are made in a group are of
+ * use when it has ended. May be nested. jalGroupCancel ends it like jalGroupEnd, but forgets what was collected. */
 JAL_API jalError_t jalGroupStart(void);
 JAL_API jalError_t jalGroupEnd(void);
+JAL_API jalError_t jalGroupCancel(void);
 
 #ifdef __cplusplus
 }

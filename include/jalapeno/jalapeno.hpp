@@ -558,14 +558,14 @@ class Communicator : public detail::Owner<jalComm_t, jalCommDestroy> {
   }
 };
 
-// Issues what `calls` calls together: see jalGroupStart.
+// Issues what `calls` calls together: see jalGroupStart. Nothing of it when `calls` throws.
 template <class F>
 void group(F calls) {
   check(jalGroupStart());
   try {
     calls();
   } catch (...) {
-    (void)jalGroupEnd();
+    (void)jalGroupCancel();
     throw;
   }
   check(jalGroupEnd());

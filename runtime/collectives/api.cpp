@@ -21,7 +21,17 @@ struct Collected {
 struct Group {
   int depth = 0;
   std::vector<Collected> calls;
-  std::vector<std::function<void()>> joins;  // that block until other ranks have come too
+  // What blocks until other ranks have come too, and the handle that it fills.
+  struct Join {
+    void* handle;
+    std::function<std::shared_ptr<Communicator>()> make;
+  };
+  std::vector<Join> joins;
+  void forget() {
+    for (const Join& j : joins)
+      if (j.handle != nullptr) HandleTable<Communicator>::give_up(j.handle);
+    calls.clear(), joins.clear();
+  }
 };
 thread_local Group group;
 
@@ -65,6 +75,19 @@ void check_op(jalReduceOp op, const char* name) {
             ", expected jalSum, jalProd, jalMin, jalMax or jalAvg");
 }
 
+// In place or apart.
+void check_overlap(const Call& call, uint32_t rank, uint64_t parts_in, uint64_t parts_out) {
+  const uint64_t a = hw::raw(call.send), b = hw::raw(call.receive), part = call.count * call.element;
+  if (a >= b + part * parts_out || b >= a + part * parts_in) return;
+  const bool gathers = call.op == CollectiveOp::kAllGather, scatters = call.op == CollectiveOp::kReduceScatter;
+  if (call.op != CollectiveOp::kAllToAll && a + (scatters ? rank * part : 0) == b + (gathers ? rank * part : 0)) return;
+  invalid(std::string(name_of(call.op)) + ": send and receive overlap" +
+          (call.op == CollectiveOp::kAllToAll ? ""
+           : gathers                          ? "; in place, send is this rank's part of receive"
+           : scatters                         ? "; in place, receive is this rank's part of send"
+                                              : "; in place, they are the same"));
+}
+
 void issue(Communicator& c, jalStream_t stream, const Call& call) {
   Stream& s = stream_of(stream);
   if (group.depth > 0)
@@ -90,11 +113,7 @@ jalError_t collective(CollectiveOp op, const void* send, uint64_t parts_in, void
     if (parts_in > 0) call.send = operand(c, send, bytes_of(count, parts_in, call.element, name), name, "send");
     if (parts_out > 0)
       call.receive = operand(c, receive, bytes_of(count, parts_out, call.element, name), name, "receive");
-    if (op == CollectiveOp::kAllToAll && count > 0) {
-      const uint64_t a = hw::raw(call.send), b = hw::raw(call.receive),
-                     n = bytes_of(count, parts_in, call.element, name);
-      if (a < b + n && b < a + n) invalid("all_to_all: send and receive overlap");
-    }
+    if (parts_in > 0 && parts_out > 0 && count > 0) check_overlap(call, c.rank(), parts_in, parts_out);
     issue(c, stream, call);
   });
 }
@@ -146,17 +165,33 @@ void run_together(const std::vector<std::function<void()>>& joins) {
     if (f) std::rethrow_exception(f);
 }
 
-void join_or_collect(std::function<void()> join) {
-  if (group.depth > 0)
-    group.joins.push_back(std::move(join));
-  else
-    join();
+// In a group the handle is there at once and good when the group has ended: where it was put may be gone by then.
+void join_or_collect(jalComm_t* out, bool member, std::function<std::shared_ptr<Communicator>()> make) {
+  if (group.depth == 0) {
+    auto made = make();
+    *out = made != nullptr ? handle_of(std::move(made)) : nullptr;
+    return;
+  }
+  void* handle = member ? HandleTable<Communicator>::reserve() : nullptr;
+  *out = static_cast<jalComm_t>(handle);
+  group.joins.push_back({handle, std::move(make)});
 }
 
 void end_group() {
   Group mine;
   std::swap(mine.calls, group.calls), std::swap(mine.joins, group.joins);
-  if (!mine.joins.empty()) run_together(mine.joins);
+  std::vector<std::function<void()>> joins;
+  for (const Group::Join& j : mine.joins)
+    joins.push_back([&j] {
+      try {
+        auto made = j.make();
+        if (j.handle != nullptr) HandleTable<Communicator>::fill(j.handle, std::move(made));
+      } catch (...) {
+        if (j.handle != nullptr) HandleTable<Communicator>::give_up(j.handle);
+        throw;
+      }
+    });
+  if (!joins.empty()) run_together(joins);
   // Sends and receives last, those of a communicator together.
   std::vector<std::pair<Communicator*, std::vector<std::pair<Stream*, Call>>>> pairs;
   for (const Collected& k : mine.calls) {
@@ -191,8 +226,9 @@ jalError_t jalCommInitRank(jalComm_t* comm, jalDevice_t device, int ranks, const
     UniqueId known;
     std::memcpy(&known, required(id, "id").data, sizeof known);
     join_or_collect(
+        comm, true,
         [=, c = context_of(device).shared_from_this(), settings = Communicator::settings(options, "explicit")] {
-          *comm = handle_of(join(*c, known, ranks, rank, settings));
+          return join(*c, known, ranks, rank, settings);
         });
   });
 }
@@ -236,10 +272,9 @@ jalError_t jalLauncherGetRank(int* rank, int* ranks, int* local_rank) {
 jalError_t jalCommSplit(jalComm_t comm, int color, int key, jalComm_t* out) {
   return guard([&] {
     required(out, "out");
-    join_or_collect([=, c = communicator_of(comm).shared_from_this()] {
-      auto made = c->split(color, key);
-      *out = made != nullptr ? handle_of(std::move(made)) : nullptr;
-    });
+    if (color < -1) invalid("color " + std::to_string(color) + ", expected -1 or more");
+    join_or_collect(out, color >= 0,
+                    [=, c = communicator_of(comm).shared_from_this()] { return c->split(color, key); });
   });
 }
 
@@ -254,7 +289,7 @@ jalError_t jalCommShrink(jalComm_t comm, const int* excluded, int excluded_count
       check_rank(c, excluded[k], "jalCommShrink", "excluded rank");
       without.insert(static_cast<uint32_t>(excluded[k]));
     }
-    join_or_collect([=, c = c.shared_from_this()] { *out = handle_of(c->shrink(without)); });
+    join_or_collect(out, true, [=, c = c.shared_from_this()] { return c->shrink(without); });
   });
 }
 
@@ -435,5 +470,12 @@ jalError_t jalGroupEnd(void) {
   return guard([&] {
     if (group.depth == 0) fail(jalErrorIllegalState, "jalGroupEnd without jalGroupStart");
     if (--group.depth == 0) end_group();
+  });
+}
+jalError_t jalGroupCancel(void) {
+  return guard([&] {
+    if (group.depth == 0) fail(jalErrorIllegalState, "jalGroupCancel without jalGroupStart");
+    --group.depth;
+    group.forget();
   });
 }

@@ -145,7 +145,7 @@ Communicator::Settings Communicator::settings(const jalCommOptions* options, con
     check_struct(*options, "jalCommOptions");
     o = *options;
   }
-  return {o.deadline_ms != 0 ? o.deadline_ms : from_environment("JAL_COLL_DEADLINE_MS", 60'000),
+  return {o.deadline_ms != 0 ? o.deadline_ms : from_environment("JAL_COLL_DEADLINE_MS", 30'000),
           o.init_timeout_ms != 0 ? o.init_timeout_ms : from_environment("JAL_COLL_INIT_TIMEOUT_MS", 60'000),
           o.grace_ms != 0 ? o.grace_ms : from_environment("JAL_COLL_GRACE_MS", 5'000), launcher};
 }
@@ -793,7 +793,6 @@ void Communicator::wait_for_goodbyes() {
 }
 
 std::shared_ptr<Communicator> Communicator::split(int color, int key) {
-  if (color < -1) invalid("color " + std::to_string(color) + ", expected -1 or more");
   if (const jalError_t e = error(); e != jalSuccess)
     runtime::fail(e, "jalCommSplit: the communicator has failed: " + std::string(record()->evidence));
   struct Wish {

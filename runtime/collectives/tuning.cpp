@@ -117,6 +117,27 @@ void Tuning::demand(const char* text) {
   }
 }
 
+// An entry, used here or not.
+void Tuning::check_table(const nlohmann::json& table, const std::function<void(const std::string&)>& wrong) {
+  const auto op = table.at("operation").get<std::string>(), where = table.at("where").get<std::string>();
+  bool known = false;
+  for (int k = 0; k < kCollectiveOps; ++k) known |= op == name_of(static_cast<CollectiveOp>(k));
+  if (!known)
+    wrong("operation \"" + op + "\": expected all_reduce, reduce, broadcast, all_gather, reduce_scatter or all_to_all");
+  if (where != "process" && where != "host" && where != "hosts")
+    wrong("where \"" + where + "\": expected process, host or hosts");
+  if (!(table.at("ranks").get<double>() >= 1)) wrong("a table for " + table.at("ranks").dump() + " ranks");
+  const auto& steps = table.at("steps");
+  if (steps.empty() || steps.size() > kTableSteps)
+    wrong(std::to_string(steps.size()) + " steps of " + op + ", expected 1 to " + std::to_string(kTableSteps));
+  for (const auto& step : steps) {
+    const auto name = step.at(1).get<std::string>();
+    if (!algorithm_named(name)) wrong("\"" + name + "\": expected " + algorithms());
+    if (!step.at(0).is_null() && !step.at(0).is_number_unsigned())
+      wrong(step.at(0).dump() + ": expected bytes, or null");
+  }
+}
+
 // {"tables": [{"where": "host", "ranks": 2, "operation": "all_reduce", "steps": [[4096, "one-shot"], [null,
 // "two-shot"]]}]}: of those for this operation and placement the one whose number of ranks is nearest.
 void Tuning::read(const char* file, uint32_t ranks, Placement placement) {
@@ -127,6 +148,8 @@ void Tuning::read(const char* file, uint32_t ranks, Placement placement) {
   json all;
   try {
     all = json::parse(in);
+    bool found = false;
+    for (const json& table : all.at("tables")) check_table(table, wrong);
     for (int k = 0; k < kCollectiveOps; ++k) {
       const json* best = nullptr;
       double distance = 0;
@@ -134,21 +157,19 @@ void Tuning::read(const char* file, uint32_t ranks, Placement placement) {
         if (table.at("operation") != name_of(static_cast<CollectiveOp>(k)) || table.at("where") != name_of(placement))
           continue;
         const auto measured = table.at("ranks").get<double>();
-        if (measured < 1) wrong("a table for " + table.at("ranks").dump() + " ranks");
         const double d = std::abs(std::log2(measured / ranks));
         if (best == nullptr || d < distance) best = &table, distance = d;
       }
       if (best == nullptr) continue;
-      if (best->at("steps").size() > kTableSteps)
-        wrong(std::to_string(best->at("steps").size()) + " steps of " + best->at("operation").dump() +
-              ", expected at most " + std::to_string(kTableSteps));
+      found = true;
       for (const json& step : best->at("steps")) {
-        const auto name = step.at(1).get<std::string>();
-        const auto a = algorithm_named(name);
-        if (!a) wrong("\"" + name + "\": expected " + algorithms());
+        const auto a = algorithm_named(step.at(1).get<std::string>());
         rows_[k].add(step.at(0).is_null() ? UINT64_MAX : step.at(0).get<uint64_t>(), *a);
       }
     }
+    if (!found)
+      driver::runtime_log().warn("JAL_COLL_TUNING={}: no table for ranks of one {}; it changes nothing here", file,
+                                 placement == Placement::kHosts ? "network of hosts" : name_of(placement));
   } catch (const json::exception& e) {
     wrong(e.what());
   }

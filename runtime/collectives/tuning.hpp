@@ -2,6 +2,9 @@
 // (jalapeno-coll-bench --tune), and what the user demands. Rank 0's holds for all.
 #pragma once
 #include <cstdint>
+#include <functional>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
 
 #include "plan.hpp"
 
@@ -32,6 +35,7 @@ class Tuning {
     void add(uint64_t up_to, Algorithm a);
   };
   void demand(const char* words);
+  static void check_table(const nlohmann::json& table, const std::function<void(const std::string&)>& wrong);
   void read(const char* file, uint32_t ranks, Placement placement);
 
   Row rows_[kCollectiveOps]{};

@@ -506,6 +506,55 @@ TEST(Collectives, SplitAndShrinkGoOnWithFewer) {
   EXPECT_EQ(v[2].to_host()[0], 10);
 }
 
+TEST(Collectives, WhatIsMadeInAGroupIsThereWhenItHasEnded) {
+  World w(4);
+  const jalUniqueId id = Communicator::unique_id();
+  std::vector<Communicator> joined, halves, survivors;
+  group([&] {
+    for (int r = 0; r < 4; ++r) joined.emplace_back(w.devices[static_cast<size_t>(r)], 4, id, r);
+  });
+  group([&] {
+    for (int r = 0; r < 4; ++r) halves.push_back(joined[static_cast<size_t>(r)].split(r % 2));
+    EXPECT_THROW((void)halves[0].rank(), Error);
+  });
+  const int excluded[] = {2};
+  group([&] {
+    for (const size_t r : {0, 1, 3}) survivors.push_back(joined[r].shrink(excluded));
+  });
+  for (int r = 0; r < 4; ++r) EXPECT_EQ(halves[static_cast<size_t>(r)].rank(), r / 2);
+  for (const Communicator& c : survivors) EXPECT_EQ(c.ranks(), 3);
+  // An exception forgets what was collected: nobody waits for the other ranks.
+  Buffer<float> x(w.devices[0], 4);
+  EXPECT_THROW(group([&] {
+                 joined[0].all_reduce(x.data(), x.data(), 4, jalSum, w.streams[0]);
+                 (void)joined[0].split(-7);
+               }),
+               Error);
+  w.streams[0].synchronize();
+  EXPECT_EQ(joined[0].info().operations, 0u);
+}
+
+TEST(Collectives, BuffersOverlapInPlaceOnly) {
+  World w(2);
+  Buffer<float> x(w.devices[0], 100), y(w.devices[1], 100);
+  const Communicator& c = w.comms[0];
+  auto refused = [&](auto call, const char* text) {
+    try {
+      call();
+      ADD_FAILURE() << "accepted: " << text;
+    } catch (const Error& e) {
+      EXPECT_EQ(e.code(), jalErrorInvalidValue);
+      EXPECT_NE(std::string(e.what()).find(text), std::string::npos) << e.what();
+    }
+  };
+  float* p = x.data();
+  refused([&] { c.all_reduce(p, p + 1, 50, jalSum, w.streams[0]); }, "all_reduce: send and receive overlap; in place");
+  refused([&] { c.broadcast(p + 1, p, 50, 0, w.streams[0]); }, "broadcast: send and receive overlap");
+  refused([&] { c.all_gather(p + 1, p, 10, w.streams[0]); }, "in place, send is this rank's part of receive");
+  refused([&] { c.reduce_scatter(p, p + 10, 20, jalSum, w.streams[0]); }, "receive is this rank's part of send");
+  refused([&] { c.all_to_all(p, p, 10, w.streams[0]); }, "all_to_all: send and receive overlap");
+}
+
 TEST(Collectives, BadInputIsNamed) {
   World w(2);
   Buffer<float> a(w.devices[0], 16), other(w.devices[1], 16);

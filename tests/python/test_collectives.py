@@ -142,3 +142,16 @@ comm.finalize()
                                   env={**os.environ, "RANK": str(r), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port})
                  for r in range(2)]
     assert [p.wait(timeout=120) for p in processes] == [0, 0]
+
+
+def test_communicators_are_made_in_groups_and_exceptions_forget_what_was_collected():
+    devices = [jal.Device("emu:?hbm=64M&threads=1") for _ in range(4)]
+    world = jal.Communicator.all(devices)
+    with jal.group():
+        halves = [c.split(r % 2) for r, c in enumerate(world)]
+    assert [(c.rank, c.ranks) for c in halves] == [(0, 2), (0, 2), (1, 2), (1, 2)]
+    x = jal.array(np.ones(8, np.float32), device=devices[0])
+    with pytest.raises(ZeroDivisionError), jal.group():
+        world[0].all_reduce(x)
+        1 / 0
+    devices[0].synchronize()  # nobody waits for the other ranks

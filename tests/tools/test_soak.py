@@ -19,6 +19,15 @@ def state(pid):
     return len(os.listdir(f"/proc/{pid}/fd")), sum(1 for _ in open(f"/proc/{pid}/maps"))
 
 
+def settled(pid):
+    """The least of some looks: a connection that has just ended still holds its descriptor."""
+    looks = []
+    for _ in range(10):
+        looks.append(state(pid))
+        time.sleep(0.02)
+    return min(looks)
+
+
 def test_killed_owners_leave_nothing_behind(tmp_path):
     socket, chance = tmp_path / "chip.sock", random.Random(1)
     emulator = subprocess.Popen([BIN / "jalapeno-emulator", "--socket", socket, "--hbm", "64M", "--until-eof"], stdin=subprocess.PIPE,
@@ -35,7 +44,7 @@ def test_killed_owners_leave_nothing_behind(tmp_path):
     for n in range(CYCLES + 20):
         if n == 20:  # what is made once has been made
             assert look()[0] == 0
-            before = state(emulator.pid)
+            before = settled(emulator.pid)
         owner = begin()
         if chance.random() < 0.7:
             assert owner.stdout.readline() == "held\n", n  # also says that the one before has let go
@@ -47,7 +56,7 @@ def test_killed_owners_leave_nothing_behind(tmp_path):
         owner.stdin.close(), owner.stdout.close()
     code, d = look()
     assert code == 0 and d["state"] == "free" and d["healthy"] and d["memory"]["used_bytes"] == 0 and d["queues"]["used"] == 0
-    after = state(emulator.pid)
+    after = settled(emulator.pid)
     assert after[0] == before[0] and after[1] <= before[1] + 2, (before, after)  # heap arenas may come and go
     emulator.communicate(timeout=20)
 

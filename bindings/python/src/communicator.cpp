@@ -10,24 +10,38 @@ namespace jalapeno::python {
 namespace {
 
 struct Communicator {
-  Communicator(DeviceRef d, jalComm_t h) : device(std::move(d)), handle(h) {
-    info.struct_size = sizeof info;
-    check(jalCommGetInfo(handle, &info));
-  }
+  Communicator(DeviceRef d, jalComm_t h) : device(std::move(d)), handle(h) {}
   ~Communicator() { destroy(); }
   Communicator(const Communicator&) = delete;
   Communicator& operator=(const Communicator&) = delete;
   void destroy() {
     if (handle == nullptr || device->handle == nullptr || ending()) return;
+    if (told.struct_size == 0) {
+      jalCommInfo i{};
+      i.struct_size = sizeof i;
+      if (jalCommGetInfo(handle, &i) == jalSuccess) told = i;
+    }
     without_gil([h = std::exchange(handle, nullptr)] { (void)jalCommDestroy(h); });
   }
   jalComm_t get() const {
     if (handle == nullptr) fail(jalErrorInvalidHandle, "the communicator was destroyed");
     return handle;
   }
+  // Asked when it is wanted: what is made in a group is there when the group has ended.
+  const jalCommInfo& info() const {
+    if (told.struct_size == 0) {
+      jalCommInfo i{};
+      i.struct_size = sizeof i;
+      check(jalCommGetInfo(get(), &i));
+      told = i;
+    }
+    return told;
+  }
   DeviceRef device;
   jalComm_t handle;
-  jalCommInfo info{};
+
+ private:
+  mutable jalCommInfo told{};
 };
 using CommunicatorRef = std::shared_ptr<Communicator>;
 
@@ -160,11 +174,11 @@ rank and for every size and algorithm. docs/collectives.md tells more.)")
       .def_property_readonly(
           "device", [](const Communicator& c) { return c.device; }, "This rank's Device.")
       .def_property_readonly(
-          "rank", [](const Communicator& c) { return c.info.rank; }, "This rank's number, from 0.")
+          "rank", [](const Communicator& c) { return c.info().rank; }, "This rank's number, from 0.")
       .def_property_readonly(
-          "ranks", [](const Communicator& c) { return c.info.ranks; }, "How many ranks there are.")
+          "ranks", [](const Communicator& c) { return c.info().ranks; }, "How many ranks there are.")
       .def_property_readonly(
-          "launcher", [](const Communicator& c) { return std::string(c.info.launcher); },
+          "launcher", [](const Communicator& c) { return std::string(c.info().launcher); },
           "Where rank and size came from: \"PMIx\", \"PMI-1\", \"RANK and WORLD_SIZE\", \"explicit\", ...")
       .def_property_readonly(
           "error",
@@ -218,7 +232,7 @@ rank and for every size and algorithm. docs/collectives.md tells more.)")
           "all_gather",
           [](const Communicator& c, const Tensor& send, const Tensor& out, const StreamRef& stream) {
             const Operand a = operand(send, "send"), b = operand(out, "out");
-            same_type(a, b), expect_count(b, a.count * static_cast<size_t>(c.info.ranks), "out");
+            same_type(a, b), expect_count(b, a.count * static_cast<size_t>(c.info().ranks), "out");
             run(c, stream, {&send, &out},
                 [&](jalComm_t h, jalStream_t s) { return jalAllGather(a.data, b.data, a.count, a.type, h, s); });
           },
@@ -229,7 +243,7 @@ rank and for every size and algorithm. docs/collectives.md tells more.)")
           [](const Communicator& c, const Tensor& send, const Tensor& out, const std::string& op,
              const StreamRef& stream) {
             const Operand a = operand(send, "send"), b = operand(out, "out");
-            same_type(a, b), expect_count(a, b.count * static_cast<size_t>(c.info.ranks), "send");
+            same_type(a, b), expect_count(a, b.count * static_cast<size_t>(c.info().ranks), "send");
             run(c, stream, {&send, &out}, [&, o = reduce_op(op)](jalComm_t h, jalStream_t s) {
               return jalReduceScatter(a.data, b.data, b.count, a.type, o, h, s);
             });
@@ -240,7 +254,7 @@ rank and for every size and algorithm. docs/collectives.md tells more.)")
           "all_to_all",
           [](const Communicator& c, const Tensor& send, const Tensor& out, const StreamRef& stream) {
             const Operand a = operand(send, "send"), b = operand(out, "out");
-            const auto n = static_cast<size_t>(c.info.ranks);
+            const auto n = static_cast<size_t>(c.info().ranks);
             same_type(a, b), expect_count(b, a.count, "out");
             if (a.count % n != 0)
               fail(jalErrorInvalidValue, "send has " + std::to_string(a.count) + " elements, expected a multiple of " +
@@ -320,14 +334,16 @@ rank and for every size and algorithm. docs/collectives.md tells more.)")
           py::arg("operation"), py::arg("bytes"),
           "What an operation of this size uses: \"one-shot\", \"two-shot\" or \"direct\".")
       .def("__repr__", [](const Communicator& c) {
-        return "<jalapeno.Communicator rank " + std::to_string(c.info.rank) + " of " + std::to_string(c.info.ranks) +
-               ">";
+        return "<jalapeno.Communicator rank " + std::to_string(c.info().rank) + " of " +
+               std::to_string(c.info().ranks) + ">";
       });
   m.def(
       "group_start", [] { check(jalGroupStart()); }, "Collects this thread's collective calls; use jalapeno.group().");
   m.def(
       "group_end", [] { check(without_gil([] { return jalGroupEnd(); })); },
       "Issues what was collected; use jalapeno.group().");
+  m.def(
+      "group_cancel", [] { check(jalGroupCancel()); }, "Forgets what was collected; use jalapeno.group().");
   m.def(
       "launcher_rank",
       [] {
