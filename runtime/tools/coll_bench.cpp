@@ -136,11 +136,11 @@ int main(int argc, char** argv) try {
   // Children before anything of the library is used. They are ranks as a launcher would start them.
   std::vector<pid_t> children;
   if (processes > 1)
-    for (const char* launcher : {"RANK", "PMI_RANK", "PMI_FD", "PMIX_NAMESPACE", "SLURM_PROCID"})
+    for (const char* launcher : {"PMI_RANK", "PMI_FD", "PMIX_NAMESPACE", "SLURM_PROCID"})
       if (std::getenv(launcher) != nullptr)
         throw std::runtime_error(std::string("--processes starts ranks itself, but ") + launcher +
                                  " says that a launcher did");
-  if (processes > 1) {
+  if (processes > 1 && std::getenv("WORLD_SIZE") == nullptr) {  // a child has it
     setenv("WORLD_SIZE", std::to_string(processes).c_str(), 1);
     setenv("MASTER_ADDR", "127.0.0.1", 1);
     setenv("MASTER_PORT", std::to_string(10000 + getpid() % 22000).c_str(), 1);
