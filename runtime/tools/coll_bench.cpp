@@ -196,7 +196,7 @@ int main(int argc, char** argv) try {
   for (size_t s = parse_size(begin); chosen.empty() && s <= parse_size(end); s *= quick ? 16 : 4) sizes.push_back(s);
   uint64_t wrong = 0;
   if (!tune_file.empty())
-    tune(mine, world, graph, tune_file);
+    tune(mine, world, graph, quick, tune_file);
   else
     wrong = table(mine, world, names, type, sizes, graph, quick, json_file);
   for (Rank& r : mine) r.comm->finalize();

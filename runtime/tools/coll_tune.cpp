@@ -89,7 +89,7 @@ std::vector<size_t> smooth(const std::vector<std::vector<double>>& times) {
 
 }  // namespace
 
-void tune(std::vector<Rank>& ranks, int world, bool graph, const std::string& file) {
+void tune(std::vector<Rank>& ranks, int world, bool graph, bool quick, const std::string& file) {
   const bool writes = ranks[0].number == 0;
   const bool network = std::string(ranks[0].comm->info().transport).find("libfabric") != std::string::npos;
   const std::string where = network ? "hosts" : ranks.size() == static_cast<size_t>(world) ? "process" : "host";
@@ -104,19 +104,19 @@ void tune(std::vector<Rank>& ranks, int world, bool graph, const std::string& fi
     const bool parts = op.op == Op::kAllGather || op.op == Op::kReduceScatter || op.op == Op::kAllToAll;
     std::vector<size_t> bytes;
     std::vector<std::vector<double>> times;
-    for (size_t size = 64; size <= (4u << 20); size *= 4) {
+    for (size_t size = 64; size <= (4u << 20); size *= quick ? 32 : 4) {
       std::vector<double> row;
       for (Candidate& c : tried) {
         // Two-shot stands for direct where nothing is reduced; a wish that cannot be met is no candidate.
         const std::string does = algorithm_of(*c.comms[0], op.name, size);
         row.push_back(does == c.name || (!network && c.name == "two-shot") ? 0 : kNever);
       }
-      for (int round = 0; round < 5; ++round)
+      for (int round = 0; round < (quick ? 2 : 5); ++round)
         for (size_t c = 0; c < tried.size(); ++c) {
           if (row[c] == kNever) continue;
           for (size_t r = 0; r < ranks.size(); ++r) std::swap(ranks[r].comm, tried[c].comms[r]);
           const double us =
-              Bench(ranks, world).time(op, f32, parts ? size * static_cast<size_t>(world) : size, graph, 20e3);
+              Bench(ranks, world).time(op, f32, parts ? size * static_cast<size_t>(world) : size, graph, quick ? 2e3 : 20e3);
           for (size_t r = 0; r < ranks.size(); ++r) std::swap(ranks[r].comm, tried[c].comms[r]);
           row[c] = round == 0 ? us : std::min(row[c], us);
         }

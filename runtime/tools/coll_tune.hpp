@@ -8,6 +8,6 @@
 namespace jalapeno::tools {
 
 // All ranks call it alike; rank 0 writes. What the file holds for other numbers of ranks and other places stays.
-void tune(std::vector<Rank>& ranks, int world, bool graph, const std::string& file);
+void tune(std::vector<Rank>& ranks, int world, bool graph, bool quick, const std::string& file);
 
 }  // namespace jalapeno::tools

@@ -184,7 +184,7 @@ def story(*arguments, env=None):
 
 def test_a_measured_table_is_followed(tmp_path):
     table = tmp_path / "table.json"
-    subprocess.run([BENCH, "-p", "2", "-g", "--tune", table], check=True, capture_output=True, timeout=PATIENCE)
+    subprocess.run([BENCH, "-p", "2", "-q", "-g", "--tune", table], check=True, capture_output=True, timeout=PATIENCE)
     tables = json.loads(table.read_text())["tables"]
     assert {t["operation"] for t in tables} >= {"all_reduce", "broadcast"} and all(t["where"] == "host" for t in tables)
     # Of a table by hand, every other step.
