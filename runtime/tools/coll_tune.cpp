@@ -116,7 +116,8 @@ void tune(std::vector<Rank>& ranks, int world, bool graph, bool quick, const std
           if (row[c] == kNever) continue;
           for (size_t r = 0; r < ranks.size(); ++r) std::swap(ranks[r].comm, tried[c].comms[r]);
           const double us =
-              Bench(ranks, world).time(op, f32, parts ? size * static_cast<size_t>(world) : size, graph, quick ? 2e3 : 20e3);
+              Bench(ranks, world)
+                  .time(op, f32, parts ? size * static_cast<size_t>(world) : size, graph, quick ? 2e3 : 20e3);
           for (size_t r = 0; r < ranks.size(); ++r) std::swap(ranks[r].comm, tried[c].comms[r]);
           row[c] = round == 0 ? us : std::min(row[c], us);
         }
