@@ -4,6 +4,7 @@
 #include "kernels/kernels.hpp"
 #include "kernels/numbers.hpp"
 #include "kernels/packed.hpp"
+#include "kernels/packed_avx2.hpp"
 #include "kernels/quantised.hpp"
 
 namespace jalapeno::emu {
@@ -256,6 +257,10 @@ void multiply(const MultiplyArgs& x) {
   if (!x.rows_are_k && x.a_type == DType::kQ8_0 && x.b_type == DType::kQ4_0) return multiply_blocks<true>(x);
 #endif
   if (x.a_type == DType::kI8 && x.b_type == DType::kI8) return multiply_i8(x);
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  // Packing pays from a few rows on; a block of B's columns may be no place to cut a row.
+  if (x.m >= 4 && !(x.rows_are_k && hw::info(x.b_type).block > 1)) return multiply_packed(x);
+#endif
   multiply_any(x);
 }
 

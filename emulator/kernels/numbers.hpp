@@ -168,6 +168,20 @@ inline T* row(T* base, size_t pitch, size_t i) {
   return reinterpret_cast<T*>(reinterpret_cast<Byte*>(base) + pitch * i);
 }
 
+// Calls f(integral_constant rows, first row) for blocks of kMost rows, then one smaller block.
+template <int kMost, class F>
+inline void row_blocks(uint32_t rows, F f) {
+  uint32_t m = 0;
+  for (; m + kMost <= rows; m += kMost) f(std::integral_constant<int, kMost>{}, m);
+  auto rest = [&]<int kRows>(auto self, std::integral_constant<int, kRows>) {
+    if (rows - m == kRows)
+      f(std::integral_constant<int, kRows>{}, m);
+    else if constexpr (kRows > 1)
+      self(self, std::integral_constant<int, kRows - 1>{});
+  };
+  if (m < rows) rest(rest, std::integral_constant<int, kMost - 1>{});
+}
+
 // A buffer that grows. No std::vector here: its code would be shared between the instruction sets.
 // Of a thread, on the heap: what lies in thread-local storage is cleared for every thread of the process.
 struct Scratch {

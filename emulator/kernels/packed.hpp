@@ -151,20 +151,6 @@ inline void panel_rows(const MultiplyArgs& x, const int32_t* group, uint32_t m, 
     }
 }
 
-// Calls f(integral_constant rows, first row) for blocks of kMost rows, then one smaller block.
-template <int kMost, class F>
-inline void row_blocks(uint32_t rows, F f) {
-  uint32_t m = 0;
-  for (; m + kMost <= rows; m += kMost) f(std::integral_constant<int, kMost>{}, m);
-  auto rest = [&]<int kRows>(auto self, std::integral_constant<int, kRows>) {
-    if (rows - m == kRows)
-      f(std::integral_constant<int, kRows>{}, m);
-    else if constexpr (kRows > 1)
-      self(self, std::integral_constant<int, kRows - 1>{});
-  };
-  if (m < rows) rest(rest, std::integral_constant<int, kMost - 1>{});
-}
-
 // group[word][row] from up to kGroup rows of A.
 inline void pack_group(const std::byte* a, size_t pitch, uint32_t rows, uint32_t words, int32_t* group) {
   for (uint32_t w = 0; w < words; w += 16) {

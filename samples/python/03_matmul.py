@@ -87,11 +87,13 @@ print(f"this machine: {time.perf_counter() - begin:.1f} s to emulate all of them
 print("\nthe last one in full:")
 print(reports[steps[-1][0]])
 
-# Is it right? float32 steps against NumPy's product, bfloat16 steps against the product of the rounded inputs.
+# Is it right? float32 steps against NumPy's product, bfloat16 steps against the product of the rounded inputs; one row
+# in 16, because NumPy alone may take longer than the emulator.
 print()
-want, want16 = a.numpy() @ b.numpy(), a16.numpy() @ b16.numpy()
+rows = slice(None, None, 16)
+want, want16 = a.numpy()[rows] @ b.numpy(), a16.numpy()[rows] @ b16.numpy()
 for label, _, _, inputs, _ in steps:
-    error = np.abs(results[label] - (want if inputs[0] is a else want16)).max()
+    error = np.abs(results[label][rows] - (want if inputs[0] is a else want16)).max()
     check(f"{label}: largest error {error:.1e}", error < 1e-6 * SIZE)
 times = [r.device_ns for r in reports.values()]
 check("every step is faster than the one before", all(x > y for x, y in zip(times, times[1:])))

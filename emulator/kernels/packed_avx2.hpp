@@ -1,0 +1,123 @@
+// Blocked multiplication for AVX2: every type is widened to f32. Columns of C in vector lanes, B in panels that stay in
+// the first-level cache, A broadcast element by element. Included by multiply.cpp only.
+#pragma once
+#include "kernels/kernels.hpp"
+#include "kernels/numbers.hpp"
+
+#if defined(__AVX2__) && !defined(__AVX512F__)
+
+namespace jalapeno::emu {
+namespace {
+
+constexpr uint32_t kPanelColumns = 16, kPanelRows = 256;  // 16 KiB
+constexpr int kGroup = 6;  // rows of A that share a look at the panel: 12 sums, and the rest of the registers for B
+
+// out[k][j] = in[j][k] for eight by eight.
+inline void transpose8(const float* in, size_t in_pitch, float* out, size_t out_pitch) {
+  __m256 r[8], t[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(in + in_pitch * static_cast<size_t>(i));
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+    t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i += 4) {
+    r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+    r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xEE);
+    r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+    r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xEE);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < 4; ++i) {
+    _mm256_storeu_ps(out + out_pitch * static_cast<size_t>(i), _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
+    _mm256_storeu_ps(out + out_pitch * static_cast<size_t>(i + 4), _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
+  }
+}
+
+// panel[k][column] from rows n.. of B [n, k], elements first.. of each.
+inline void pack_columns(const MultiplyArgs& x, uint32_t n, uint32_t columns, uint32_t first, uint32_t rows,
+                         float* panel) {
+  static thread_local Scratch memory;
+  float* wide = memory.reserve(size_t{kPanelColumns} * kPanelRows);
+  const float* in = wide;
+  size_t pitch = kPanelRows;
+  const std::byte* b = x.b + x.b_pitch * n + hw::row_bytes(x.b_type, first);
+  if (x.b_type == DType::kF32 && columns == kPanelColumns) {
+    in = reinterpret_cast<const float*>(b), pitch = x.b_pitch / 4;
+  } else {
+    for (uint32_t j = 0; j < columns; ++j) load(x.b_type, b + x.b_pitch * j, rows, wide + pitch * j);
+    std::memset(wide + pitch * columns, 0, (kPanelColumns - columns) * pitch * 4);
+  }
+  uint32_t k = 0;
+  for (; k + 8 <= rows; k += 8)
+    for (uint32_t half = 0; half < kPanelColumns; half += 8)
+      transpose8(in + pitch * half + k, pitch, panel + k * kPanelColumns + half, kPanelColumns);
+  for (; k < rows; ++k)
+    for (uint32_t j = 0; j < kPanelColumns; ++j) panel[k * kPanelColumns + j] = in[pitch * j + k];
+}
+
+// panel[k][column] from rows first.. of B [k, n], columns n.. of each.
+inline void pack_by_rows(const MultiplyArgs& x, uint32_t n, uint32_t columns, uint32_t first, uint32_t rows,
+                         float* panel) {
+  const std::byte* b = x.b + x.b_pitch * first + hw::row_bytes(x.b_type, n);
+  if (columns < kPanelColumns) std::memset(panel, 0, size_t{rows} * kPanelColumns * 4);
+  for (uint32_t k = 0; k < rows; ++k) load(x.b_type, b + x.b_pitch * k, columns, panel + k * kPanelColumns);
+}
+
+template <int kM>
+inline void panel_rows(const MultiplyArgs& x, const float* a, size_t a_pitch, uint32_t m, uint32_t n, uint32_t columns,
+                       uint32_t rows, const float* panel, bool add) {
+  __m256 sum[kM][2];
+#pragma GCC unroll 8
+  for (int i = 0; i < kM; ++i) sum[i][0] = sum[i][1] = _mm256_setzero_ps();
+  for (uint32_t k = 0; k < rows; ++k) {
+    const __m256 b0 = _mm256_load_ps(panel + k * kPanelColumns), b1 = _mm256_load_ps(panel + k * kPanelColumns + 8);
+#pragma GCC unroll 8
+    for (int i = 0; i < kM; ++i) {
+      const __m256 av = _mm256_broadcast_ss(a + a_pitch * static_cast<size_t>(i) + k);
+      sum[i][0] = _mm256_fmadd_ps(av, b0, sum[i][0]);
+      sum[i][1] = _mm256_fmadd_ps(av, b1, sum[i][1]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kM; ++i) {
+    float* c = row(x.c, x.c_pitch, m + static_cast<uint32_t>(i)) + n;
+    if (columns == kPanelColumns) {
+      for (int half = 0; half < 2; ++half)
+        _mm256_storeu_ps(c + half * 8, add ? _mm256_add_ps(_mm256_loadu_ps(c + half * 8), sum[i][half]) : sum[i][half]);
+    } else {
+      float plain[kPanelColumns];
+      for (int half = 0; half < 2; ++half) _mm256_storeu_ps(plain + half * 8, sum[i][half]);
+      for (uint32_t j = 0; j < columns; ++j) c[j] = add ? c[j] + plain[j] : plain[j];
+    }
+  }
+}
+
+inline void multiply_packed(const MultiplyArgs& x) {
+  static thread_local Scratch panel_memory, wide_memory;
+  float* panel = panel_memory.reserve(kPanelRows * kPanelColumns);
+  const float* a = reinterpret_cast<const float*>(x.a);
+  size_t a_pitch = x.a_pitch / 4;
+  if (x.a_type != DType::kF32) {
+    float* wide = wide_memory.reserve(size_t{x.m} * x.k);
+    for (uint32_t m = 0; m < x.m; ++m) load(x.a_type, x.a + x.a_pitch * m, x.k, wide + size_t{m} * x.k);
+    a = wide, a_pitch = x.k;
+  }
+  for (uint32_t k = 0; k < x.k; k += kPanelRows) {
+    const uint32_t rows = std::min(x.k - k, kPanelRows);
+    for (uint32_t n = 0; n < x.n; n += kPanelColumns) {
+      const uint32_t columns = std::min(x.n - n, kPanelColumns);
+      x.rows_are_k ? pack_by_rows(x, n, columns, k, rows, panel) : pack_columns(x, n, columns, k, rows, panel);
+      row_blocks<kGroup>(x.m, [&](auto some, uint32_t m) {
+        panel_rows<some>(x, a + a_pitch * m + k, a_pitch, m, n, columns, rows, panel, x.accumulate || k > 0);
+      });
+    }
+  }
+}
+
+}  // namespace
+}  // namespace jalapeno::emu
+
+#endif
