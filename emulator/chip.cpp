@@ -58,7 +58,7 @@ Chip::Chip(const EmulatorOptions& options, uint32_t index)
 }
 
 Chip::~Chip() {
-  deadline_ns_.store(0);
+  stop_.store(true);
   Processors::of_process().remove(*this);
   for (int fd : interrupts_)
     if (fd >= 0) close(fd);
@@ -97,7 +97,7 @@ void Chip::unplug() {
 
 void Chip::reset_function() {
   control_waiting_.fetch_add(1);
-  deadline_ns_.store(0);  // stops a running program at its next look at the clock
+  stop_.store(true);  // stops a running program at its next look at the clock
   {
     std::lock_guard control(control_mutex_);
     std::lock_guard lock(mutex_);
@@ -381,7 +381,7 @@ bool Chip::write_register(uint64_t offset, uint32_t bytes, uint64_t value) {
   }
   control_waiting_.fetch_add(1);  // from here on no other program begins
   if (at == reg::kQueueCommand && word == hw::kQueueDisable && running_queue_.load() == queue_select_)
-    deadline_ns_.store(0);  // ends the program at its next look at the clock
+    stop_.store(true);  // ends the program at its next look at the clock
   {
     std::lock_guard lock(mutex_);
     if (at == reg::kContextCommand)

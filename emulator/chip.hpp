@@ -223,8 +223,8 @@ class Chip final : private Processor {
   std::atomic<uint64_t> host_epoch_{1};
   uint64_t host_memory_epoch_ = 0;
   std::shared_ptr<const AddressMap> host_map_;
-  Memory host_memory_;  // through `host_map_`
-  std::atomic<uint64_t> deadline_ns_{0};
+  Memory host_memory_;             // through `host_map_`
+  std::atomic<bool> stop_{false};  // of the running program
   Launch launch_;                  // the one being run
   std::vector<double> durations_;  // of its instances
   // Of the reduction being run: reused

@@ -269,13 +269,13 @@ void Chip::launch(Queue& queue, const hw::LaunchPacket& packet) {
     l.program = &program;
     std::copy(packet.grid, packet.grid + 3, l.grid.begin());
     l.watchdog_ms = packet.deadline_ms != 0 ? packet.deadline_ms : options_.watchdog_ms;
-    deadline_ns_.store(kNoDeadline, std::memory_order_relaxed);
+    stop_.store(false, std::memory_order_relaxed);
     struct Running {
       std::atomic<uint32_t>& queue;
       ~Running() { queue.store(kQueueCount); }
     } running{running_queue_};
     running_queue_.store(static_cast<uint32_t>(&queue - queues_.data()));
-    l.deadline_ns = &deadline_ns_;
+    l.stop = &stop_;
     l.active_cores = static_cast<uint32_t>(std::min<uint64_t>(count, config_.cores));
 
     if (plan_.due(FaultKind::kEccUncorrectable, FaultTrigger::kLaunch, nth)) {
@@ -286,9 +286,8 @@ void Chip::launch(Queue& queue, const hw::LaunchPacket& packet) {
     }
     if (plan_.due(FaultKind::kEccCorrected, FaultTrigger::kLaunch, nth)) add(counters_.ecc_corrected, 1);
     if (plan_.due(FaultKind::kHang, FaultTrigger::kLaunch, nth)) {
-      uint64_t none = kNoDeadline;  // unless it was ended already
-      deadline_ns_.compare_exchange_strong(none, host_now_ns() + uint64_t{l.watchdog_ms} * 1'000'000);
-      while (host_now_ns() < deadline_ns_.load()) usleep(1000);
+      const uint64_t end = host_now_ns() + uint64_t{l.watchdog_ms} * 1'000'000;
+      while (host_now_ns() < end && !stop_.load()) usleep(1000);
       throw Fault(Status::kWatchdog, "the core made no progress for %u ms", l.watchdog_ms).value(l.watchdog_ms);
     }
 
@@ -340,10 +339,6 @@ Tally Chip::run_instances(Launch& l, uint32_t count) {
         std::lock_guard lock(merge);
         total += t;
       }
-      // An instance that ends is progress: the watchdog starts again, unless a reset wants the chip.
-      uint64_t old = deadline_ns_.load(std::memory_order_relaxed);
-      if (old != 0 && old != kNoDeadline)
-        deadline_ns_.compare_exchange_strong(old, kNoDeadline, std::memory_order_relaxed);
     } catch (Fault& f) {
       std::lock_guard lock(merge);
       if (index < failed_index.load()) failed_index.store(index), first = std::make_unique<Fault>(f);

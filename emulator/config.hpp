@@ -21,7 +21,7 @@ struct EmulatorOptions {
   std::string config_file;                 // empty: the built-in assumed chip
   uint64_t hbm_bytes = uint64_t{8} << 30;  // mapped on demand, not reserved
   uint32_t threads = 0;                    // 0: one per host CPU
-  uint32_t watchdog_ms = 2000;
+  uint32_t watchdog_ms = 10000;
   std::string faults;  // see faults.hpp
   bool check_races = false, check_uninitialized = false, check_bounds = false;
   bool check() const { return check_races || check_uninitialized || check_bounds; }

@@ -34,18 +34,15 @@ struct Program {
 // Copies and checks instructions so that the core may index with every field. Throws Fault.
 Program prepare(const hw::Instruction* code, uint32_t count);
 
-inline constexpr uint64_t kNoDeadline = ~uint64_t{0};
-
 struct Launch {
   const Program* program = nullptr;
   std::array<std::byte, hw::kArgumentBytes> arguments{};
   uint32_t argument_bytes = 0;
   std::array<uint32_t, 3> grid{};
   const AddressMap* map = nullptr;
-  // Host clock: the watchdog's end of patience, 0 to stop at once. Whoever first runs long enough to look sets it.
-  std::atomic<uint64_t>* deadline_ns = nullptr;
-  uint32_t watchdog_ms = 0;
-  uint32_t active_cores = 1;  // that share HBM's rate
+  const std::atomic<bool>* stop = nullptr;  // a reset wants the chip: instances end at their next look at the clock
+  uint32_t watchdog_ms = 0;                 // of an instance
+  uint32_t active_cores = 1;                // that share HBM's rate
 };
 
 // What one instance did, in the chip's terms.
@@ -156,6 +153,7 @@ class Core {
   Memory memory_;
   std::array<uint32_t, 3> pid_{};
   uint32_t pc_ = 0, budget_ = 0;
+  uint64_t next_look_ns_ = 0, began_ns_ = 0;  // the host's clock, the thread's own clock; 0: not looked yet
   bool halted_ = false;
   std::array<int64_t, hw::kRegisters> registers_{};
   std::array<Tile, hw::kTiles> tiles_{};

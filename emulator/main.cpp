@@ -62,7 +62,7 @@ int main(int argc, char** argv) try {
   app.add_option("--config", options.config_file, "chip configuration, JSON (default: the built-in assumed chip)");
   app.add_option("--hbm", hbm, "HBM to emulate, as in 8G; mapped on demand");
   app.add_option("--threads", options.threads, "host threads per chip");
-  app.add_option("--watchdog-ms", options.watchdog_ms, "patience with a program instance")
+  app.add_option("--watchdog-ms", options.watchdog_ms, "processor time a program instance may take")
       ->check(CLI::Range(1, 100000000));
   app.add_option("--fault", options.faults, "faults to inject, as in ecc_uncorrectable@launch:3");
   app.add_option("--check", check, "checked level: races,uninit,oob");

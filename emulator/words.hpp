@@ -20,11 +20,13 @@ inline int64_t float_bits(float f) {
   return bits;
 }
 
-inline uint64_t host_now_ns() {
+inline uint64_t clock_ns(clockid_t clock) {
   timespec t{};
-  clock_gettime(CLOCK_MONOTONIC, &t);
+  clock_gettime(clock, &t);
   return static_cast<uint64_t>(t.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(t.tv_nsec);
 }
+inline uint64_t host_now_ns() { return clock_ns(CLOCK_MONOTONIC); }
+inline uint64_t thread_now_ns() { return clock_ns(CLOCK_THREAD_CPUTIME_ID); }
 
 // Counters have one writer; a plain store is enough.
 inline void add(std::atomic<double>& counter, double v) {

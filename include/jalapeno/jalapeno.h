@@ -323,7 +323,7 @@ typedef struct jalArgInfo {
 typedef struct jalLaunchConfig {
   size_t struct_size;
   uint32_t grid[3];
-  uint32_t deadline_ms;  /* of the whole launch without an instance finishing; 0: the device's watchdog */
+  uint32_t deadline_ms;  /* of a program instance (emulator: processor time); 0: the device's watchdog */
   const char* call_file; /* call site for error records; may be NULL; must outlive the launch */
   uint32_t call_line;
 } jalLaunchConfig;

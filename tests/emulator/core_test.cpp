@@ -53,11 +53,7 @@ class CoreTest : public ::testing::Test {
     std::memcpy(launch.arguments.data(), &t, sizeof t);
     launch.argument_bytes = sizeof t;
     launch.grid = {1, 1, 1};
-    timespec now{};
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    deadline_ = static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec) +
-                watchdog_ms * 1'000'000ull;
-    launch.deadline_ns = &deadline_, launch.watchdog_ms = watchdog_ms;
+    launch.stop = &stop_, launch.watchdog_ms = watchdog_ms;
     return core.run(launch, {0, 0, 0});
   }
   hw::FaultRecord fault(const std::vector<Instruction>& code, EmulatorOptions options = {},
@@ -74,7 +70,7 @@ class CoreTest : public ::testing::Test {
   ChipConfig config_ = load_config("");
   std::vector<float> memory_ = std::vector<float>(64 * 64, 1.f);
   uint32_t rows_ = 64;
-  std::atomic<uint64_t> deadline_{0};
+  std::atomic<bool> stop_{false};
 };
 
 TEST_F(CoreTest, HaltEndsCleanly) {
