@@ -12,6 +12,7 @@
 #include <thread>
 #include <utility>
 
+#include "interfaces.hpp"
 #include "stream.hpp"
 
 namespace jalapeno::runtime {

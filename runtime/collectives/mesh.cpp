@@ -1,6 +1,5 @@
 #include "mesh.hpp"
 
-#include <arpa/inet.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <sys/eventfd.h>
@@ -14,6 +13,7 @@
 #include <utility>
 
 #include "error.hpp"
+#include "interfaces.hpp"
 
 namespace jalapeno::runtime {
 
@@ -117,11 +117,9 @@ void Mesh::wake() {
 std::string Mesh::local_address(uint32_t rank) const {
   sockaddr_in a{};
   socklen_t size = sizeof a;
-  char text[INET_ADDRSTRLEN] = {};
   if (getsockname(peers_[rank]->socket.fd, reinterpret_cast<sockaddr*>(&a), &size) != 0)
     fail(jalErrorOperatingSystem, std::string("getsockname: ") + std::strerror(errno));
-  inet_ntop(AF_INET, &a.sin_addr, text, sizeof text);
-  return text;
+  return text_of(a.sin_addr.s_addr);
 }
 
 std::set<uint32_t> Mesh::lost_ranks() const {
@@ -291,11 +289,13 @@ void Mesh::receive(uint32_t rank) {
 void Mesh::serve() {
   const bool remote = std::any_of(peers_.begin(), peers_.end(), [](const auto& p) { return !p->local; });
   int64_t next_beat = monotonic_ns();
+  std::optional<LinkWatch> links;
+  if (remote) links.emplace();
   std::vector<pollfd> fds;
   std::vector<uint32_t> who;
   for (;;) {
-    fds.assign(1, {wake_event_, POLLIN, 0});
-    who.assign(1, rank_);
+    fds = {{wake_event_, POLLIN, 0}, {links ? links->fd() : -1, POLLIN, 0}};
+    who = {rank_, rank_};
     {
       std::lock_guard lock(mutex_);
       if (stop_) return;
@@ -309,7 +309,8 @@ void Mesh::serve() {
       uint64_t count;
       (void)!read(wake_event_, &count, sizeof count);
     }
-    for (size_t k = 1; k < fds.size(); ++k)
+    if (fds[1].revents != 0) links->update();
+    for (size_t k = 2; k < fds.size(); ++k)
       if (fds[k].revents != 0) receive(who[k]);
     {
       std::lock_guard lock(mutex_);
@@ -317,13 +318,16 @@ void Mesh::serve() {
     }
     if (!remote || monotonic_ns() < next_beat) continue;
     next_beat = monotonic_ns() + kHeartbeat;
-    for (size_t k = 1; k < who.size(); ++k) {
+    for (size_t k = 2; k < who.size(); ++k) {
       Peer& p = *peers_[who[k]];
       if (p.local) continue;
       send(who[k], kAlive, 0, 0, {});
-      if (const int64_t silent = monotonic_ns() - p.heard_ns; silent > grace_ms_ * kMillisecond)
-        declare_lost(who[k], "nothing was heard from host " + std::string(members_[who[k]].name) + " for " +
-                                 std::to_string(silent / kMillisecond) + " ms");
+      const int64_t silent = monotonic_ns() - p.heard_ns;
+      if (silent <= grace_ms_ * kMillisecond) continue;
+      const std::string cuts = links->cuts();
+      declare_lost(who[k], "nothing was heard from host " + std::string(members_[who[k]].name) + " for " +
+                               std::to_string(silent / kMillisecond) + " ms" +
+                               (cuts.empty() ? "" : "; on host " + std::string(members_[rank_].name) + " " + cuts));
     }
   }
 }

@@ -2,8 +2,6 @@
 
 #include <arpa/inet.h>
 #include <fcntl.h>
-#include <ifaddrs.h>
-#include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -19,10 +17,10 @@
 #include <fstream>
 #include <functional>
 #include <jalapeno_driver/os.hpp>
-#include <sstream>
 #include <thread>
 
 #include "error.hpp"
+#include "interfaces.hpp"
 
 namespace jalapeno::runtime {
 
@@ -68,19 +66,14 @@ void no_delay(int fd) {
 // Interfaces that are up, JAL_COLL_INTERFACE first or alone; loopback only when there is nothing else.
 uint32_t own_addresses(uint32_t* out) {
   const char* wanted = std::getenv("JAL_COLL_INTERFACE");
-  ifaddrs* list = nullptr;
-  if (getifaddrs(&list) != 0) system_error("getifaddrs");
   uint32_t n = 0, loopback = 0;
-  for (ifaddrs* i = list; i != nullptr; i = i->ifa_next) {
-    if (i->ifa_addr == nullptr || i->ifa_addr->sa_family != AF_INET || !(i->ifa_flags & IFF_UP)) continue;
-    if (wanted != nullptr && *wanted != 0 && std::strcmp(i->ifa_name, wanted) != 0) continue;
-    const uint32_t address = reinterpret_cast<const sockaddr_in*>(i->ifa_addr)->sin_addr.s_addr;
-    if (i->ifa_flags & IFF_LOOPBACK)
-      loopback = address;
+  for (const Interface& i : interfaces()) {
+    if (wanted != nullptr && *wanted != 0 && i.name != wanted) continue;
+    if (i.loopback)
+      loopback = i.address;
     else if (n < kMostAddresses)
-      out[n++] = address;
+      out[n++] = i.address;
   }
-  freeifaddrs(list);
   if (n == 0 && loopback != 0) out[n++] = loopback;
   if (n == 0)
     fail(jalErrorOperatingSystem,
@@ -88,13 +81,6 @@ uint32_t own_addresses(uint32_t* out) {
              ? "JAL_COLL_INTERFACE=" + std::string(wanted) + ": no such interface with IPv4 is up"
              : "no network interface with IPv4 is up, not even loopback");
   return n;
-}
-
-std::string text_of(uint32_t address) {
-  char text[INET_ADDRSTRLEN] = {};
-  const in_addr a{address};
-  inet_ntop(AF_INET, &a, text, sizeof text);
-  return text;
 }
 
 void answer(int fd, const std::string& error, const std::vector<Member>& members) {
@@ -298,9 +284,7 @@ std::vector<Member> meet(const UniqueId& id, uint32_t ranks, uint32_t rank, int 
 
   const int64_t deadline = monotonic_ns() + int64_t{timeout_ms} * 1'000'000;
   Socket root;
-  char where[32] = {};
-  const in_addr first{id.addresses[0]};
-  inet_ntop(AF_INET, &first, where, sizeof where);
+  const std::string where = text_of(id.addresses[0]);
   // The root may not listen yet, when a launcher has only told where it will.
   while ((root.fd = connect_to(id.addresses, id.address_count, id.port, id.host == h.member.host, deadline)) < 0) {
     if (monotonic_ns() > deadline)
@@ -332,25 +316,6 @@ std::vector<Member> meet(const UniqueId& id, uint32_t ranks, uint32_t rank, int 
   for (Member& m : members)
     m.name[sizeof m.name - 1] = 0, m.address_count = std::min<uint16_t>(m.address_count, kMostAddresses);
   return members;
-}
-
-std::vector<std::string> rail_addresses() {
-  const char* wanted = std::getenv("JAL_COLL_RAILS");
-  std::vector<std::string> out;
-  std::stringstream names(wanted != nullptr ? wanted : "");
-  for (std::string name; std::getline(names, name, ',');) {
-    if (name.empty()) continue;
-    ifaddrs* list = nullptr;
-    if (getifaddrs(&list) != 0) system_error("getifaddrs");
-    std::string found;
-    for (ifaddrs* i = list; i != nullptr && found.empty(); i = i->ifa_next)
-      if (i->ifa_addr != nullptr && i->ifa_addr->sa_family == AF_INET && (i->ifa_flags & IFF_UP) && name == i->ifa_name)
-        found = text_of(reinterpret_cast<const sockaddr_in*>(i->ifa_addr)->sin_addr.s_addr);
-    freeifaddrs(list);
-    if (found.empty()) invalid("JAL_COLL_RAILS: " + name + ": no such interface with IPv4 is up");
-    out.push_back(found);
-  }
-  return out;
 }
 
 }  // namespace jalapeno::runtime

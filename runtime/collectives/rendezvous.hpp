@@ -35,8 +35,6 @@ struct Member {
 // namespace, or what JAL_COLL_HOST says.
 uint64_t host_identity();
 std::string host_name();
-// IPv4 in text of the interfaces that JAL_COLL_RAILS names (eth0,eth1); none without it. Throws Error naming the one.
-std::vector<std::string> rail_addresses();
 
 UniqueId make_unique_id();  // and serves it, on a thread of its own, until all ranks have come
 UniqueId unique_id_at(uint32_t address, uint16_t port, uint64_t key);  // of a root that somebody else serves

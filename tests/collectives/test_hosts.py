@@ -163,9 +163,10 @@ def test_a_link_that_stays_cut_ends_the_operation_and_the_rest_goes_on(hosts):
             assert done["error"] == "jalErrorPeerLost" and done["culprit"] == 2 and done["wrong"] == 0, done
             assert "nothing was heard" in done["evidence"], done
             assert shrunk["ranks"] == 2 and shrunk["wrong"] == 0 and shrunk["error"] == "jalSuccess", shrunk
-        # The one behind the cut goes on alone.
+        # The one behind the cut goes on alone, and knows where the cut is.
         said = lines(processes[2])
         assert said[0]["error"] == "jalErrorPeerLost" and said[-1]["wrong"] == 0, said
+        assert "interface rail0 lost its link" in said[0]["evidence"], said
     finally:
         hosts.heal(2)
 
