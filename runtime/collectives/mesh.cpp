@@ -242,9 +242,10 @@ void Mesh::handle(uint32_t rank, const Message& m, Blob body) {
     news_ = true;
   } else if (m.type == kFailure || m.type == kLeft) {
     std::lock_guard calls(calls_);
+    const uint64_t code = m.word & 0xFFFFFFFF;
     Early e{rank,
             static_cast<uint32_t>(m.word >> 32),
-            static_cast<jalError_t>(m.word & 0xFFFFFFFF),
+            m.type == kFailure && code <= jalErrorCollectiveTimeout ? static_cast<jalError_t>(code) : jalErrorPeerLost,
             std::string(reinterpret_cast<const char*>(body.data()), body.size()),
             m.type == kLeft,
             m.word};
