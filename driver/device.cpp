@@ -102,6 +102,7 @@ void Device::read_identity() {
   i.dollars_per_hour_micro = t.read32(reg::kDollarsPerHourMicro);
   i.fabric_address = t.read64(reg::kFabricAddress);
   i.windows = t.read32(reg::kWindows);
+  i.function = t.read32(reg::kFunction), i.virtual_functions = t.read32(reg::kVirtualFunctions);
   i.uuid[0] = t.read64(reg::kUuid), i.uuid[1] = t.read64(reg::kUuid + 8);
   char name[65] = {};
   for (uint32_t k = 0; k < 8; ++k) {
@@ -161,6 +162,7 @@ Snapshot Device::snapshot() {
   s.power_limit_milliwatts = i.power_limit_milliwatts;
   s.hbm_bytes = i.hbm_bytes, s.hbm_free_bytes = free_hbm() * hw::kPageBytes;
   s.uuid[0] = i.uuid[0], s.uuid[1] = i.uuid[1];
+  s.function = i.function, s.virtual_functions = i.virtual_functions;
   {
     std::lock_guard lock(mutex_);
     s.queues_used = static_cast<uint32_t>(std::count(queues_.begin(), queues_.end(), true));
@@ -186,6 +188,7 @@ void Device::declare_lost(const std::string& cause) {
     std::lock_guard lock(lost_mutex_);
     if (lost_.load()) return;
     lost_cause_ = uri_ + ": device lost: " + cause;
+    if (identity_.function != 0) lost_cause_ += "; a reset of the physical function takes virtual ones too";
     lost_.store(true, std::memory_order_release);
   }
   driver_log().error("{}: device lost: {}", uri_, cause);

@@ -22,7 +22,7 @@ namespace jalapeno::driver {
 struct Identity {
   uint32_t interface_version, isa_version, capabilities, cores, spm_bytes, acc_bytes, queues, contexts, links;
   uint32_t hbm_megabytes_per_second, core_clock_khz, link_megabits_per_second, peak_gigaflops_bf16,
-      power_limit_milliwatts, dollars_per_hour_micro, windows;
+      power_limit_milliwatts, dollars_per_hour_micro, windows, function, virtual_functions;
   uint64_t hbm_bytes, uuid[2], fabric_address;
   std::string config_name;
 };

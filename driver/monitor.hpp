@@ -22,7 +22,7 @@ struct Telemetry {
 
 // Everything about a device at a moment, plain bytes of this machine.
 struct Snapshot {
-  static constexpr uint32_t kVersion = 2;
+  static constexpr uint32_t kVersion = 3;
   uint32_t version = kVersion, bytes = sizeof(Snapshot);
   int32_t pid = 0;
   int64_t opened_unix_ns = 0;
@@ -30,7 +30,8 @@ struct Snapshot {
   char lost[512] = {};  // why, when the device is lost; "" while it is not
   uint32_t interface_version = 0, isa_version = 0, capabilities = 0, cores = 0, queues = 0, queues_used = 0,
            contexts = 0, links = 0, hbm_megabytes_per_second = 0, core_clock_khz = 0, link_megabits_per_second = 0,
-           peak_gigaflops_bf16 = 0, power_limit_milliwatts = 0, health = 0, epoch = 0;
+           peak_gigaflops_bf16 = 0, power_limit_milliwatts = 0, health = 0, epoch = 0, function = 0,
+           virtual_functions = 0;
   uint64_t hbm_bytes = 0, hbm_free_bytes = 0, uuid[2] = {};
   uint64_t interrupts = 0;
   Telemetry telemetry{};

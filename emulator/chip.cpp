@@ -14,9 +14,11 @@ namespace jalapeno::emu {
 namespace {
 
 uint64_t usable_hbm(const EmulatorOptions& options, const ChipConfig& config) {
-  uint64_t bytes = std::bit_floor(std::min(options.hbm_bytes, config.hbm_bytes));
+  uint64_t bytes = std::bit_floor(std::min(options.hbm_bytes / options.functions, config.hbm_bytes));
   if (bytes < uint64_t{64} << 20)
-    throw std::runtime_error("HBM of " + std::to_string(options.hbm_bytes) + " bytes: expected at least 64M");
+    throw std::runtime_error("HBM of " + std::to_string(options.hbm_bytes) + " bytes" +
+                             (options.functions > 1 ? " for " + std::to_string(options.functions) + " functions" : "") +
+                             ": expected at least 64M" + (options.functions > 1 ? " for each" : ""));
   return bytes;
 }
 
@@ -36,11 +38,10 @@ uint64_t random_word() {
 
 }  // namespace
 
-Chip::Chip(const EmulatorOptions& options, uint32_t index)
+Chip::Chip(const EmulatorOptions& options)
     : options_(options),
-      config_(load_config(options.config_file)),
+      config_(share_of(load_config(options.config_file), options.functions)),
       plan_(options.faults),
-      index_(index),
       uuid_{random_word(), random_word()},
       memory_(usable_hbm(options, config_)),
       doorbell_bytes_(std::bit_ceil(uint64_t{kQueueCount + 1} * sizeof(hw::DoorbellPage))),
@@ -272,6 +273,12 @@ bool Chip::read_register(uint64_t offset, uint32_t bytes, uint64_t& value) {
       break;
     case reg::kWindows:
       value = kWindowCount;
+      break;
+    case reg::kFunction:
+      value = options_.function;
+      break;
+    case reg::kVirtualFunctions:
+      value = options_.functions - 1;
       break;
     case reg::kLinksUp:
       value = ((uint64_t{1} << std::min(config_.links, 32u)) - 1) & ~uint64_t{links_down_.load()};

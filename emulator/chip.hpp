@@ -28,8 +28,7 @@ inline constexpr uint32_t kVectors = kQueueCount + 1;  // the last one: device e
 
 class Chip final : private Processor {
  public:
-  // Throws std::runtime_error on an unusable configuration. `index` makes the UUID.
-  Chip(const EmulatorOptions& options, uint32_t index);
+  explicit Chip(const EmulatorOptions& options);  // throws std::runtime_error on an unusable configuration
   ~Chip();
   Chip(const Chip&) = delete;
   Chip& operator=(const Chip&) = delete;
@@ -51,8 +50,10 @@ class Chip final : private Processor {
   void set_interrupt(uint32_t vector, int eventfd);  // takes the descriptor, -1 detaches
   void set_bus_master(bool on);                      // off: host memory is out of reach
   void reset_function();  // queues and contexts are gone; DMA mappings and interrupts are the slot's and stay
-  void unplug();          // whoever held the slot is gone, and its mappings and interrupts with it
-  void scrub();           // HBM reads as zero again
+  uint32_t function() const { return options_.function; }
+  uint32_t functions() const { return options_.functions; }
+  void unplug();  // whoever held the slot is gone, and its mappings and interrupts with it
+  void scrub();   // HBM reads as zero again
 
  private:
   // Where a group's lines to and from a rank are in this process, as long as its table says the same.
@@ -197,7 +198,6 @@ class Chip final : private Processor {
   EmulatorOptions options_;
   ChipConfig config_;
   FaultPlan plan_;
-  uint32_t index_;
   uint64_t uuid_[2];
   MemorySystem memory_;
   uint64_t doorbell_bytes_;

@@ -76,6 +76,18 @@ ChipConfig load_config(const std::string& file) {
   return c;
 }
 
+// Cores, memory and its rate, the host link and the power are divided; a link of the fabric serves one function.
+ChipConfig share_of(ChipConfig c, uint32_t functions) {
+  if (functions > c.cores)
+    fail(std::to_string(functions) + " functions on a chip of " + std::to_string(c.cores) +
+         " cores: expected at most one a core");
+  c.cores /= functions, c.links /= functions, c.hbm_bytes /= functions;
+  for (double* shared :
+       {&c.hbm_gbytes_per_second, &c.host_gbytes_per_second, &c.idle_watts, &c.limit_watts, &c.dollars_per_hour})
+    *shared /= functions;
+  return c;
+}
+
 uint64_t parse_size(const std::string& text) {
   char* end = nullptr;
   double value = std::strtod(text.c_str(), &end);

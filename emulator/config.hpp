@@ -23,12 +23,17 @@ struct EmulatorOptions {
   uint32_t threads = 0;                    // 0: one per host CPU
   uint32_t watchdog_ms = 10000;
   std::string faults;  // see faults.hpp
+  // The chip is shared by so many functions, and this is which: 0 is the physical one. Each has an equal share.
+  uint32_t functions = 1, function = 0;
   bool check_races = false, check_uninitialized = false, check_bounds = false;
   bool check() const { return check_races || check_uninitialized || check_bounds; }
 };
 
 // Throws std::runtime_error that names the file, the key and what was expected.
 ChipConfig load_config(const std::string& file);
+
+// What one of `functions` equal shares of the chip has. Throws when there is less than a core for each.
+ChipConfig share_of(ChipConfig chip, uint32_t functions);
 
 // Reads JAL_EMU_CHECK, JAL_EMU_THREADS, JAL_EMU_WATCHDOG_MS, JAL_EMU_HBM, JAL_EMU_CONFIG and JAL_EMU_FAULT over `base`.
 EmulatorOptions options_from_environment(EmulatorOptions base = {});

@@ -60,7 +60,7 @@ emu::EmulatorOptions parse(const std::string& text) {
 
 driver::Embedded launch(const std::string& text) try {
   auto running = std::make_shared<Running>();
-  running->chip = std::make_unique<emu::Chip>(parse(text), 0);
+  running->chip = std::make_unique<emu::Chip>(parse(text));
   running->server = std::make_unique<emu::Server>(*running->chip);
   int pair[2];
   if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0)

@@ -51,14 +51,18 @@ int listen_at(const std::string& path) {
 int main(int argc, char** argv) try {
   CLI::App app{
       "The Jalapeno chip as a process: serves vfio-user on a UNIX socket per chip.\n"
-      "With --chips N > 1 the sockets are PATH.0 .. PATH.N-1. Ends on SIGTERM, SIGINT or when its parent asked with "
+      "With --chips N > 1 the sockets are PATH.0 .. PATH.N-1; with --vfs N each chip's virtual functions are at its "
+      "socket's name and .vf1 .. .vfN. Ends on SIGTERM, SIGINT or when its parent asked with "
       "--until-eof closes standard input."};
   std::string socket_path, hbm, check;
   EmulatorOptions options;
-  uint32_t chips = 1;
+  uint32_t chips = 1, virtual_functions = 0;
   bool until_eof = false;
   app.add_option("--socket", socket_path, "where to listen")->required();
   app.add_option("--chips", chips, "how many chips")->check(CLI::Range(1, 64));
+  app.add_option("--vfs", virtual_functions,
+                 "virtual functions of each chip; they and the physical one have equal shares of cores and HBM")
+      ->check(CLI::Range(0, 15));
   app.add_option("--config", options.config_file, "chip configuration, JSON (default: the built-in assumed chip)");
   app.add_option("--hbm", hbm, "HBM to emulate, as in 8G; mapped on demand");
   app.add_option("--threads", options.threads, "host threads per chip");
@@ -78,16 +82,24 @@ int main(int argc, char** argv) try {
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   const int signal_fd = signalfd(-1, &signals, SFD_CLOEXEC);
 
-  std::vector<std::unique_ptr<Chip>> all_chips;
+  std::vector<std::unique_ptr<Chip>> functions;
   std::vector<std::unique_ptr<Server>> servers;
   std::vector<std::thread> threads;
   std::vector<std::string> paths;
+  options.functions = virtual_functions + 1;
   for (uint32_t i = 0; i < chips; ++i) {
-    paths.push_back(chips == 1 ? socket_path : socket_path + "." + std::to_string(i));
-    all_chips.push_back(std::make_unique<Chip>(options, i));
-    servers.push_back(std::make_unique<Server>(*all_chips.back()));
-    const int listener = listen_at(paths.back());
-    threads.emplace_back([server = servers.back().get(), listener] { server->serve_listener(listener); });
+    const std::string path = chips == 1 ? socket_path : socket_path + "." + std::to_string(i);
+    const size_t physical = servers.size();
+    for (options.function = 0; options.function < options.functions; ++options.function) {
+      functions.push_back(std::make_unique<Chip>(options));
+      servers.push_back(std::make_unique<Server>(*functions.back()));
+      if (options.function > 0) servers[physical]->adopt(*servers.back());
+      paths.push_back(options.function == 0 ? path : path + ".vf" + std::to_string(options.function));
+    }
+  }
+  for (size_t k = 0; k < servers.size(); ++k) {
+    const int listener = listen_at(paths[k]);
+    threads.emplace_back([server = servers[k].get(), listener] { server->serve_listener(listener); });
   }
   for (const std::string& path : paths) std::printf("listening on %s\n", path.c_str());
   std::fflush(stdout);

@@ -13,17 +13,21 @@ void PciConfig::put(uint32_t at, uint64_t value, uint32_t bytes, uint64_t writab
   }
 }
 
-PciConfig::PciConfig(uint64_t registers, uint64_t doorbells, uint64_t hbm, uint32_t vectors, uint64_t serial) {
+// 64-bit memory; doorbells and HBM may be prefetched and merged. Size: the lowest address bit that can be written.
+void PciConfig::put_bars(uint32_t at, const Bars& bars) {
+  put(at, 0x4, 8, ~(bars.registers - 1));
+  put(at + 8, 0x4 | 0x8, 8, ~(bars.doorbells - 1));
+  put(at + 16, 0x4 | 0x8, 8, ~(bars.hbm - 1));
+}
+
+PciConfig::PciConfig(const Bars& bars, uint32_t vectors, uint64_t serial, uint32_t function, uint32_t functions) {
   put(0x00, hw::kPciVendorId, 2);
-  put(0x02, hw::kPciDeviceId, 2);
+  put(0x02, function == 0 ? hw::kPciDeviceId : hw::kPciVirtualDeviceId, 2);
   put(pci::kCommand, 0, 2, pci::kCommandMemory | pci::kCommandBusMaster | 0x0540);  // and parity, SERR#, no INTx
   put(0x06, 0x0010, 2);                                                             // has a capability list
   put(0x08, hw::kPciClass << 8 | 1, 4);                                             // revision 1
   put(0x0C, 0, 1, 0xFF);                                                            // cache line size
-  // 64-bit memory; doorbells and HBM may be prefetched and merged. Size: the lowest address bit that can be written.
-  put(0x10, 0x4, 8, ~(registers - 1));
-  put(0x18, 0x4 | 0x8, 8, ~(doorbells - 1));
-  put(0x20, 0x4 | 0x8, 8, ~(hbm - 1));
+  put_bars(0x10, bars);
   put(0x2C, hw::kPciVendorId, 2);
   put(0x2E, 1, 2);
   put(pci::kCapabilities, pci::kPowerCap, 1);
@@ -51,8 +55,22 @@ PciConfig::PciConfig(uint64_t registers, uint64_t doorbells, uint64_t hbm, uint3
   put(pci::kExpressCap + 44, 0x3E, 4);  // 2.5 to 32 GT/s
   put(pci::kExpressCap + 48, pci::kAssumedLinkSpeed, 2, 0xF);
 
-  put(0x100, 0x0001'0003, 4);  // device serial number, the only extended capability
-  put(0x104, serial, 8);
+  const bool shares = function == 0 && functions > 1;
+  put(pci::kSerialCap, 0x0001'0003 | (shares ? pci::kSharingCap << 20 : 0), 4);
+  put(pci::kSerialCap + 4, serial, 8);
+  if (shares) {  // whoever owns the slot has enabled them before anybody looks: a driver reads how many there are
+    const uint32_t at = pci::kSharingCap, virtual_functions = functions - 1;
+    put(at, 0x0001'0000 | pci::kSharingId, 4);
+    put(at + 0x08, 0x9, 2);  // enabled, their memory too
+    put(at + 0x0C, virtual_functions, 2);
+    put(at + 0x0E, virtual_functions, 2);
+    put(at + 0x10, virtual_functions, 2);
+    put(at + 0x14, 1, 2), put(at + 0x16, 1, 2);  // the first one's routing ID, and from one to the next
+    put(at + 0x1A, hw::kPciVirtualDeviceId, 2);
+    put(at + 0x1C, 0x553, 4);
+    put(at + 0x20, 1, 4, 0x553);
+    put_bars(at + 0x24, bars);
+  }
   reset();
 }
 

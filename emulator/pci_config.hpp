@@ -13,8 +13,11 @@ class PciConfig {
  public:
   static constexpr uint32_t kBytes = 4096;
 
-  // Bytes of the BARs (powers of two, 4 KiB or more), the last interrupt vector's number plus one, a serial number.
-  PciConfig(uint64_t registers, uint64_t doorbells, uint64_t hbm, uint32_t vectors, uint64_t serial);
+  struct Bars {
+    uint64_t registers, doorbells, hbm;  // bytes: powers of two, 4 KiB or more
+  };
+  // Of the function with this number of so many that share the chip: 0 is the physical one, and all have equal BARs.
+  PciConfig(const Bars& bars, uint32_t vectors, uint64_t serial, uint32_t function = 0, uint32_t functions = 1);
 
   // As after power-on and function level reset.
   void reset();
@@ -25,6 +28,7 @@ class PciConfig {
   bool bus_master() const { return bytes_[hw::pci::kCommand] & hw::pci::kCommandBusMaster; }
 
  private:
+  void put_bars(uint32_t at, const Bars& bars);
   void put(uint32_t at, uint64_t value, uint32_t bytes, uint64_t writable = 0);
 
   std::array<uint8_t, kBytes> initial_{}, writable_{}, bytes_{};

@@ -42,14 +42,15 @@ struct Server::Message {
 
 namespace {
 
-// Reads exactly `bytes`; descriptors ride on the first of them. False: the peer left, or stop.
+// Reads exactly `bytes`; descriptors ride on the first of them. False: the peer left, or one of the events to end it.
 template <class Knock>
-bool receive(int socket, int stop, int listener, Knock knock, void* out, size_t bytes, std::vector<int>* fds) {
+bool receive(int socket, int stop, int away, int listener, Knock knock, void* out, size_t bytes,
+             std::vector<int>* fds) {
   auto* at = static_cast<std::byte*>(out);
   while (bytes > 0) {
-    pollfd p[3] = {{socket, POLLIN | POLLRDHUP, 0}, {stop, POLLIN, 0}, {listener, POLLIN, 0}};
-    if (poll(p, 3, -1) < 0 && errno != EINTR) return false;
-    if (p[1].revents != 0) return false;
+    pollfd p[4] = {{socket, POLLIN | POLLRDHUP, 0}, {stop, POLLIN, 0}, {listener, POLLIN, 0}, {away, POLLIN, 0}};
+    if (poll(p, 4, -1) < 0 && errno != EINTR) return false;
+    if (p[1].revents != 0 || p[3].revents != 0) return false;
     // A client that has left makes room: the next one waits for its turn. Polled after the listener was ready, so
     // that who closes one connection and opens another is never refused.
     if ((p[2].revents & POLLIN) && poll(p, 1, 0) >= 0 && !(p[0].revents & (POLLRDHUP | POLLHUP))) knock();
@@ -113,21 +114,29 @@ bool send_reply(int socket, const vu::Header& request, uint32_t error, const voi
 Server::Server(Chip& chip)
     : chip_(chip),
       stop_event_(eventfd(0, EFD_CLOEXEC)),
-      config_(hw::kBar0Bytes, chip.doorbell_bytes(), chip.hbm_bar_bytes(), kVectors, chip.serial()) {
-  if (stop_event_ < 0) throw std::runtime_error(std::string("eventfd: ") + std::strerror(errno));
+      away_event_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+      config_({hw::kBar0Bytes, chip.doorbell_bytes(), chip.hbm_bar_bytes()}, kVectors, chip.serial(), chip.function(),
+              chip.functions()) {
+  if (stop_event_ < 0 || away_event_ < 0) throw std::runtime_error(std::string("eventfd: ") + std::strerror(errno));
 }
 
-Server::~Server() { close(stop_event_); }
+Server::~Server() { close(stop_event_), close(away_event_); }
 
 void Server::stop() {
   const uint64_t one = 1;
   (void)!write(stop_event_, &one, sizeof one);
 }
 
+void Server::send_away() {
+  const uint64_t one = 1;
+  (void)!write(away_event_, &one, sizeof one);
+}
+
 void Server::reset_function() {
   config_.reset();
   chip_.set_bus_master(config_.bus_master());
   chip_.reset_function();
+  for (Server* f : virtual_functions_) f->send_away();
 }
 
 // The reply to the version request that a second client sends, whatever it says in it.
@@ -162,12 +171,14 @@ void Server::serve_listener(int listener) {
 }
 
 void Server::serve(int socket) {
+  uint64_t none;
+  (void)!read(away_event_, &none, sizeof none);  // was meant for the one before
   for (;;) {
     Message m;
     auto get = [&](void* out, size_t bytes) {
       return receive(
-          socket, stop_event_, listener_, [&] { refuse(accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC)); }, out,
-          bytes, &m.fds);
+          socket, stop_event_, away_event_, listener_,
+          [&] { refuse(accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC)); }, out, bytes, &m.fds);
     };
     if (!get(&m.header, sizeof m.header)) break;
     if (m.header.size < sizeof m.header || m.header.size > vu::kMaxMessage ||
@@ -178,7 +189,9 @@ void Server::serve(int socket) {
     if (!handle(socket, m)) break;
   }
   close(socket);
-  reset_function();
+  config_.reset();
+  chip_.set_bus_master(config_.bus_master());
+  chip_.reset_function();
   chip_.unplug();
 }
 

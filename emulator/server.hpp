@@ -22,16 +22,21 @@ class Server {
   // Accepts clients one after another until stop() is called. Takes the listening descriptor.
   void serve_listener(int listener);
   void stop();
+  // Of the same chip, when this serves its physical function: a reset of that one takes them from their owners. Before
+  // any of them serves.
+  void adopt(Server& virtual_function) { virtual_functions_.push_back(&virtual_function); }
 
  private:
   struct Message;
   bool handle(int socket, Message& message);  // false: end the connection
   void refuse(int client);
   bool access(const hw::vfio_user::RegionAccess& at, std::byte* data, bool write);  // false: not possible
-  void reset_function();
+  void reset_function();  // as its owner asks for: with it go the virtual functions
+  void send_away();       // whoever is connected
   Chip& chip_;
   int listener_ = -1;  // while serving: who else knocks is told that the chip is in use
-  int stop_event_;
+  int stop_event_, away_event_;
+  std::vector<Server*> virtual_functions_;
   PciConfig config_;
 };
 

@@ -362,6 +362,7 @@ jalError_t jalDeviceGetProperties(jalDevice_t device, jalDeviceProperties* p) {
     p->interface_version = i.interface_version, p->isa_version = i.isa_version, p->hbm_bytes = i.hbm_bytes;
     p->core_clock_ghz = i.core_clock_khz * 1e-6, p->hbm_gbytes_per_second = i.hbm_megabytes_per_second * 1e-3;
     p->link_gbits_per_second = i.link_megabits_per_second * 1e-3, p->peak_tflops_bf16 = i.peak_gigaflops_bf16 * 1e-3;
+    p->function = i.function, p->virtual_functions = i.virtual_functions;
     p->power_limit_watts = i.power_limit_milliwatts * 1e-3, p->dollars_per_hour = i.dollars_per_hour_micro * 1e-6;
     p->uuid[0] = i.uuid[0], p->uuid[1] = i.uuid[1];
   });

@@ -32,6 +32,8 @@ constexpr RegisterName kRegisters[] = {
     {kDollarsPerHourMicro, 4, "DollarsPerHourMicro"},
     {kFabricAddress, 8, "FabricAddress"},
     {kWindows, 4, "Windows"},
+    {kFunction, 4, "Function"},
+    {kVirtualFunctions, 4, "VirtualFunctions"},
     {kConfigName, 8, "ConfigName"},
     {kControl, 4, "Control"},
     {kHealth, 4, "Health"},

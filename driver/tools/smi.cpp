@@ -60,6 +60,9 @@ void print(const std::vector<tools::Entry>& entries, const std::map<std::string,
     assumed |= (s.capabilities & hw::kCapabilityAssumedRates) != 0;
     fmt::print("  chip         {} cores at {:.2f} GHz, configuration {}{}, {}\n", s.cores, s.core_clock_khz * 1e-6,
                s.config_name, s.capabilities & hw::kCapabilityEmulated ? ", emulated" : "", tools::uuid_text(s));
+    if (s.virtual_functions > 0)
+      fmt::print("  function     {} of a chip that {} functions share\n",
+                 s.function == 0 ? "the physical one" : fmt::format("virtual {}", s.function), s.virtual_functions + 1);
     fmt::print("  health       {}, epoch {}, {} faults, ECC {} corrected, {} not\n",
                s.lost[0] != 0                 ? "lost"
                : s.health == hw::kHealthReady ? "good"

@@ -127,6 +127,7 @@ nlohmann::json to_json(const std::vector<Entry>& entries) {
       d["isa_version"] = version(s.isa_version);
       d["healthy"] = s.lost[0] == 0 && s.health == hw::kHealthReady;
       d["epoch"] = s.epoch;
+      d["function"] = s.function, d["virtual_functions"] = s.virtual_functions;
       d["cores"] = s.cores;
       d["queues"] = {{"used", s.queues_used}, {"total", s.queues}};
       d["links"] = {{"count", s.links}, {"megabits_per_second", s.link_megabits_per_second}};

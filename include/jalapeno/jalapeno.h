@@ -111,6 +111,8 @@ typedef struct jalDeviceProperties {
   double core_clock_ghz, hbm_gbytes_per_second, link_gbits_per_second, peak_tflops_bf16, power_limit_watts;
   double dollars_per_hour; /* 0: unknown */
   uint64_t uuid[2];
+  uint32_t function;          /* 0: the physical function, otherwise the virtual one's number */
+  uint32_t virtual_functions; /* that share the chip with it; what is said above is this function's share */
 } jalDeviceProperties;
 
 /* A snapshot. Counters never go back. Energy, power, temperature and times are modelled on an emulated chip. */

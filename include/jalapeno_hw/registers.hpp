@@ -5,8 +5,8 @@
 
 namespace jalapeno::hw {
 
-inline constexpr uint16_t kPciVendorId = 0x1DA1;  // assumed: no id is public
-inline constexpr uint16_t kPciDeviceId = 0x4A4C;
+inline constexpr uint16_t kPciVendorId = 0x1DA1;                                // assumed: no id is public
+inline constexpr uint16_t kPciDeviceId = 0x4A4C, kPciVirtualDeviceId = 0x4A4D;  // of the physical, a virtual function
 
 inline constexpr uint32_t kPciClass = 0x120000;  // processing accelerator
 
@@ -22,6 +22,9 @@ inline constexpr uint32_t kPowerCap = 0x40, kMsixCap = 0x48, kExpressCap = 0x60;
 inline constexpr uint32_t kDeviceControl = 0x08, kLinkStatus = 0x12;
 inline constexpr uint16_t kDeviceControlReset = 1u << 15;
 inline constexpr uint32_t kAssumedLinkSpeed = 5, kAssumedLinkWidth = 16;  // 32 GT/s x16
+// Extended capabilities: serial number, and SR-IOV where the chip is shared.
+inline constexpr uint32_t kSerialCap = 0x100, kSharingCap = 0x140;
+inline constexpr uint32_t kSharingId = 0x0010;
 }  // namespace pci
 
 inline constexpr uint32_t kBarRegisters = 0;           // trapped, 32- and 64-bit accesses, naturally aligned
@@ -31,7 +34,7 @@ inline constexpr uint32_t kRegisterBarBytes = 0x1000;  // of registers; behind t
 inline constexpr uint32_t kMsixTableOffset = 0x2000, kMsixPendingOffset = 0x3800, kBar0Bytes = 0x4000;
 
 // Versions are major << 16 | minor. Majors must match; the device's minor may be newer.
-inline constexpr uint32_t kInterfaceVersion = 1u << 16 | 1;
+inline constexpr uint32_t kInterfaceVersion = 1u << 16 | 2;
 
 namespace reg {
 // Identity (read only)
@@ -55,7 +58,9 @@ inline constexpr uint32_t kPowerLimitMilliwatts = 0x050;
 inline constexpr uint32_t kDollarsPerHourMicro = 0x054;  // what an hour of this chip costs, in 1e-6 USD; 0: unknown
 inline constexpr uint32_t kFabricAddress = 0x058;        // u64, of this chip among the chips it is linked with
 inline constexpr uint32_t kWindows = 0x060;
-inline constexpr uint32_t kConfigName = 0x080;  // 64 bytes of text, zero padded
+inline constexpr uint32_t kFunction = 0x064;          // 0: the physical function, otherwise the virtual one's number
+inline constexpr uint32_t kVirtualFunctions = 0x068;  // that share the chip with the physical one; 0: it is not shared
+inline constexpr uint32_t kConfigName = 0x080;        // 64 bytes of text, zero padded
 
 // Control and health
 inline constexpr uint32_t kControl = 0x100;    // write kControlReset

@@ -209,7 +209,7 @@ TEST(ForeignDevice, OtherVersionsAreNamedWithBothNumbers) {
     d.read = [](uint64_t at) {
       return at == hw::reg::kMagic ? hw::kMagicValue : at == hw::reg::kInterfaceVersion ? 7u << 16 | 3 : 0;
     };
-    EXPECT_NE(d.open_error().find("interface is 7.3, this driver needs 1.1"), std::string::npos);
+    EXPECT_NE(d.open_error().find("interface is 7.3, this driver needs 1.2"), std::string::npos);
     EXPECT_EQ(d.code, Code::kVersionMismatch);
   }
   {

@@ -26,7 +26,7 @@ class ServerTest : public ::testing::Test {
       o.hbm_bytes = 64 << 20, o.threads = 1;
       return o;
     }();
-    static Chip* c = new Chip(options, 0);  // one for all: that it survives is the point
+    static Chip* c = new Chip(options);  // one for all: that it survives is the point
     return *c;
   }
   void SetUp() override {

@@ -143,13 +143,14 @@ TEST(Words, AddingBytesMovesAnAddressAndKeepsItsMemory) {
 TEST(PciFunction, IdentityAndBarsAreTheDataSheets) {
   EXPECT_EQ(hw::kPciVendorId, 0x1DA1);
   EXPECT_EQ(hw::kPciDeviceId, 0x4A4C);
+  EXPECT_EQ(hw::kPciVirtualDeviceId, 0x4A4D);
   EXPECT_EQ(hw::kBarRegisters, 0u);
   EXPECT_EQ(hw::kBarDoorbells, 2u);
   EXPECT_EQ(hw::kBarHbm, 4u);
 }
 
 TEST(PciFunction, VersionsAreMajorInTheUpperHalf) {
-  EXPECT_EQ(hw::kInterfaceVersion, 0x0001'0001u);
+  EXPECT_EQ(hw::kInterfaceVersion, 0x0001'0002u);
   EXPECT_EQ(hw::kIsaVersion, 0x0001'0000u);
 }
 
@@ -182,6 +183,8 @@ const Register kRegisters[] = {
     {"DollarsPerHourMicro", reg::kDollarsPerHourMicro, 0x054, 4},
     {"FabricAddress", reg::kFabricAddress, 0x058, 8},
     {"Windows", reg::kWindows, 0x060, 4},
+    {"Function", reg::kFunction, 0x064, 4},
+    {"VirtualFunctions", reg::kVirtualFunctions, 0x068, 4},
     {"ConfigName", reg::kConfigName, 0x080, 64},
     {"Control", reg::kControl, 0x100, 4},
     {"Health", reg::kHealth, 0x104, 4},

@@ -84,7 +84,7 @@ def test_counters_go_on_and_a_dead_holder_lets_go(holder):
 
 
 SCHEMA = {  # of version 1: fields may be added, none may go or change its name
-    "uri", "state", "problem", "holders", "uuid", "configuration", "emulated", "assumed_rates", "interface_version", "isa_version",
+    "uri", "state", "problem", "holders", "uuid", "configuration", "emulated", "assumed_rates", "interface_version", "isa_version", "function", "virtual_functions",
     "healthy", "epoch", "cores", "clock_khz", "queues.used", "queues.total", "links.count", "links.megabits_per_second",
     "memory.total_bytes", "memory.used_bytes", "memory.megabytes_per_second", "modelled.temperature_celsius", "modelled.power_watts",
     "modelled.power_limit_watts", "modelled.energy_joules", "modelled.device_seconds", "modelled.utilisation",
@@ -165,7 +165,7 @@ def test_nothing_to_show_is_told():
 # ---- jalapeno-doctor ----
 def test_doctor_exercises_the_emulated_chip(chip):
     code, out, _ = run(DOCTOR, chip)
-    assert f"ok       {chip}: works: interface 1.1" in out and "interrupts arrive" in out
+    assert f"ok       {chip}: works: interface 1.2" in out and "interrupts arrive" in out
     code, out, _ = run(DOCTOR, "--latency", "20", "emu:?hbm=64M")
     assert "doorbell to completion" in out and "x the eventfd" in out
 

@@ -49,6 +49,7 @@ py::dict properties_of(const Device& d) {
   out["interface_version"] = p.interface_version, out["isa_version"] = p.isa_version;
   out["core_clock_ghz"] = p.core_clock_ghz, out["hbm_gbytes_per_second"] = p.hbm_gbytes_per_second;
   out["link_gbits_per_second"] = p.link_gbits_per_second, out["peak_tflops_bf16"] = p.peak_tflops_bf16;
+  out["function"] = p.function, out["virtual_functions"] = p.virtual_functions;
   out["power_limit_watts"] = p.power_limit_watts, out["dollars_per_hour"] = p.dollars_per_hour;
   return out;
 }
