@@ -71,6 +71,16 @@ void Chip::map_host(int fd, uint64_t offset, uint64_t iova, uint64_t bytes, bool
   host_epoch_.fetch_add(1);
 }
 
+void Chip::map_host(const AskedRange& range) {
+  memory_.map_host(range);
+  host_epoch_.fetch_add(1);
+}
+
+void Chip::set_host_link(std::shared_ptr<HostLink> link) {
+  memory_.set_host_link(std::move(link));
+  host_epoch_.fetch_add(1);
+}
+
 void Chip::unmap_host(uint64_t iova, uint64_t bytes) {
   memory_.unmap_host(iova, bytes);
   host_epoch_.fetch_add(1);

@@ -45,7 +45,9 @@ class Chip final : private Processor {
   uint64_t hbm_bar_bytes() const { return memory_.hbm_bytes(); }  // a power of two
 
   void map_host(int fd, uint64_t offset, uint64_t iova, uint64_t bytes, bool read,
-                bool write);  // throws std::runtime_error
+                bool write);                           // throws std::runtime_error
+  void map_host(const AskedRange& range);              // throws std::runtime_error
+  void set_host_link(std::shared_ptr<HostLink> link);  // until unplug(): who is asked
   void unmap_host(uint64_t iova, uint64_t bytes);
   void set_interrupt(uint32_t vector, int eventfd);  // takes the descriptor, -1 detaches
   void set_bus_master(bool on);                      // off: host memory is out of reach

@@ -32,7 +32,7 @@ RemoteContext* Chip::remote_of(uint64_t address) {
 std::byte* Chip::reach(Memory& memory, uint64_t address, uint64_t bytes, hw::Access access) {
   std::byte* p = memory.span(address, bytes, access);
   if (p == nullptr) {
-    memory.each(address, bytes, access, [](std::byte*, uint64_t, uint64_t) {});  // throws where it is not mapped
+    memory.require(address, bytes, access);
     throw Fault(Status::kAddressFault, "%llu bytes at 0x%llx are not one block", ull(bytes), ull(address))
         .at(address, bytes, access);
   }

@@ -89,13 +89,47 @@ const Extent& Memory::find(uint64_t at, uint64_t address, uint64_t bytes, hw::Ac
   return *std::prev(it);
 }
 
+uint64_t Memory::asked(uint64_t address, uint64_t bytes, hw::Access access) const {
+  constexpr uint64_t kPiece = 32 << 10;  // fits into a message
+  if (!(address & hw::kHostWindow)) return 0;
+  const uint64_t iova = address & ~hw::kHostWindow;
+  for (const AskedRange& r : map_->asked())
+    if (iova >= r.iova && iova - r.iova < r.bytes && (access == hw::kAccessWrite ? r.write : r.read) &&
+        access != hw::kAccessExecute)
+      return std::min({bytes, r.bytes - (iova - r.iova), kPiece});
+  return 0;
+}
+
+void Memory::ask(uint64_t address, std::vector<std::byte>& bytes, hw::Access access) {
+  const uint64_t iova = address & ~hw::kHostWindow;
+  const bool write = access == hw::kAccessWrite;
+  if (write ? map_->link().write(iova, bytes.data(), bytes.size())
+            : map_->link().read(iova, bytes.data(), bytes.size()))
+    return;
+  throw Fault(hw::Status::kDmaFault, "%s of %zu bytes at iova 0x%llx by message: the host refused or did not answer",
+              write ? "write" : "read", bytes.size(), static_cast<unsigned long long>(iova))
+      .at(address, bytes.size(), access);
+}
+
+void Memory::require(uint64_t address, uint64_t bytes, hw::Access access) {
+  for (uint64_t done = 0; done < bytes;) {
+    if (asked(address + done, bytes - done, access) > 0)
+      throw Fault(hw::Status::kDmaFault,
+                  "%llu bytes at 0x%llx are host memory without a file, which only copies and fills can reach",
+                  static_cast<unsigned long long>(bytes), static_cast<unsigned long long>(address))
+          .at(address, bytes, access);
+    const Extent& e = find(address + done, address, bytes, access);
+    done += std::min(bytes - done, e.bytes - (address + done - e.begin));
+  }
+}
+
 std::byte* Memory::word(uint64_t address, uint64_t bytes, hw::Access access) {
   if (address % bytes != 0)
     throw Fault(hw::Status::kBadPacket, "address 0x%llx is not aligned to %llu bytes",
                 static_cast<unsigned long long>(address), static_cast<unsigned long long>(bytes))
         .at(address, bytes, access);
-  std::byte* p = nullptr;
-  each(address, bytes, access, [&](std::byte* at, uint64_t, uint64_t) { p = at; });
+  std::byte* p = span(address, bytes, access);
+  if (p == nullptr) require(address, bytes, access);
   return p;
 }
 
@@ -131,13 +165,36 @@ void MemorySystem::map_host(int fd, uint64_t offset, uint64_t iova, uint64_t byt
     refuse("the file can shrink; seal it with F_SEAL_SHRINK");
   std::lock_guard lock(mutex_);
   auto file = mapping_of(fd, st, write);
+  if (overlaps(iova, bytes)) refuse("already mapped");
   auto at =
       std::lower_bound(host_.begin(), host_.end(), iova, [](const HostRange& r, uint64_t v) { return r.iova < v; });
-  if ((at != host_.end() && at->iova < iova + bytes) ||
-      (at != host_.begin() && std::prev(at)->iova + std::prev(at)->bytes > iova))
-    refuse("already mapped");
   std::byte* data = file->data() + offset;
   host_.insert(at, HostRange{iova, bytes, read, write, std::move(file), data});
+}
+
+bool MemorySystem::overlaps(uint64_t iova, uint64_t bytes) const {
+  auto at =
+      std::lower_bound(host_.begin(), host_.end(), iova, [](const HostRange& r, uint64_t v) { return r.iova < v; });
+  return (at != host_.end() && at->iova < iova + bytes) ||
+         (at != host_.begin() && std::prev(at)->iova + std::prev(at)->bytes > iova) ||
+         std::any_of(asked_.begin(), asked_.end(),
+                     [&](const AskedRange& r) { return r.iova < iova + bytes && iova < r.iova + r.bytes; });
+}
+
+void MemorySystem::map_host(const AskedRange& range) {
+  std::lock_guard lock(mutex_);
+  // Looked through one by one: there are few. A page of a virtual machine each would come with a file.
+  constexpr size_t kMost = 4096;
+  if (range.bytes == 0 || range.iova & hw::kHostWindow || range.iova + range.bytes < range.iova ||
+      overlaps(range.iova, range.bytes) || asked_.size() >= kMost)
+    throw std::runtime_error("DMA map without a file of " + std::to_string(range.bytes) + " bytes at iova " +
+                             std::to_string(range.iova) + ": impossible, already mapped, or one of too many");
+  asked_.push_back(range);
+}
+
+void MemorySystem::set_host_link(std::shared_ptr<HostLink> link) {
+  std::lock_guard lock(mutex_);
+  link_ = std::move(link);
 }
 
 std::shared_ptr<Mapping> MemorySystem::mapping_of(int fd, const struct stat& st, bool writable) {
@@ -158,19 +215,24 @@ bool MemorySystem::set_host_reachable(bool reachable) {
 
 void MemorySystem::unmap_host(uint64_t iova, uint64_t bytes) {
   std::lock_guard lock(mutex_);
-  std::erase_if(host_, [&](const HostRange& r) {
+  auto inside = [&](const auto& r) {
     return r.iova >= iova && r.iova - iova < bytes && r.bytes <= bytes - (r.iova - iova);
-  });
+  };
+  std::erase_if(host_, inside);
+  std::erase_if(asked_, inside);
 }
 
 void MemorySystem::unmap_all_host() {
   std::lock_guard lock(mutex_);
-  host_.clear();
+  host_.clear(), asked_.clear();
+  link_ = nullptr;
 }
 
-void MemorySystem::append_host(std::vector<Extent>& extents, std::vector<std::shared_ptr<Mapping>>& keep) const {
+void MemorySystem::append_host(std::vector<Extent>& extents, std::vector<std::shared_ptr<Mapping>>& keep,
+                               std::vector<AskedRange>& asked, std::shared_ptr<HostLink>& link) const {
   std::lock_guard lock(mutex_);
   if (!host_reachable_) return;
+  if (link_ != nullptr) asked = asked_, link = link_;
   const size_t first = extents.size();
   for (const HostRange& r : host_) {
     const uint64_t begin = r.iova | hw::kHostWindow;
@@ -190,8 +252,10 @@ void MemorySystem::append_host(std::vector<Extent>& extents, std::vector<std::sh
 std::shared_ptr<const AddressMap> MemorySystem::host_map() const {
   std::vector<Extent> extents;
   std::vector<std::shared_ptr<Mapping>> keep;
-  append_host(extents, keep);
-  return std::make_shared<AddressMap>(std::move(extents), std::move(keep));
+  std::vector<AskedRange> asked;
+  std::shared_ptr<HostLink> link;
+  append_host(extents, keep, asked, link);
+  return std::make_shared<AddressMap>(std::move(extents), std::move(keep), std::move(asked), std::move(link));
 }
 
 namespace {
@@ -240,8 +304,10 @@ std::shared_ptr<const AddressMap> MemorySystem::build(uint64_t root, const std::
     append_table(extents, *w.hbm, w.root, w.base);
     keep.push_back(w.hbm);
   }
-  append_host(extents, keep);
-  return std::make_shared<AddressMap>(std::move(extents), std::move(keep));
+  std::vector<AskedRange> asked;
+  std::shared_ptr<HostLink> link;
+  append_host(extents, keep, asked, link);
+  return std::make_shared<AddressMap>(std::move(extents), std::move(keep), std::move(asked), std::move(link));
 }
 
 }  // namespace jalapeno::emu

@@ -52,15 +52,34 @@ struct Extent {
   bool read, write, execute;
 };
 
+// Host memory that has no file to map: its owner is asked for the bytes. Slow, and no place for what two sides share
+// word by word. Thread-safe.
+class HostLink {
+ public:
+  virtual ~HostLink() = default;
+  // False: refused, or nobody answered in time.
+  virtual bool read(uint64_t iova, std::byte* out, uint64_t bytes) = 0;
+  virtual bool write(uint64_t iova, const std::byte* data, uint64_t bytes) = 0;
+};
+struct AskedRange {
+  uint64_t iova, bytes;
+  bool read, write;
+};
+
 class AddressMap {
  public:
-  AddressMap(std::vector<Extent> sorted, std::vector<std::shared_ptr<Mapping>> keep)
-      : extents_(std::move(sorted)), keep_(std::move(keep)) {}
+  AddressMap(std::vector<Extent> sorted, std::vector<std::shared_ptr<Mapping>> keep, std::vector<AskedRange> asked = {},
+             std::shared_ptr<HostLink> link = nullptr)
+      : extents_(std::move(sorted)), keep_(std::move(keep)), asked_(std::move(asked)), link_(std::move(link)) {}
   const std::vector<Extent>& extents() const { return extents_; }
+  const std::vector<AskedRange>& asked() const { return asked_; }
+  HostLink& link() const { return *link_; }
 
  private:
   std::vector<Extent> extents_;
   std::vector<std::shared_ptr<Mapping>> keep_;
+  std::vector<AskedRange> asked_;
+  std::shared_ptr<HostLink> link_;
 };
 
 // One engine's view: remembers the extents it hit last. Not shared between threads.
@@ -72,11 +91,20 @@ class Memory {
 
   // The bytes at `address` when they lie in one extent with the permission, otherwise nullptr.
   std::byte* span(uint64_t address, uint64_t bytes, hw::Access access);
-  // Any range, extent by extent; throws Fault where it is not mapped. `f(pointer, bytes, offset)`.
+  // Any range, extent by extent; throws Fault where it is not mapped. `f(pointer, bytes, offset)` fills all it is given
+  // to write; its pointer may be to a copy, of memory that is asked for.
   template <class F>
   void each(uint64_t address, uint64_t bytes, hw::Access access, F f) {
     if (std::byte* whole = span(address, bytes, access)) return f(whole, bytes, uint64_t{0});
     for (uint64_t done = 0; done < bytes;) {
+      if (const uint64_t n = asked(address + done, bytes - done, access); n > 0) {
+        std::vector<std::byte> copy(n);
+        if (access != hw::kAccessWrite) ask(address + done, copy, access);
+        f(copy.data(), n, done);
+        if (access == hw::kAccessWrite) ask(address + done, copy, access);
+        done += n;
+        continue;
+      }
       const Extent& e = find(address + done, address, bytes, access);
       uint64_t inside = address + done - e.begin;
       uint64_t n = std::min(bytes - done, e.bytes - inside);
@@ -92,10 +120,15 @@ class Memory {
     each(address, bytes, hw::kAccessWrite,
          [&](std::byte* p, uint64_t n, uint64_t at) { std::memcpy(p, static_cast<const std::byte*>(data) + at, n); });
   }
+  // Throws Fault unless the whole range is mapped.
+  void require(uint64_t address, uint64_t bytes, hw::Access access);
   // A naturally aligned word another agent reads or writes concurrently; throws Fault.
   std::byte* word(uint64_t address, uint64_t bytes, hw::Access access);
 
  private:
+  // Bytes from there on, at most so many, that have to be asked for; 0: none.
+  uint64_t asked(uint64_t address, uint64_t bytes, hw::Access access) const;
+  void ask(uint64_t address, std::vector<std::byte>& bytes, hw::Access access);  // throws Fault
   const Extent& find(uint64_t at, uint64_t address, uint64_t bytes, hw::Access access);
   // Which of the remembered extents an address may lie in: neighbours, windows and the host have different ones.
   static size_t slot_of(uint64_t address) {
@@ -123,6 +156,9 @@ class MemorySystem {
 
   // fd stays the caller's. Throws std::runtime_error when the file is smaller than the range or can shrink.
   void map_host(int fd, uint64_t offset, uint64_t iova, uint64_t bytes, bool read, bool write);
+  // The same for memory that is asked for over the link. Throws std::runtime_error.
+  void map_host(const AskedRange& range);
+  void set_host_link(std::shared_ptr<HostLink> link);
   void unmap_host(uint64_t iova, uint64_t bytes);  // every mapping inside the range
   void unmap_all_host();
   // While it is not, host mappings are kept but in no map. True: that changed.
@@ -146,7 +182,9 @@ class MemorySystem {
     std::shared_ptr<Mapping> file;
     std::byte* data;  // in the file's mapping
   };
-  void append_host(std::vector<Extent>& extents, std::vector<std::shared_ptr<Mapping>>& keep) const;
+  void append_host(std::vector<Extent>& extents, std::vector<std::shared_ptr<Mapping>>& keep,
+                   std::vector<AskedRange>& asked, std::shared_ptr<HostLink>& link) const;
+  bool overlaps(uint64_t iova, uint64_t bytes) const;  // with what is mapped already
 
   uint64_t hbm_bytes_;
   int hbm_fd_;
@@ -154,6 +192,8 @@ class MemorySystem {
   Populated populated_;
   mutable std::mutex mutex_;
   std::vector<HostRange> host_;  // sorted by iova, disjoint
+  std::vector<AskedRange> asked_;
+  std::shared_ptr<HostLink> link_;
   bool host_reachable_ = false;
   // A virtual machine maps its memory in pages of 4 KiB, thousands of them, all from one file: mapped once.
   using FileKey = std::tuple<uint64_t, uint64_t, bool>;  // device, inode, writable

@@ -19,98 +19,6 @@ namespace jalapeno::emu {
 
 namespace vu = hw::vfio_user;
 
-struct Server::Message {
-  vu::Header header{};
-  std::vector<std::byte> payload;
-  std::vector<int> fds;
-  ~Message() {
-    for (int fd : fds)
-      if (fd >= 0) close(fd);
-  }
-  int take(size_t k) {
-    int fd = k < fds.size() ? fds[k] : -1;
-    if (fd >= 0) fds[k] = -1;
-    return fd;
-  }
-  template <class T>
-  bool get(T& out) const {
-    if (payload.size() < sizeof out) return false;
-    std::memcpy(&out, payload.data(), sizeof out);
-    return true;
-  }
-};
-
-namespace {
-
-// Reads exactly `bytes`; descriptors ride on the first of them. False: the peer left, or one of the events to end it.
-template <class Knock>
-bool receive(int socket, int stop, int away, int listener, Knock knock, void* out, size_t bytes,
-             std::vector<int>* fds) {
-  auto* at = static_cast<std::byte*>(out);
-  while (bytes > 0) {
-    pollfd p[4] = {{socket, POLLIN | POLLRDHUP, 0}, {stop, POLLIN, 0}, {listener, POLLIN, 0}, {away, POLLIN, 0}};
-    if (poll(p, 4, -1) < 0 && errno != EINTR) return false;
-    if (p[1].revents != 0 || p[3].revents != 0) return false;
-    // A client that has left makes room: the next one waits for its turn. Polled after the listener was ready, so
-    // that who closes one connection and opens another is never refused.
-    if ((p[2].revents & POLLIN) && poll(p, 1, 0) >= 0 && !(p[0].revents & (POLLRDHUP | POLLHUP))) knock();
-    if (p[0].revents == 0) continue;
-    // Room for all a message can carry, so that the kernel installs none that we cannot see and close.
-    alignas(cmsghdr) char control[CMSG_SPACE(253 * sizeof(int))];
-    iovec iov{at, bytes};
-    msghdr m{};
-    m.msg_iov = &iov, m.msg_iovlen = 1, m.msg_control = control, m.msg_controllen = sizeof control;
-    ssize_t n = recvmsg(socket, &m, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
-    if (n < 0 && (errno == EINTR || errno == EAGAIN)) continue;
-    if (n <= 0) return false;
-    for (cmsghdr* c = CMSG_FIRSTHDR(&m); c != nullptr; c = CMSG_NXTHDR(&m, c)) {
-      if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
-      const size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-      for (size_t k = 0; k < count; ++k) {
-        int fd;
-        std::memcpy(&fd, CMSG_DATA(c) + k * sizeof(int), sizeof fd);
-        if (fds != nullptr && fds->size() < vu::kMaxDescriptors)
-          fds->push_back(fd);
-        else
-          close(fd);
-      }
-    }
-    at += n, bytes -= static_cast<size_t>(n);
-  }
-  return true;
-}
-
-// Header and payload in one sendmsg: QEMU takes a short header for a broken peer.
-bool send_reply(int socket, const vu::Header& request, uint32_t error, const void* payload, size_t bytes, int fd = -1) {
-  vu::Header h{request.id, request.command, static_cast<uint32_t>(sizeof h + bytes),
-               vu::kTypeReply | (error != 0 ? vu::kError : 0), error};
-  iovec iov[2] = {{&h, sizeof h}, {const_cast<void*>(payload), bytes}};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  msghdr m{};
-  m.msg_iov = iov, m.msg_iovlen = bytes > 0 ? 2 : 1;
-  if (fd >= 0) {
-    m.msg_control = control, m.msg_controllen = sizeof control;
-    cmsghdr* c = CMSG_FIRSTHDR(&m);
-    c->cmsg_level = SOL_SOCKET, c->cmsg_type = SCM_RIGHTS, c->cmsg_len = CMSG_LEN(sizeof fd);
-    std::memcpy(CMSG_DATA(c), &fd, sizeof fd);
-  }
-  size_t left = sizeof h + bytes;
-  while (left > 0) {
-    ssize_t n = sendmsg(socket, &m, MSG_NOSIGNAL);
-    if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) return false;
-    left -= static_cast<size_t>(n);
-    m.msg_control = nullptr, m.msg_controllen = 0;
-    for (iovec& v : iov) {
-      size_t used = std::min(static_cast<size_t>(n), v.iov_len);
-      v.iov_base = static_cast<std::byte*>(v.iov_base) + used, v.iov_len -= used, n -= static_cast<ssize_t>(used);
-    }
-  }
-  return true;
-}
-
-}  // namespace
-
 Server::Server(Chip& chip)
     : chip_(chip),
       stop_event_(eventfd(0, EFD_CLOEXEC)),
@@ -145,8 +53,7 @@ void Server::refuse(int client) {
   pollfd p{client, POLLIN, 0};
   char request[1024];
   if (poll(&p, 1, 200) == 1) (void)!recv(client, request, sizeof request, MSG_DONTWAIT);
-  send_reply(client, vu::Header{1, vu::kVersion, 0, 0, 0}, EBUSY, nullptr, 0);
-  close(client);
+  Connection(client, {}, -1, {}).reply(vu::Header{1, vu::kVersion, 0, 0, 0}, EBUSY, nullptr, 0);
 }
 
 void Server::serve_listener(int listener) {
@@ -173,26 +80,17 @@ void Server::serve_listener(int listener) {
 void Server::serve(int socket) {
   uint64_t none;
   (void)!read(away_event_, &none, sizeof none);  // was meant for the one before
-  for (;;) {
-    Message m;
-    auto get = [&](void* out, size_t bytes) {
-      return receive(
-          socket, stop_event_, away_event_, listener_,
-          [&] { refuse(accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC)); }, out, bytes, &m.fds);
-    };
-    if (!get(&m.header, sizeof m.header)) break;
-    if (m.header.size < sizeof m.header || m.header.size > vu::kMaxMessage ||
-        (m.header.flags & vu::kTypeMask) != vu::kTypeCommand)
-      break;
-    m.payload.resize(m.header.size - sizeof m.header);
-    if (!m.payload.empty() && !get(m.payload.data(), m.payload.size())) break;
-    if (!handle(socket, m)) break;
-  }
-  close(socket);
+  auto connection = std::make_shared<Connection>(socket, std::vector{stop_event_, away_event_}, listener_, [this] {
+    refuse(accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC));
+  });
+  chip_.set_host_link(connection);
+  while (auto m = connection->next())
+    if (!handle(*connection, *m)) break;
+  connection->end();
   config_.reset();
   chip_.set_bus_master(config_.bus_master());
-  chip_.reset_function();
   chip_.unplug();
+  chip_.reset_function();
 }
 
 bool Server::access(const vu::RegionAccess& at, std::byte* data, bool write) {
@@ -223,13 +121,13 @@ bool Server::access(const vu::RegionAccess& at, std::byte* data, bool write) {
   return good;
 }
 
-bool Server::handle(int socket, Message& m) {
+bool Server::handle(Connection& connection, Message& m) {
   const bool quiet = m.header.flags & vu::kNoReply;
   auto reply = [&](const void* data, size_t bytes, int fd = -1) {
-    return quiet || send_reply(socket, m.header, 0, data, bytes, fd);
+    return quiet || connection.reply(m.header, 0, data, bytes, fd);
   };
   auto refuse = [&](int error) {
-    return quiet || send_reply(socket, m.header, static_cast<uint32_t>(error), nullptr, 0);
+    return quiet || connection.reply(m.header, static_cast<uint32_t>(error), nullptr, 0);
   };
 
   switch (m.header.command) {
@@ -248,15 +146,17 @@ bool Server::handle(int socket, Message& m) {
       vu::DmaMap d{};
       if (!m.get(d)) return refuse(EINVAL);
       const int fd = m.take(0);
-      if (fd < 0)
-        return reply(nullptr, 0);  // memory without a file: reachable by messages only, which engines do not use yet
+      const bool may_read = d.flags & vu::kMapReadable, may_write = d.flags & vu::kMapWritable;
       int error = 0;
       try {
-        chip_.map_host(fd, d.offset, d.address, d.size, d.flags & vu::kMapReadable, d.flags & vu::kMapWritable);
+        if (fd < 0)
+          chip_.map_host({d.address, d.size, may_read, may_write});
+        else
+          chip_.map_host(fd, d.offset, d.address, d.size, may_read, may_write);
       } catch (const std::exception&) {
         error = EINVAL;
       }
-      close(fd);
+      if (fd >= 0) close(fd);
       return error != 0 ? refuse(error) : reply(nullptr, 0);
     }
     case vu::kDmaUnmap: {

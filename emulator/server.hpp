@@ -1,11 +1,11 @@
 // The vfio-user server of one chip: one client at a time, on a connected socket. Trusts nothing it reads:
 // sizes and descriptors are checked, what cannot be understood ends the connection, never the process.
 #pragma once
-#include <atomic>
 #include <jalapeno_hw/vfio_user.hpp>
 #include <thread>
 
 #include "chip.hpp"
+#include "connection.hpp"
 #include "pci_config.hpp"
 
 namespace jalapeno::emu {
@@ -27,8 +27,7 @@ class Server {
   void adopt(Server& virtual_function) { virtual_functions_.push_back(&virtual_function); }
 
  private:
-  struct Message;
-  bool handle(int socket, Message& message);  // false: end the connection
+  bool handle(Connection& connection, Message& message);  // false: end the connection
   void refuse(int client);
   bool access(const hw::vfio_user::RegionAccess& at, std::byte* data, bool write);  // false: not possible
   void reset_function();  // as its owner asks for: with it go the virtual functions
