@@ -112,7 +112,7 @@ int main(int argc, char** argv) try {
   std::vector<std::string> names;
   std::string begin = "8", end = "64M", type_name = "f32", json_file, uri = "emu:";
   int ranks = 2, processes = 0;
-  bool quick = false, graph = false;
+  bool quick = false, graph = false, bind = false;
   std::string tune_file;
   std::vector<std::string> chosen;
   app.add_option("operation", names,
@@ -126,6 +126,8 @@ int main(int argc, char** argv) try {
   app.add_option("-t,--type", type_name)->check(CLI::IsMember({"f32", "bf16", "i32"}));
   app.add_option("-d,--device", uri, "URI of the devices");
   app.add_flag("-g,--graph", graph, "time operations inside a graph of 20");
+  app.add_flag("--bind", bind,
+               "keep each rank to a core of its own, as mpirun does; --processes does so where there are enough");
   app.add_flag("-q,--quick", quick, "fewer sizes, less time for each");
   app.add_option(
       "--tune", tune_file,
@@ -160,6 +162,10 @@ int main(int argc, char** argv) try {
   int rank = 0, world = 1;
   check(jalLauncherGetRank(&rank, &world, nullptr));
   const bool launched = world > 1;
+  const auto cores = static_cast<int>(std::thread::hardware_concurrency());
+  if (launched && (bind || (processes > 1 && processes <= cores)) && !bind_to_core(rank % cores))
+    throw std::runtime_error("--bind: this process may not use core " + std::to_string(rank % cores) + " of " +
+                             std::to_string(cores));
   std::vector<Rank> mine;
   const std::string device_uri = uri == "emu:" ? "emu:?threads=1" : uri;
   for (int r = 0; r < (launched ? 1 : ranks); ++r) {

@@ -4,6 +4,8 @@
 #include <immintrin.h>
 #endif
 
+#include <sched.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
@@ -12,6 +14,34 @@
 
 namespace jalapeno::tools {
 namespace {
+
+cpu_set_t own_cores() {
+  cpu_set_t cores;
+  CPU_ZERO(&cores);
+  sched_getaffinity(0, sizeof cores, &cores);
+  return cores;
+}
+cpu_set_t all_cores = own_cores();
+
+bool keep_thread_on(int n) {
+  for (int core = 0; core < CPU_SETSIZE; ++core) {
+    if (!CPU_ISSET(core, &all_cores) || n-- > 0) continue;
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(core, &one);
+    return sched_setaffinity(0, sizeof one, &one) == 0;
+  }
+  return false;
+}
+
+class Unbound {  // this thread, and those it starts
+ public:
+  Unbound() { sched_setaffinity(0, sizeof all_cores, &all_cores); }
+  ~Unbound() { sched_setaffinity(0, sizeof before_, &before_); }
+
+ private:
+  cpu_set_t before_ = own_cores();
+};
 
 // z = x + y, as this processor does it best; around its caches: z is not read first.
 #if defined(__x86_64__)
@@ -35,7 +65,13 @@ void add(const float* x, const float* y, float* z, size_t n, [[maybe_unused]] bo
 
 }  // namespace
 
+bool bind_to_core(int n) {
+  all_cores = own_cores();
+  return keep_thread_on(n);
+}
+
 double line_exchange_us() {
+  const Unbound all;
   alignas(64) static std::atomic<uint32_t> ping{0};
   alignas(64) static std::atomic<uint32_t> pong{0};
   constexpr uint32_t kTurns = 20000, kEnd = UINT32_MAX;
@@ -48,8 +84,10 @@ double line_exchange_us() {
     return seen == value;
   };
   std::thread other([&] {
+    (void)keep_thread_on(1);
     for (uint32_t k = 1; until(ping, k); ++k) pong.store(k, std::memory_order_release);
   });
+  (void)keep_thread_on(0);
   const auto begin = Clock::now();
   uint32_t turns = 0;
   while (turns < kTurns && (turns % 64 != 0 || us_since(begin) < kEnoughUs)) {
@@ -63,14 +101,15 @@ double line_exchange_us() {
 }
 
 double memory_rate(size_t bytes, unsigned threads, bool around_caches) {
+  const Unbound all;
   const size_t n = std::max<size_t>(bytes / 4 / threads, 1024),
                turns = std::max<size_t>(1, (size_t{64} << 20) / (n * 4 * threads));
   std::vector<std::vector<float>> a(threads, std::vector<float>(n, 1)), b(a), c(a);
   std::atomic<unsigned> ready{0};
   std::atomic<bool> go{false};
-  std::vector<std::thread> all;
+  std::vector<std::thread> adders;
   for (unsigned t = 0; t < threads; ++t)
-    all.emplace_back([&, t] {
+    adders.emplace_back([&, t] {
       ++ready;
       while (!go) std::this_thread::yield();
       for (size_t k = 0; k < turns; ++k) {
@@ -82,7 +121,7 @@ double memory_rate(size_t bytes, unsigned threads, bool around_caches) {
   while (ready != threads) std::this_thread::yield();
   const auto begin = Clock::now();
   go = true;
-  for (auto& t : all) t.join();
+  for (auto& t : adders) t.join();
   return 3.0 * static_cast<double>(n * 4 * threads * turns) / (us_since(begin) * 1e3);
 }
 

@@ -10,6 +10,12 @@ inline double us_since(Clock::time_point begin) {
   return std::chrono::duration<double, std::micro>(Clock::now() - begin).count();
 }
 
+// Keeps this process, and threads that it starts later, to the n-th of its cores, as mpirun does with a rank. False: it
+// has not so many.
+bool bind_to_core(int n);
+
+// Below measure on all cores that the process had before that.
+
 // Round trip of a cache line between two threads, in us: nothing that waits for a peer's word is faster than half of
 // it.
 double line_exchange_us();
