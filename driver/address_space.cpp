@@ -9,6 +9,7 @@
 #include "device.hpp"
 #include "error.hpp"
 #include "fences.hpp"
+#include "mmio.hpp"
 #include "os.hpp"
 
 namespace jalapeno::driver {
@@ -63,7 +64,8 @@ uint64_t AddressSpace::new_table() {
     const uint64_t page = device_.take_hbm(1);
     table_pages_.push_back(page);
     next_table_ = page * hw::kPageBytes, tables_end_ = next_table_ + hw::kPageBytes;
-    std::memset(device_.hbm().data() + next_table_, 0, hw::kPageBytes);
+    static const std::vector<std::byte> zeros(hw::kPageBytes);
+    store_aperture(device_.hbm().data() + next_table_, zeros.data(), zeros.size());
     if (Trace* t = device_.trace()) t->hbm(next_table_, device_.hbm().subspan(next_table_, hw::kPageBytes));
   }
   next_table_ += kTableBytes;
@@ -73,15 +75,14 @@ uint64_t AddressSpace::new_table() {
 void AddressSpace::map_page(uint64_t va, uint64_t entry) {
   uint64_t table = root_;
   for (int level = 0;; ++level) {
-    auto& slot = reinterpret_cast<uint64_t*>(device_.hbm().data() + table)[hw::table_index(va, level)];
-    std::atomic_ref word(slot);
+    auto& word = reinterpret_cast<uint64_t*>(device_.hbm().data() + table)[hw::table_index(va, level)];
     auto store = [&](uint64_t value) {
-      word.store(value, std::memory_order_relaxed);
+      store_aperture(word, value);
       if (Trace* t = device_.trace())
         t->hbm(table + 8 * hw::table_index(va, level), std::as_bytes(std::span(&value, 1)));
     };
     if (level == 2) return store(entry);
-    uint64_t next = word.load(std::memory_order_relaxed);
+    uint64_t next = load_word(word);
     if (!(next & hw::pte::kValid)) {
       next = new_table() | hw::pte::kValid;
       store(next);
@@ -137,7 +138,7 @@ uint64_t AddressSpace::fabric_key() {
 
 void AddressSpace::write(const HbmBlock& block, std::span<const std::byte> data) {
   if (Trace* t = device_.trace()) t->hbm(block.physical, data);
-  std::memcpy(aperture(block).data(), data.data(), data.size());
+  store_aperture(aperture(block).data(), data.data(), data.size());
 }
 
 std::span<std::byte> AddressSpace::aperture(const HbmBlock& block) const {

@@ -12,6 +12,7 @@
 #include "error.hpp"
 #include "fences.hpp"
 #include "log.hpp"
+#include "mmio.hpp"
 #include "os.hpp"
 
 namespace jalapeno::driver {
@@ -27,6 +28,9 @@ std::string version_text(uint32_t v) { return std::to_string(v >> 16) + "." + st
 
 Device::Device(const std::string& uri)
     : uri_(uri), full_uri_(full_uri(uri)), trace_(Trace::from_environment(uri)), transport_(open_transport(uri)) {
+#if defined(JALAPENO_ADVERSARY)
+  transport_ = adversary::ordered(std::move(transport_));
+#endif
   if (trace_) transport_ = traced(std::move(transport_), *trace_);
   read_identity();
   if (trace_) trace_->versions(identity_.interface_version, identity_.isa_version);
@@ -199,7 +203,7 @@ void Device::declare_lost(const std::string& cause) {
 void Device::wake() {
   if (identity_.capabilities & hw::kCapabilityDoorbellEvents) return;
   before_second_look();
-  if (std::atomic_ref(device_page().asleep).load(std::memory_order_relaxed) != 0) transport_->post32(hw::reg::kWake, 1);
+  if (load_word(device_page().asleep) != 0) transport_->post32(hw::reg::kWake, 1);
 }
 
 void Device::signal(hw::Timeline& timeline, uint64_t value) {
@@ -242,9 +246,10 @@ WaitResult Device::wait(const hw::Timeline& timeline, uint64_t value, int64_t ti
       // Several waiters: the earliest value counts, the others arm again. A lock, because there are no atomic
       // read-modify-writes across PCI Express.
       std::lock_guard lock(arm_mutex_);
-      std::atomic_ref arm(doorbell(queue).interrupt_arm);
-      if (arm.load(std::memory_order_relaxed) > value) arm.store(value, std::memory_order_release);
+      uint64_t& arm = doorbell(queue).interrupt_arm;
+      if (load_word(arm) > value) post_word(arm, value);
       before_second_look();
+      (void)load_word(arm);  // it has arrived: a device that polls looks at it before it publishes what comes next
     }
     if (reached()) return WaitResult::kReached;
     throw_if_lost();

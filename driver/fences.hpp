@@ -2,6 +2,10 @@
 #pragma once
 #include <atomic>
 
+#if defined(JALAPENO_ADVERSARY)
+#include "support/adversary.hpp"
+#endif
+
 namespace jalapeno::driver {
 
 // Store, fence, load. Between publishing a tail (or arming an interrupt) and reading the word by which the
@@ -19,10 +23,18 @@ inline void before_second_look() {
 
 // Before a store to a doorbell or register: all packet and data stores are visible to the device first.
 // Normal and write-back memory only; stores through a write-combining mapping need flush_write_combining().
-inline void before_doorbell() { std::atomic_thread_fence(std::memory_order_release); }
+inline void before_doorbell() {
+#if defined(JALAPENO_ADVERSARY)
+  adversary::fence(adversary::Kind::kMemory);
+#endif
+  std::atomic_thread_fence(std::memory_order_release);
+}
 
 // After stores through a write-combining mapping (the HBM aperture), before anything that makes the device read them.
 inline void flush_write_combining() {
+#if defined(JALAPENO_ADVERSARY)
+  adversary::fence(adversary::Kind::kCombining);
+#endif
 #if defined(__x86_64__)
   __builtin_ia32_sfence();
 #else

@@ -65,7 +65,7 @@ void Queue::ring() {
     traced_ = tail_;
   }
   before_doorbell();
-  std::atomic_ref(device_.doorbell(number_).tail).store(tail_, std::memory_order_release);
+  post_word(device_.doorbell(number_).tail, tail_);
   device_.wake();
 }
 

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "device.hpp"
+#include "mmio.hpp"
 
 namespace jalapeno::driver {
 
@@ -39,8 +40,9 @@ class Queue {
   bool push(const P& packet) {
     if (full()) return false;
     hw::Packet& slot = ring_[tail_ & (entries_ - 1)];
-    __builtin_memcpy(&slot, &packet, sizeof packet);
-    slot.header.sequence = static_cast<uint32_t>(tail_);
+    P numbered = packet;
+    numbered.header.sequence = static_cast<uint32_t>(tail_);
+    store_for_device(&slot, &numbered, sizeof numbered);
     ++tail_;
     return true;
   }

@@ -126,8 +126,7 @@ int main(int argc, char** argv) try {
   app.add_option("-t,--type", type_name)->check(CLI::IsMember({"f32", "bf16", "i32"}));
   app.add_option("-d,--device", uri, "URI of the devices");
   app.add_flag("-g,--graph", graph, "time operations inside a graph of 20");
-  app.add_flag("--bind", bind,
-               "keep each rank to a core of its own, as mpirun does; --processes does so where there are enough");
+  app.add_flag("--bind", bind, "keep each rank to one core, in turn, as mpirun does; --processes always does");
   app.add_flag("-q,--quick", quick, "fewer sizes, less time for each");
   app.add_option(
       "--tune", tune_file,
@@ -163,7 +162,7 @@ int main(int argc, char** argv) try {
   check(jalLauncherGetRank(&rank, &world, nullptr));
   const bool launched = world > 1;
   const auto cores = static_cast<int>(std::thread::hardware_concurrency());
-  if (launched && (bind || (processes > 1 && processes <= cores)) && !bind_to_core(rank % cores))
+  if (launched && (bind || processes > 1) && !bind_to_core(rank % cores))
     throw std::runtime_error("--bind: this process may not use core " + std::to_string(rank % cores) + " of " +
                              std::to_string(cores));
   std::vector<Rank> mine;
