@@ -4,6 +4,7 @@ option(JALAPENO_TESTS "Build the tests" ${PROJECT_IS_TOP_LEVEL})
 option(JALAPENO_SAMPLES "Build the samples" ${PROJECT_IS_TOP_LEVEL})
 option(JALAPENO_PYTHON "Build the Python package" ${PROJECT_IS_TOP_LEVEL})
 set(JALAPENO_SANITIZE "" CACHE STRING "address or thread")
+option(JALAPENO_FUZZ "Build the fuzz targets with libFuzzer (clang; see scripts/fuzz)" OFF)
 
 set(CMAKE_CXX_STANDARD 20)
 set(CMAKE_CXX_STANDARD_REQUIRED ON)
@@ -36,6 +37,9 @@ elseif(JALAPENO_SANITIZE)
   message(FATAL_ERROR "JALAPENO_SANITIZE is \"${JALAPENO_SANITIZE}\", expected address or thread")
 endif()
 
+if(JALAPENO_FUZZ)
+  add_compile_options(-fsanitize=fuzzer-no-link)
+endif()
 if(JALAPENO_SANITIZE)
   add_compile_options(-O1 -g1)  # instrumented headers of libraries take most of the time; kernels keep their own -O3
 endif()

@@ -1,23 +1,23 @@
 // A hostile or broken client: whatever it sends, the emulator lives, keeps no descriptor and serves the next one.
 #include "server.hpp"
 
-#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <poll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
 #include <functional>
 #include <jalapeno_hw/vfio_user.hpp>
+#include <optional>
 #include <random>
 #include <thread>
 
 #include "support/descriptors.hpp"
+#include "support/raw_queue.hpp"
 
 namespace jalapeno::emu {
 namespace {
@@ -176,65 +176,33 @@ TEST_F(ServerTest, MappingsAreTakenAsQemuSendsThem) {
   EXPECT_EQ(magic(), hw::kMagicValue);
 }
 
-// A queue of the chip and what it needs, set up past the driver: ring and timeline in a file that is mapped, as QEMU
-// maps a guest's memory; and host memory at kAsked that has no file, for which the chip has to ask.
+// Host memory at kAsked that has no file: the chip has to ask for it.
 class AskingTest : public ServerTest {
  protected:
-  static constexpr uint64_t kRing = 0x10000, kAsked = 0x100000, kBytes = 1 << 20, kHbm = 0x200000;
+  static constexpr uint64_t kAsked = 0x100000, kBytes = 1 << 20, kHbm = test::RawQueue::kPage;
   void SetUp() override {
     ServerTest::SetUp();
-    shared_fd_ = memfd_create("host", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    ASSERT_EQ(ftruncate(shared_fd_, 1 << 16), 0);
-    ASSERT_EQ(fcntl(shared_fd_, F_ADD_SEALS, F_SEAL_SHRINK), 0);
-    shared_ = map(shared_fd_, 1 << 16), hbm_ = map(chip().hbm_fd(), chip().hbm_bar_bytes());
-    doorbells_ = reinterpret_cast<hw::DoorbellPage*>(map(chip().doorbell_fd(), chip().doorbell_bytes()));
-    chip().set_bus_master(true);
-    chip().map_host(shared_fd_, 0, kRing, 1 << 16, true, true);
+    queue_.emplace(chip());
     for (size_t k = 0; k < kBytes; ++k) host_[k] = static_cast<std::byte>(k * 7 + (k >> 9));
     const vu::DmaMap m{sizeof m, vu::kMapReadable | vu::kMapWritable, 0, kAsked, kBytes};
     ASSERT_EQ(request(vu::kDmaMap, &m, sizeof m), 0);
-    // Tables at the begin of HBM, one page at 4 MiB.
-    auto* table = reinterpret_cast<uint64_t*>(hbm_);
-    std::memset(table, 0, 3 * 4096);
-    table[0] = 0x1000 | hw::pte::kValid, table[512] = 0x2000 | hw::pte::kValid;
-    table[1024 + 1] = 0x400000 | hw::pte::kValid | hw::pte::kRead | hw::pte::kWrite;
-    set(hw::reg::kContextSelect, 0), set(hw::reg::kContextPageTable, 0);
-    set(hw::reg::kContextCommand, hw::kContextEnable);
-    set(hw::reg::kQueueSelect, 0), set(hw::reg::kQueueContext, 0), set(hw::reg::kQueuePriority, 0);
-    set(hw::reg::kQueueRing, kRing), set(hw::reg::kQueueRingLog2, 4), set(hw::reg::kQueueStart, 0);
-    set(hw::reg::kQueueTimeline, kRing + 0x1000), set(hw::reg::kQueueFault, kRing + 0x2000);
-    set(hw::reg::kQueueCommand, hw::kQueueEnable);
   }
   void TearDown() override {
-    munmap(shared_, 1 << 16), munmap(hbm_, chip().hbm_bar_bytes()), munmap(doorbells_, chip().doorbell_bytes());
-    close(shared_fd_);
+    queue_.reset();
     ServerTest::TearDown();
-  }
-  static std::byte* map(int fd, uint64_t bytes) {
-    return static_cast<std::byte*>(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
-  }
-  static void set(uint32_t at, uint64_t value) {
-    const bool wide = at == hw::reg::kContextPageTable || at == hw::reg::kQueueRing || at == hw::reg::kQueueStart ||
-                      at == hw::reg::kQueueTimeline || at == hw::reg::kQueueFault;
-    ASSERT_TRUE(chip().write_register(at, wide ? 8 : 4, value));
   }
   static uint64_t host(uint64_t iova) { return iova | hw::kHostWindow; }
   void copy(uint64_t from, uint64_t to, uint64_t bytes) {
     hw::CopyPacket p{};
-    p.header.op = hw::PacketOp::kCopy, p.header.sequence = static_cast<uint32_t>(tail_);
+    p.header.op = hw::PacketOp::kCopy;
     p.source = hw::DeviceAddr{from}, p.destination = hw::DeviceAddr{to}, p.width_bytes = bytes, p.height = 1;
-    std::memcpy(shared_ + tail_++ * sizeof p, &p, sizeof p);
-    std::atomic_ref(doorbells_[0].tail).store(tail_, std::memory_order_release);
-    set(hw::reg::kWake, 1);
+    queue_->push(p);
   }
-  uint64_t done() {
-    return std::atomic_ref(reinterpret_cast<hw::Timeline*>(shared_ + 0x1000)->value).load(std::memory_order_acquire);
-  }
-  const hw::FaultRecord& fault() const { return *reinterpret_cast<const hw::FaultRecord*>(shared_ + 0x2000); }
+  const hw::FaultRecord& fault() const { return queue_->fault(); }
   // Answers until the queue is done with all; `before` is called at each question, which is refused when it says false.
   void serve(const std::function<bool()>& before = [] { return true; }) {
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(30);
-    while (done() < tail_ && std::chrono::steady_clock::now() < deadline) {
+    while (!queue_->done() && std::chrono::steady_clock::now() < deadline) {
       pollfd p{socket_, POLLIN, 0};
       if (poll(&p, 1, 10) <= 0) continue;
       vu::Header h{};
@@ -259,14 +227,12 @@ class AskingTest : public ServerTest {
       if (good && !write) std::memcpy(all.data() + sizeof r + sizeof a, at, a.count);
       ASSERT_TRUE(send_raw(all.data(), all.size()));
     }
-    EXPECT_EQ(done(), tail_);
+    EXPECT_TRUE(queue_->done());
   }
 
-  int shared_fd_ = -1, questions_ = 0;
-  std::byte *shared_ = nullptr, *hbm_ = nullptr;
-  hw::DoorbellPage* doorbells_ = nullptr;
+  int questions_ = 0;
+  std::optional<test::RawQueue> queue_;
   std::vector<std::byte> host_ = std::vector<std::byte>(kBytes);
-  uint64_t tail_ = 0;
 };
 
 TEST_F(AskingTest, CopiesReachMemoryWithoutAFileByMessages) {
@@ -275,7 +241,7 @@ TEST_F(AskingTest, CopiesReachMemoryWithoutAFileByMessages) {
   copy(host(kAsked), host(kAsked + 400'000), 5);  // from there to there
   serve();
   EXPECT_EQ(fault().status, 0u) << fault().detail;
-  EXPECT_EQ(std::memcmp(hbm_ + 0x400003, host_.data() + 100, 300'000), 0);
+  EXPECT_EQ(std::memcmp(queue_->page() + 3, host_.data() + 100, 300'000), 0);
   EXPECT_EQ(std::memcmp(host_.data() + 600'000, host_.data() + 100, 300'000), 0);
   EXPECT_EQ(std::memcmp(host_.data() + 400'000, host_.data(), 5), 0);
   EXPECT_GE(questions_, 22) << "pieces that fit into a message";
@@ -284,7 +250,7 @@ TEST_F(AskingTest, CopiesReachMemoryWithoutAFileByMessages) {
 TEST_F(AskingTest, RegistersAreServedWhileAnEngineWaitsForItsAnswer) {
   copy(host(kAsked), kHbm, 100'000);
   serve([&] { return magic() == hw::kMagicValue; });
-  EXPECT_EQ(std::memcmp(hbm_ + 0x400000, host_.data(), 100'000), 0);
+  EXPECT_EQ(std::memcmp(queue_->page(), host_.data(), 100'000), 0);
 }
 
 TEST_F(AskingTest, ARefusalIsAFaultThatNamesTheAddress) {
@@ -306,9 +272,7 @@ TEST_F(AskingTest, AClientThatLeavesWhileItIsAskedLeavesNothingBehind) {
 TEST_F(AskingTest, ATimelineInMemoryWithoutAFileIsAFault) {
   hw::TimelinePacket t{};
   t.header.op = hw::PacketOp::kSignal, t.timeline = hw::DeviceAddr{host(kAsked)}, t.value = 1;
-  std::memcpy(shared_ + tail_++ * sizeof t, &t, sizeof t);
-  std::atomic_ref(doorbells_[0].tail).store(tail_, std::memory_order_release);
-  set(hw::reg::kWake, 1);
+  queue_->push(t);
   serve();
   EXPECT_NE(std::string(fault().detail).find("without a file"), std::string::npos) << fault().detail;
 }
