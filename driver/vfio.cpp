@@ -105,6 +105,13 @@ std::optional<PciFunction> pci_function(const std::string& address) {
   return describe(folder);
 }
 
+namespace {
+std::string identity() {
+  return ", a Jalapeno is " + hex(hw::kPciVendorId, 4) + ":" + hex(hw::kPciDeviceId, 4) + ", or " +
+         hex(hw::kPciVirtualDeviceId, 4) + " when it is a virtual function";
+}
+}  // namespace
+
 VfioTransport::VfioTransport(const std::string& address) : name_("vfio:" + address), bars_(6) {
   const auto function = pci_function(address);
   if (!function) {
@@ -114,8 +121,8 @@ VfioTransport::VfioTransport(const std::string& address) : name_("vfio:" + addre
                                      (here.empty() ? "none" : list(here)));
   }
   if (!function->is_jalapeno())
-    throw Error(Code::kNoDevice, name_ + ": is " + hex(function->vendor, 4) + ":" + hex(function->device, 4) +
-                                     ", a Jalapeno is " + hex(hw::kPciVendorId, 4) + ":" + hex(hw::kPciDeviceId, 4));
+    throw Error(Code::kNoDevice,
+                name_ + ": is " + hex(function->vendor, 4) + ":" + hex(function->device, 4) + identity());
   if (function->group.empty())
     throw Error(Code::kNotSupported, name_ +
                                          ": is in no IOMMU group: switch the IOMMU on in the BIOS and boot with "
@@ -248,9 +255,9 @@ void VfioTransport::open_config() {
   const uint16_t vendor = config16(0), device = config16(2);
   if (vendor == 0xFFFF)
     throw Error(Code::kDeviceLost, name_ + ": configuration space reads all ones: the device does not answer");
-  if (vendor != hw::kPciVendorId || device != hw::kPciDeviceId)
-    throw Error(Code::kNoDevice, name_ + ": configuration space says " + hex(vendor, 4) + ":" + hex(device, 4) +
-                                     ", a Jalapeno is " + hex(hw::kPciVendorId, 4) + ":" + hex(hw::kPciDeviceId, 4));
+  if (!hw::is_jalapeno(vendor, device))
+    throw Error(Code::kNoDevice,
+                name_ + ": configuration space says " + hex(vendor, 4) + ":" + hex(device, 4) + identity());
   bool msix = false;
   int steps = 0;
   for (uint32_t at = config16(pci::kCapabilities) & 0xFC; at != 0; at = config16(at) >> 8 & 0xFC) {

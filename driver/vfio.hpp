@@ -20,9 +20,7 @@ struct PciFunction {
   std::string group;          // IOMMU group's number; "" without one
   bool no_iommu = false;      // the group is a stand-in for a missing IOMMU
   int numa_node = -1;
-  bool is_jalapeno() const {
-    return vendor == hw::kPciVendorId && (device == hw::kPciDeviceId || device == hw::kPciVirtualDeviceId);
-  }
+  bool is_jalapeno() const { return hw::is_jalapeno(vendor, device); }
 };
 std::vector<PciFunction> pci_functions();  // all of this machine, by address
 // nullopt when there is no such function. Throws Error when the text is no PCI address.

@@ -7,6 +7,9 @@ namespace jalapeno::hw {
 
 inline constexpr uint16_t kPciVendorId = 0x1DA1;                                // assumed: no id is public
 inline constexpr uint16_t kPciDeviceId = 0x4A4C, kPciVirtualDeviceId = 0x4A4D;  // of the physical, a virtual function
+constexpr bool is_jalapeno(uint32_t vendor, uint32_t device) {
+  return vendor == kPciVendorId && (device == kPciDeviceId || device == kPciVirtualDeviceId);
+}
 
 inline constexpr uint32_t kPciClass = 0x120000;  // processing accelerator
 
