@@ -40,7 +40,6 @@ std::string first_word(const fs::path& path) {
 }
 
 fs::path sys(const std::string& path) { return os().root + ("/sys/" + path); }
-std::string dev(const std::string& path) { return os().root + ("/dev/" + path); }
 
 std::string hex(uint64_t v, int digits) {
   char text[24];
@@ -140,8 +139,9 @@ VfioTransport::VfioTransport(const std::string& address) : name_("vfio:" + addre
                                          ": the machine has no IOMMU, so the device could reach all of its memory; "
                                          "switch one on, or set JAL_UNSAFE_NOIOMMU=1 to read registers only");
   try {
-    open_group(*function);
-    open_device(*function);
+    iommu_ = open_iommu(*function, name_);
+    device_ = iommu_->device();
+    open_device();
     open_config();
     open_interrupts();
   } catch (...) {
@@ -158,10 +158,11 @@ VfioTransport::~VfioTransport() {
 }
 
 void VfioTransport::close_all() noexcept {
-  for (int* fd : {&device_, &group_, &container_, &liveness_, &error_event_, &request_event_}) {
+  for (int* fd : {&liveness_, &error_event_, &request_event_}) {
     if (*fd >= 0) os().close(*fd);
     *fd = -1;
   }
+  iommu_.reset();
 }
 
 void VfioTransport::fail(const std::string& attempted, int error) const {
@@ -173,55 +174,7 @@ int VfioTransport::call(unsigned long request, void* argument) const {
   return os().ioctl(device_, request, argument) < 0 ? errno : 0;
 }
 
-void VfioTransport::open_group(const PciFunction& function) {
-  const std::string group = dev("vfio/" + std::string(no_iommu_ ? "noiommu-" : "") + function.group);
-  container_ = os().open(dev("vfio/vfio").c_str(), O_RDWR | O_CLOEXEC);
-  if (container_ < 0) {
-    if (errno == ENOENT)
-      throw Error(Code::kNotSupported,
-                  name_ + ": there is no /dev/vfio/vfio: modprobe vfio-pci, and in a container pass /dev/vfio through");
-    fail("opening /dev/vfio/vfio", errno);
-  }
-  group_ = os().open(group.c_str(), O_RDWR | O_CLOEXEC);
-  if (group_ < 0) {
-    const int error = errno;
-    if (error == EBUSY)
-      throw Error(Code::kBusy,
-                  name_ + ": another process holds IOMMU group " + function.group + "; jalapeno-smi shows which");
-    if (error == EACCES || error == EPERM)
-      throw Error(Code::kOperatingSystem, name_ + ": no permission for " + group + " (uid " +
-                                              std::to_string(geteuid()) +
-                                              "): install the udev rule and join its group, or run as root");
-    if (error == ENOENT)
-      throw Error(Code::kNoDevice, name_ + ": there is no " + group + ": in a container pass it through");
-    fail("opening " + group, error);
-  }
-  vfio_group_status status{};
-  status.argsz = sizeof status;
-  if (os().ioctl(group_, VFIO_GROUP_GET_STATUS, &status) != 0) fail("asking for the group's status", errno);
-  if (!(status.flags & VFIO_GROUP_FLAGS_VIABLE)) {
-    std::string others;
-    for (const PciFunction& f : group_members(function.group))
-      if (!f.kernel_driver.empty() && f.kernel_driver != "vfio-pci")
-        others += (others.empty() ? "" : ", ") + f.address + " (" + f.kernel_driver + ")";
-    throw Error(Code::kNotSupported, name_ + ": IOMMU group " + function.group +
-                                         " is not viable: these members have other kernel drivers: " + others +
-                                         "; bind them to vfio-pci or unbind them");
-  }
-  if (os().ioctl(group_, VFIO_GROUP_SET_CONTAINER, &container_) != 0) fail("joining a container", errno);
-  const unsigned long type = no_iommu_ ? VFIO_NOIOMMU_IOMMU : VFIO_TYPE1v2_IOMMU;
-  if (os().ioctl(container_, VFIO_SET_IOMMU, reinterpret_cast<void*>(type)) != 0) {
-    if (errno == EPERM)
-      throw Error(Code::kNotSupported, name_ +
-                                           ": the kernel refuses this IOMMU because it does not remap interrupts; "
-                                           "switch interrupt remapping on (intremap)");
-    fail("choosing the type 1 IOMMU", errno);
-  }
-}
-
-void VfioTransport::open_device(const PciFunction& function) {
-  device_ = os().ioctl(group_, VFIO_GROUP_GET_DEVICE_FD, const_cast<char*>(function.address.c_str()));
-  if (device_ < 0) fail("opening the device", errno);
+void VfioTransport::open_device() {
   vfio_device_info info{};
   info.argsz = sizeof info;
   if (const int e = call(VFIO_DEVICE_GET_INFO, &info)) fail("asking for the device's description", e);
@@ -368,14 +321,10 @@ std::span<std::byte> VfioTransport::map_bar(uint32_t bar) {
 void VfioTransport::map_dma(const HostMemory& memory, hw::Iova iova, bool device_writes) {
   if (no_iommu_) throw Error(Code::kNotSupported, name_ + ": there is no IOMMU, so no memory is given to the device");
   if (revoked_) throw Error(Code::kDeviceLost, name_ + ": the device was given up");
-  vfio_iommu_type1_dma_map m{};
-  m.argsz = sizeof m;
-  m.flags = VFIO_DMA_MAP_FLAG_READ | (device_writes ? VFIO_DMA_MAP_FLAG_WRITE : 0);
-  m.vaddr = reinterpret_cast<uint64_t>(memory.data), m.iova = hw::raw(iova), m.size = memory.bytes;
-  if (os().ioctl(container_, VFIO_IOMMU_MAP_DMA, &m) == 0) return;
-  const int error = errno;
-  const std::string what = name_ + ": DMA map of " + std::to_string(memory.bytes) + " bytes at iova " + hex(m.iova, 9) +
-                           ": " + error_text(error);
+  const int error = iommu_->map(memory, hw::raw(iova), device_writes);
+  if (error == 0) return;
+  const std::string what = name_ + ": DMA map of " + std::to_string(memory.bytes) + " bytes at iova " +
+                           hex(hw::raw(iova), 9) + ": " + error_text(error);
   rlimit limit{};
   getrlimit(RLIMIT_MEMLOCK, &limit);
   if (error == ENOMEM && limit.rlim_cur != RLIM_INFINITY)
@@ -388,10 +337,8 @@ void VfioTransport::map_dma(const HostMemory& memory, hw::Iova iova, bool device
 }
 
 void VfioTransport::unmap_dma(hw::Iova iova, uint64_t bytes) noexcept {
-  vfio_iommu_type1_dma_unmap u{};
-  u.argsz = sizeof u, u.iova = hw::raw(iova), u.size = bytes;
-  if (os().ioctl(container_, VFIO_IOMMU_UNMAP_DMA, &u) != 0)
-    driver_log().debug("{}: unmap of {} bytes: {}", name_, bytes, error_text(errno));
+  if (const int e = iommu_->unmap(hw::raw(iova), bytes))
+    driver_log().debug("{}: unmap of {} bytes: {}", name_, bytes, error_text(e));
 }
 
 void VfioTransport::set_interrupt(uint32_t vector, int eventfd) {
@@ -410,10 +357,39 @@ void VfioTransport::set_interrupt(uint32_t vector, int eventfd) {
 }
 
 void VfioTransport::reset() {
-  if (!can_reset_) throw Error(Code::kNotSupported, name_ + ": the function has no reset of its own");
-  if (const int e = call(VFIO_DEVICE_RESET, nullptr)) fail("resetting the function", e);
+  if (!can_reset_)
+    hot_reset();
+  else if (const int e = call(VFIO_DEVICE_RESET, nullptr))
+    fail("resetting the function", e);
   set_command(true);
   epoch_ = read32(hw::reg::kEpoch);
+}
+
+// Of the bus or slot, for a function without a reset of its own: the kernel does it when all that hangs there is ours.
+void VfioTransport::hot_reset() {
+  const std::vector<int> proof = iommu_->proof();
+  std::vector<std::byte> bytes(sizeof(vfio_pci_hot_reset) + proof.size() * sizeof(int32_t));
+  auto* r = reinterpret_cast<vfio_pci_hot_reset*>(bytes.data());
+  r->argsz = static_cast<uint32_t>(bytes.size()), r->count = static_cast<uint32_t>(proof.size());
+  for (size_t k = 0; k < proof.size(); ++k) r->group_fds[k] = proof[k];
+  const int error = call(VFIO_DEVICE_PCI_HOT_RESET, r);
+  if (error == 0) return;
+  if (error != EPERM && error != EINVAL) fail("resetting the function's bus", error);
+  constexpr size_t kMost = 64;
+  std::vector<std::byte> told(sizeof(vfio_pci_hot_reset_info) + kMost * sizeof(vfio_pci_dependent_device));
+  auto* info = reinterpret_cast<vfio_pci_hot_reset_info*>(told.data());
+  info->argsz = static_cast<uint32_t>(told.size());
+  std::string others;
+  if (call(VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, info) == 0)
+    for (uint32_t k = 0; k < std::min<uint32_t>(info->count, kMost); ++k) {
+      const vfio_pci_dependent_device& d = info->devices[k];
+      char text[32];
+      std::snprintf(text, sizeof text, "%04x:%02x:%02x.%x", d.segment, d.bus, d.devfn >> 3, d.devfn & 7u);
+      if ("vfio:" + std::string(text) != name_) others += (others.empty() ? "" : ", ") + std::string(text);
+    }
+  throw Error(Code::kNotSupported,
+              name_ + ": has no reset of its own, and that of its bus is not allowed: it would reset " +
+                  (others.empty() ? "functions that are not this process's" : others) + " too");
 }
 
 std::string VfioTransport::gone() {
@@ -452,7 +428,7 @@ void VfioTransport::revoke() noexcept {
   }
   const int nothing = os().open("/dev/null", O_RDWR | O_CLOEXEC);
   if (nothing < 0) return;
-  for (int fd : {device_, group_, container_}) dup3(nothing, fd, O_CLOEXEC);
+  iommu_->replace(nothing);
   os().close(nothing);
 }
 

@@ -1,4 +1,4 @@
-// A PCI function through the kernel's VFIO: group and container, type 1 IOMMU. What the kernel cannot give is an error
+// A PCI function through the kernel's VFIO (iommu.hpp has the two ways). What the kernel cannot give is an error
 // that says what to change. The IOMMU confines the device; without one a device is opened only when told to
 // (JAL_UNSAFE_NOIOMMU=1), and then without DMA.
 #pragma once
@@ -8,6 +8,7 @@
 #include <optional>
 #include <vector>
 
+#include "iommu.hpp"
 #include "transport.hpp"
 
 namespace jalapeno::driver {
@@ -52,13 +53,13 @@ class VfioTransport final : public Transport {
     uint64_t bytes = 0, offset = 0;
     bool mappable = false;
   };
-  void open_group(const PciFunction& function);
-  void open_device(const PciFunction& function);
+  void open_device();
   void open_config();
   void open_interrupts();
   Region region(uint32_t index);
   uint16_t config16(uint32_t offset);
   int set_irqs(uint32_t index, uint32_t first, std::span<const int> eventfds) const;  // 0 or an errno
+  void hot_reset();
   void set_command(bool on);  // memory accesses and bus mastering
   void close_all() noexcept;
   template <class T>
@@ -70,7 +71,8 @@ class VfioTransport final : public Transport {
   [[noreturn]] void fail(const std::string& attempted, int error) const;
 
   std::string name_;  // "vfio:0000:3b:00.0"
-  int container_ = -1, group_ = -1, device_ = -1;
+  std::unique_ptr<Iommu> iommu_;
+  int device_ = -1;  // its
   int liveness_ = -1, error_event_ = -1, request_event_ = -1;
   bool can_reset_ = false, no_iommu_ = false;
   std::atomic<bool> revoked_{false};

@@ -156,7 +156,9 @@ Findings examine_machine() {
                    "switch it on in the BIOS (VT-d, AMD-Vi) and boot with intel_iommu=on or amd_iommu=on"});
   else
     out.push_back({Verdict::kGood, "IOMMU", "is on", ""});
-  if (!exists("/dev/vfio/vfio"))
+  if (!exists("/dev/vfio/vfio") && exists("/dev/iommu"))  // a kernel without containers
+    out.push_back({Verdict::kGood, "VFIO", "through iommufd: there is /dev/iommu, and no /dev/vfio/vfio", ""});
+  else if (!exists("/dev/vfio/vfio"))
     out.push_back({bad, "VFIO", "there is no /dev/vfio/vfio",
                    in_container()
                        ? "start the container with --device=/dev/vfio/vfio and the group's file"

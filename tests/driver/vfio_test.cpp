@@ -35,6 +35,10 @@ struct Kernel {
   // What was asked for
   std::vector<vfio_iommu_type1_dma_map> maps;
   std::vector<std::vector<uint32_t>> irqs;  // index, start, count
+  std::vector<std::string> iommufd;         // its requests, as text
+  int bind_error = 0, hot_reset_error = 0;
+  bool own_reset = true;
+  uint32_t hot_reset_groups = 0;
   int device_fd = -1, opened_group = -1;
 } kernel;
 Os real;
@@ -43,12 +47,28 @@ std::string root;
 int fake_open(const char* path, int flags) {
   if (std::string(path).find("/dev/vfio/7") != std::string::npos && kernel.open_group_error != 0)
     return errno = kernel.open_group_error, -1;
-  return real.open(path, flags);
+  const int fd = real.open(path, flags);
+  if (std::string(path).find("/dev/vfio/devices/") != std::string::npos) kernel.device_fd = fd;
+  return fd;
 }
 
 int answer(int error) { return error == 0 ? 0 : (errno = error, -1); }
 
-int fake_ioctl(int, unsigned long request, void* argument) {
+// Some numbers mean one thing on a container and another on a device.
+int fake_hot_reset(unsigned long request, void* argument) {
+  if (request == VFIO_DEVICE_PCI_HOT_RESET) {
+    kernel.hot_reset_groups = static_cast<vfio_pci_hot_reset*>(argument)->count;
+    return answer(kernel.hot_reset_error);
+  }
+  auto* i = static_cast<vfio_pci_hot_reset_info*>(argument);
+  i->count = 2;
+  i->devices[0].bus = i->devices[1].bus = 0x3b, i->devices[1].devfn = 1;
+  return 0;
+}
+
+int fake_ioctl(int fd, unsigned long request, void* argument) {
+  if (fd == kernel.device_fd && (request == VFIO_DEVICE_PCI_HOT_RESET || request == VFIO_DEVICE_GET_PCI_HOT_RESET_INFO))
+    return fake_hot_reset(request, argument);
   switch (request) {
     case VFIO_GROUP_GET_STATUS:
       static_cast<vfio_group_status*>(argument)->flags = kernel.viable ? VFIO_GROUP_FLAGS_VIABLE : 0;
@@ -62,7 +82,8 @@ int fake_ioctl(int, unsigned long request, void* argument) {
       return kernel.device_fd = real.memfd_create("device", MFD_CLOEXEC);
     case VFIO_DEVICE_GET_INFO: {
       auto* i = static_cast<vfio_device_info*>(argument);
-      i->flags = VFIO_DEVICE_FLAGS_PCI | VFIO_DEVICE_FLAGS_RESET, i->num_regions = 9, i->num_irqs = 5;
+      i->flags = VFIO_DEVICE_FLAGS_PCI | (kernel.own_reset ? VFIO_DEVICE_FLAGS_RESET : 0), i->num_regions = 9,
+      i->num_irqs = 5;
       return 0;
     }
     case VFIO_DEVICE_GET_REGION_INFO: {
@@ -86,6 +107,33 @@ int fake_ioctl(int, unsigned long request, void* argument) {
     case VFIO_IOMMU_MAP_DMA:
       kernel.maps.push_back(*static_cast<vfio_iommu_type1_dma_map*>(argument));
       return answer(kernel.map_error);
+    // Numbers and fields typed from the kernel's documentation of iommufd and of VFIO's device files.
+    case 0x3B81: {
+      auto* a = static_cast<uint32_t*>(argument);
+      EXPECT_EQ(a[0], 12u);
+      a[2] = 42;
+      kernel.iommufd.push_back("alloc");
+      return 0;
+    }
+    case 0x3B85: {
+      const auto* a = static_cast<uint32_t*>(argument);
+      const auto* w = static_cast<uint64_t*>(argument);
+      EXPECT_EQ(a[0], 40u);
+      kernel.iommufd.push_back("map in " + std::to_string(a[2]) + " flags " + std::to_string(a[1]) + " bytes " +
+                               std::to_string(w[3]) + " at " + std::to_string(w[4]));
+      return answer(kernel.map_error);
+    }
+    case 0x3B86: {
+      const auto* w = static_cast<uint64_t*>(argument);
+      kernel.iommufd.push_back("unmap " + std::to_string(w[2]) + " at " + std::to_string(w[1]));
+      return 0;
+    }
+    case 0x3B76:
+      kernel.iommufd.push_back("bind");
+      return answer(kernel.bind_error);
+    case 0x3B77:
+      kernel.iommufd.push_back("attach " + std::to_string(static_cast<uint32_t*>(argument)[2]));
+      return 0;
     case VFIO_IOMMU_UNMAP_DMA:
     case VFIO_DEVICE_RESET:
       return 0;
@@ -134,7 +182,7 @@ class VfioTest : public ::testing::Test {
   void TearDown() override {
     os() = real;
     EXPECT_EQ(test::open_descriptors(), before_) << "descriptors left open";
-    unsetenv("JAL_UNSAFE_NOIOMMU");
+    unsetenv("JAL_UNSAFE_NOIOMMU"), unsetenv("JAL_VFIO");
     fs::remove_all(root);
   }
   static void put(const std::string& file, const std::string& text) {
@@ -295,6 +343,71 @@ TEST_F(VfioTest, RegistersThatCannotBeMappedAreReadAndWritten) {
   EXPECT_THROW(t.read32(0x12), Error) << "not aligned";
   EXPECT_THROW(t.read64(hw::kRegisterBarBytes), Error) << "behind the registers";
   EXPECT_THROW(t.map_bar(2), Error);
+}
+
+class IommuFdTest : public VfioTest {
+ protected:
+  void SetUp() override {
+    VfioTest::SetUp();
+    put("dev/iommu", "");
+    put("dev/vfio/devices/vfio3", "");
+    fs::create_directories(fs::path(root) / "sys/bus/pci/devices" / kAddress / "vfio-dev/vfio3");
+    setenv("JAL_VFIO", "iommufd", 1);
+  }
+};
+
+TEST_F(IommuFdTest, OpensTheFunctionsOwnFileAndMapsWhereItIsTold) {
+  {
+    VfioTransport t(kAddress);
+    EXPECT_EQ(kernel.iommufd, (std::vector<std::string>{"bind", "alloc", "attach 42"}));
+    kernel.iommufd.clear();
+    t.map_dma({nullptr, -1, 1 << 20}, hw::Iova{uint64_t{1} << 32}, false);
+    t.map_dma({nullptr, -1, 4096}, hw::Iova{8192}, true);
+    t.unmap_dma(hw::Iova{8192}, 4096);
+    EXPECT_EQ(kernel.iommufd, (std::vector<std::string>{"map in 42 flags 5 bytes 1048576 at 4294967296",
+                                                        "map in 42 flags 7 bytes 4096 at 8192", "unmap 4096 at 8192"}));
+    EXPECT_TRUE(kernel.maps.empty()) << "no container takes part";
+  }
+  EXPECT_EQ(kernel.config[4] & 4, 0) << "bus mastering is off at the end";
+}
+
+TEST_F(IommuFdTest, IsUsedWhereTheKernelHasNoGroups) {
+  unsetenv("JAL_VFIO");
+  EXPECT_EQ(said(), "");
+  EXPECT_TRUE(kernel.iommufd.empty()) << "groups work everywhere, so they come first";
+  fs::remove(fs::path(root) / "dev/vfio/vfio");
+  EXPECT_EQ(said(), "");
+  EXPECT_FALSE(kernel.iommufd.empty());
+}
+
+TEST_F(IommuFdTest, RefusalsSayWhatIsMissing) {
+  Code code{};
+  kernel.bind_error = EINVAL;
+  expect(said(kAddress, &code), {"another process holds it"});
+  EXPECT_EQ(code, Code::kBusy);
+  kernel.bind_error = EPERM;
+  expect(said(), {"IOMMU group 7", "other owners"});
+  kernel.bind_error = 0;
+  fs::remove(fs::path(root) / "dev/iommu");
+  expect(said(), {"there is no /dev/iommu", "modprobe iommufd"});
+  fs::remove_all(fs::path(root) / "sys/bus/pci/devices" / kAddress / "vfio-dev");
+  expect(said(), {"no file of its own", "6.6"});
+  setenv("JAL_VFIO", "uio", 1);
+  expect(said(), {"JAL_VFIO=uio: expected group or iommufd"});
+}
+
+TEST_F(VfioTest, WithoutAResetOfItsOwnTheBusIsResetWhenAllOfItIsOurs) {
+  kernel.own_reset = false;
+  VfioTransport t(kAddress);
+  t.reset();
+  EXPECT_EQ(kernel.hot_reset_groups, 1u);
+  kernel.hot_reset_error = EPERM;
+  try {
+    t.reset();
+    ADD_FAILURE() << "reset";
+  } catch (const Error& e) {
+    expect(e.what(), {"no reset of its own", "would reset 0000:3b:00.1 too"});
+  }
 }
 
 TEST_F(VfioTest, ARevokedDeviceReadsAsOneThatIsGone) {
