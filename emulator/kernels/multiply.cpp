@@ -146,17 +146,6 @@ void blocked(const MultiplyArgs& x, Block block) {
   for (; n < x.n; ++n) all_rows(std::integral_constant<int, 1>{});
 }
 
-inline void put(const MultiplyArgs& x, uint32_t m, uint32_t n, float sum) {
-  float& c = row(x.c, x.c_pitch, m)[n];
-  c = x.accumulate ? c + sum : sum;
-}
-
-inline float horizontal(__m256 v) {
-  __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
-}
-
 template <bool kFourBit>
 inline __m256i block_values(const std::byte* p) {
   if constexpr (kFourBit) {
@@ -260,6 +249,8 @@ void multiply(const MultiplyArgs& x) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
   // Packing pays from a few rows on; a block of B's columns may be no place to cut a row.
   if (x.m >= 4 && !(x.rows_are_k && hw::info(x.b_type).block > 1)) return multiply_packed(x);
+  if (!x.rows_are_k && x.b_type == DType::kBF16) return multiply_dot<true>(x);
+  if (!x.rows_are_k && in_place(x.b_type, x.b, x.b_pitch)) return multiply_dot<false>(x);
 #endif
   multiply_any(x);
 }

@@ -12,6 +12,22 @@ namespace {
 constexpr uint32_t kPanelColumns = 16, kPanelRows = 256;  // 16 KiB
 constexpr int kGroup = 6;  // rows of A that share a look at the panel: 12 sums, and the rest of the registers for B
 
+// Can rows be read as f32 where they are? A program may lay a tile anywhere.
+inline bool in_place(DType type, const std::byte* p, size_t pitch) {
+  return type == DType::kF32 && (reinterpret_cast<uintptr_t>(p) | pitch) % 4 == 0;
+}
+
+inline void put(const MultiplyArgs& x, uint32_t m, uint32_t n, float sum) {
+  float& c = row(x.c, x.c_pitch, m)[n];
+  c = x.accumulate ? c + sum : sum;
+}
+
+inline float horizontal(__m256 v) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
 // out[k][j] = in[j][k] for eight by eight.
 inline void transpose8(const float* in, size_t in_pitch, float* out, size_t out_pitch) {
   __m256 r[8], t[8];
@@ -44,7 +60,7 @@ inline void pack_columns(const MultiplyArgs& x, uint32_t n, uint32_t columns, ui
   const float* in = wide;
   size_t pitch = kPanelRows;
   const std::byte* b = x.b + x.b_pitch * n + hw::row_bytes(x.b_type, first);
-  if (x.b_type == DType::kF32 && columns == kPanelColumns) {
+  if (in_place(x.b_type, b, x.b_pitch) && columns == kPanelColumns) {
     in = reinterpret_cast<const float*>(b), pitch = x.b_pitch / 4;
   } else {
     for (uint32_t j = 0; j < columns; ++j) load(x.b_type, b + x.b_pitch * j, rows, wide + pitch * j);
@@ -100,7 +116,7 @@ inline void multiply_packed(const MultiplyArgs& x) {
   float* panel = panel_memory.reserve(kPanelRows * kPanelColumns);
   const float* a = reinterpret_cast<const float*>(x.a);
   size_t a_pitch = x.a_pitch / 4;
-  if (x.a_type != DType::kF32) {
+  if (!in_place(x.a_type, x.a, x.a_pitch)) {
     float* wide = wide_memory.reserve(size_t{x.m} * x.k);
     for (uint32_t m = 0; m < x.m; ++m) load(x.a_type, x.a + x.a_pitch * m, x.k, wide + size_t{m} * x.k);
     a = wide, a_pitch = x.k;
@@ -115,6 +131,74 @@ inline void multiply_packed(const MultiplyArgs& x) {
       });
     }
   }
+}
+
+// A few rows of A: rows n, n + apart, .. of B [n, k] as inner products, straight from memory. A is f32, for bf16
+// weights in groups of sixteen with the eight even elements first: a word of two bf16 is two f32 without moving lanes.
+template <bool kHalf, int kM, int kN>
+inline void dot_rows(const MultiplyArgs& x, const float* a, size_t a_pitch, uint32_t m, uint32_t n, uint32_t apart) {
+  const std::byte* b = x.b + x.b_pitch * n;
+  const size_t stride = x.b_pitch * apart;
+  __m256 sum[kM][kN];
+#pragma GCC unroll 4
+  for (int i = 0; i < kM; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < kN; ++j) sum[i][j] = _mm256_setzero_ps();
+  const uint32_t whole = x.k / 16 * 16;
+  for (uint32_t k = 0; k < whole; k += 16) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kN; ++j) {
+      const std::byte* p = b + stride * static_cast<size_t>(j) + size_t{k} * (kHalf ? 2 : 4);
+      __m256 b0, b1;
+      if constexpr (kHalf) {
+        const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+        b0 = _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
+        b1 = _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32(static_cast<int>(0xFFFF0000))));
+      } else {
+        b0 = _mm256_loadu_ps(reinterpret_cast<const float*>(p));
+        b1 = _mm256_loadu_ps(reinterpret_cast<const float*>(p) + 8);
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < kM; ++i) {
+        const float* av = a + a_pitch * (m + static_cast<uint32_t>(i)) + k;
+        sum[i][j] = _mm256_fmadd_ps(_mm256_loadu_ps(av), b0, sum[i][j]);
+        sum[i][j] = _mm256_fmadd_ps(_mm256_loadu_ps(av + 8), b1, sum[i][j]);
+      }
+    }
+  }
+  for (int i = 0; i < kM; ++i)
+    for (int j = 0; j < kN; ++j) {
+      float s = horizontal(sum[i][j]);
+      const std::byte* p = b + stride * static_cast<size_t>(j);
+      for (uint32_t k = whole; k < x.k; ++k)
+        s += a[a_pitch * (m + static_cast<uint32_t>(i)) + k] *
+             (kHalf ? from_bf16(read16(p + size_t{k} * 2)) : reinterpret_cast<const float*>(p)[k]);
+      put(x, m + static_cast<uint32_t>(i), n + static_cast<uint32_t>(j) * apart, s);
+    }
+}
+
+template <bool kHalf>
+void multiply_dot(const MultiplyArgs& x) {
+  static thread_local Scratch memory, row_memory;
+  const float* a = reinterpret_cast<const float*>(x.a);
+  size_t pitch = x.a_pitch / 4;
+  if (kHalf || !in_place(x.a_type, x.a, x.a_pitch)) {
+    float *wide = memory.reserve(size_t{x.m} * x.k), *plain = row_memory.reserve(x.k);
+    for (uint32_t m = 0; m < x.m; ++m) {
+      float* out = wide + size_t{m} * x.k;
+      load(x.a_type, x.a + x.a_pitch * m, x.k, plain);
+      std::memcpy(out, plain, size_t{x.k} * 4);
+      for (uint32_t k = 0; kHalf && k + 16 <= x.k; k += 16)
+        for (uint32_t i = 0; i < 8; ++i) out[k + i] = plain[k + 2 * i], out[k + 8 + i] = plain[k + 2 * i + 1];
+    }
+    a = wide, pitch = x.k;
+  }
+  // From four places as far apart as they can be: one stream alone does not use the memory's rate.
+  const uint32_t apart = x.n / 4;
+  row_blocks<2>(x.m, [&](auto rows, uint32_t m) {
+    for (uint32_t n = 0; n < apart; ++n) dot_rows<kHalf, rows, 4>(x, a, pitch, m, n, apart);
+    for (uint32_t n = apart * 4; n < x.n; ++n) dot_rows<kHalf, rows, 1>(x, a, pitch, m, n, 0);
+  });
 }
 
 }  // namespace
