@@ -64,8 +64,9 @@ uint64_t AddressSpace::new_table() {
     const uint64_t page = device_.take_hbm(1);
     table_pages_.push_back(page);
     next_table_ = page * hw::kPageBytes, tables_end_ = next_table_ + hw::kPageBytes;
-    static const std::vector<std::byte> zeros(hw::kPageBytes);
-    store_aperture(device_.hbm().data() + next_table_, zeros.data(), zeros.size());
+    static constexpr std::byte kZeros[4096]{};
+    for (uint64_t at = 0; at < hw::kPageBytes; at += sizeof kZeros)
+      store_aperture(device_.hbm().data() + next_table_ + at, kZeros, sizeof kZeros);
     if (Trace* t = device_.trace()) t->hbm(next_table_, device_.hbm().subspan(next_table_, hw::kPageBytes));
   }
   next_table_ += kTableBytes;

@@ -192,10 +192,12 @@ void Device::declare_lost(const std::string& cause) {
     std::lock_guard lock(lost_mutex_);
     if (lost_.load()) return;
     lost_cause_ = uri_ + ": device lost: " + cause;
-    if (identity_.function != 0) lost_cause_ += "; a reset of the physical function takes virtual ones too";
+    if (identity_.function != 0 &&
+        (cause.find("is gone") != std::string::npos || cause.find("was reset") != std::string::npos))
+      lost_cause_ += " (a reset of the physical function does that to a virtual one)";
     lost_.store(true, std::memory_order_release);
   }
-  driver_log().error("{}: device lost: {}", uri_, cause);
+  driver_log().error("{}", lost_cause_);
   transport_->revoke();
   notify();
 }

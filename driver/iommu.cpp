@@ -150,15 +150,6 @@ struct Attach {
 static_assert(sizeof(IoasAlloc) == 12 && sizeof(IoasMap) == 40 && sizeof(IoasUnmap) == 24 && sizeof(Bind) == 16);
 }  // namespace uapi
 
-// The function's file under /dev/vfio/devices; "" when the kernel gives it none.
-std::string device_file(const PciFunction& function) {
-  std::error_code none;
-  const fs::path folder = os().root + ("/sys/bus/pci/devices/" + function.address + "/vfio-dev");
-  for (const auto& entry : fs::directory_iterator(folder, none))
-    return dev("vfio/devices/" + entry.path().filename().string());
-  return "";
-}
-
 class IommuFd final : public Iommu {
  public:
   IommuFd(const PciFunction& function, const std::string& name) {
@@ -187,7 +178,8 @@ class IommuFd final : public Iommu {
     uapi::Bind bind{sizeof bind, 0, iommu_.get(), 0};
     if (const int e = call(device_.get(), uapi::kBind, &bind)) {
       if (e == EBUSY || e == EINVAL)  // opened twice: the kernel calls the second bind invalid
-        throw Error(Code::kBusy, name + ": another process holds it; jalapeno-smi shows which");
+        throw Error(Code::kBusy,
+                    name + ": another process holds it (jalapeno-smi shows which), or iommufd refuses this IOMMU");
       if (e == EPERM)
         throw Error(Code::kNotSupported, name + ": members of IOMMU group " + function.group +
                                              " have other owners or kernel drivers, or the IOMMU does not remap "
@@ -226,6 +218,14 @@ class IommuFd final : public Iommu {
 };
 
 }  // namespace
+
+std::string device_file(const PciFunction& function) {
+  std::error_code none;
+  const fs::path folder = os().root + ("/sys/bus/pci/devices/" + function.address + "/vfio-dev");
+  for (const auto& entry : fs::directory_iterator(folder, none))
+    return dev("vfio/devices/" + entry.path().filename().string());
+  return "";
+}
 
 std::unique_ptr<Iommu> open_group(const PciFunction& function, const std::string& name) {
   return std::make_unique<Group>(function, name);

@@ -25,6 +25,9 @@ class Iommu {
   // Every descriptor becomes `nothing`, under the same number.
   virtual void replace(int nothing) = 0;
 };
+// The function's own file, under /dev/vfio/devices; "" when the kernel gives it none.
+std::string device_file(const PciFunction& function);
+
 // Opens the function. `name` is for errors. Throw Error that says what is missing and how to get it.
 std::unique_ptr<Iommu> open_group(const PciFunction& function, const std::string& name);
 std::unique_ptr<Iommu> open_iommufd(const PciFunction& function, const std::string& name);

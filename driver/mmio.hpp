@@ -37,7 +37,7 @@ T load_word(T& word) {
 #if defined(JALAPENO_ADVERSARY)
   adversary::arrive(&word, sizeof word);
 #endif
-  return std::atomic_ref(word).load(std::memory_order_relaxed);
+  return std::atomic_ref(word).load(std::memory_order_acquire);  // and what is loaded later is loaded later
 }
 
 // The HBM aperture, which may be write-combining: in any order, in pieces, until flush_write_combining().

@@ -126,6 +126,8 @@ Memory& Chip::context_memory(Queue& queue) {
   Context& c = contexts_[queue.context];
   if (!c.enabled) throw Fault(Status::kBadPacket, "context %u of the queue is not enabled", queue.context);
   const uint64_t epoch = host_epoch_.load();
+  if (std::atomic<bool>& stale = stale_[queue.context]; stale.load(std::memory_order_relaxed) && stale.exchange(false))
+    c.map.reset(), c.programs.clear(), c.last = nullptr;
   if (c.map == nullptr || c.epoch != epoch) {
     std::vector<MemorySystem::Window> windows;
     c.seen.clear();
@@ -167,8 +169,7 @@ bool Chip::run_packet(Queue& queue, const hw::Packet& packet) {
     case PacketOp::kBarrier:
       return true;  // one queue runs in order: what is before is done
     case PacketOp::kLaunch:
-      launch(queue, as<hw::LaunchPacket>(packet));
-      return true;
+      return launch(queue, as<hw::LaunchPacket>(packet));
     case PacketOp::kCopy:
       copy(queue, as<hw::CopyPacket>(packet));
       return true;
@@ -243,7 +244,15 @@ bool Chip::run_packet(Queue& queue, const hw::Packet& packet) {
       .value(static_cast<uint64_t>(packet.header.op));
 }
 
-void Chip::launch(Queue& queue, const hw::LaunchPacket& packet) {
+bool Chip::launch(Queue& queue, const hw::LaunchPacket& packet) {
+  // Whoever wants the chip counts itself, then stops what runs: it sees this program, or is seen here.
+  stop_.store(false);
+  struct Running {
+    std::atomic<uint32_t>& queue;
+    ~Running() { queue.store(kQueueCount); }
+  } running{running_queue_};
+  running_queue_.store(static_cast<uint32_t>(&queue - queues_.data()));
+  if (control_waiting_.load() != 0) return false;
   auto annotate = [&](Fault f) {
     f.record.cookie = packet.cookie;
     return f;
@@ -269,12 +278,6 @@ void Chip::launch(Queue& queue, const hw::LaunchPacket& packet) {
     l.program = &program;
     std::copy(packet.grid, packet.grid + 3, l.grid.begin());
     l.watchdog_ms = packet.deadline_ms != 0 ? packet.deadline_ms : options_.watchdog_ms;
-    stop_.store(false, std::memory_order_relaxed);
-    struct Running {
-      std::atomic<uint32_t>& queue;
-      ~Running() { queue.store(kQueueCount); }
-    } running{running_queue_};
-    running_queue_.store(static_cast<uint32_t>(&queue - queues_.data()));
     l.stop = &stop_;
     l.active_cores = static_cast<uint32_t>(std::min<uint64_t>(count, config_.cores));
 
@@ -303,6 +306,7 @@ void Chip::launch(Queue& queue, const hw::LaunchPacket& packet) {
     const double bandwidth = static_cast<double>(total.hbm_read + total.hbm_write) / config_.hbm_gbytes_per_second;
     const double longest = count == 1 ? total.duration_ns : makespan(static_cast<uint32_t>(count));
     engine(queue, compute_free_ns_, config_.launch_ns + std::max(longest, bandwidth));
+    return true;
   } catch (Fault& f) {
     throw annotate(f);
   }

@@ -81,6 +81,9 @@ ChipConfig share_of(ChipConfig c, uint32_t functions) {
   if (functions > c.cores)
     fail(std::to_string(functions) + " functions on a chip of " + std::to_string(c.cores) +
          " cores: expected at most one a core");
+  if (c.links > 0 && functions > c.links)
+    fail(std::to_string(functions) + " functions on a chip of " + std::to_string(c.links) +
+         " fabric links: expected at most one a link");
   c.cores /= functions, c.links /= functions, c.hbm_bytes /= functions;
   for (double* shared :
        {&c.hbm_gbytes_per_second, &c.host_gbytes_per_second, &c.idle_watts, &c.limit_watts, &c.dollars_per_hour})

@@ -21,10 +21,11 @@ struct EmulatorOptions {
   std::string config_file;                 // empty: the built-in assumed chip
   uint64_t hbm_bytes = uint64_t{8} << 30;  // mapped on demand, not reserved
   uint32_t threads = 0;                    // 0: one per host CPU
-  uint32_t watchdog_ms = 10000;
+  uint32_t watchdog_ms = 4000;
   std::string faults;  // see faults.hpp
   // The chip is shared by so many functions, and this is which: 0 is the physical one. Each has an equal share.
   uint32_t functions = 1, function = 0;
+  uint64_t serial = 0;  // of the chip, the same for all of them; 0: a new one
   bool check_races = false, check_uninitialized = false, check_bounds = false;
   bool check() const { return check_races || check_uninitialized || check_bounds; }
 };

@@ -16,6 +16,9 @@ namespace jalapeno::emu {
 
 namespace vu = hw::vfio_user;
 
+// Less than QEMU waits for a register: the host's answer may be behind one that waits for the engine that asked.
+constexpr uint64_t kPatienceNs = 2'000'000'000;
+
 Message::~Message() {
   for (int fd : fds)
     if (fd >= 0) close(fd);
@@ -35,8 +38,8 @@ void Connection::end() {
   answered_.notify_all();
 }
 
-bool Connection::await(int timeout_ms) {
-  std::vector<pollfd> p{{socket_, POLLIN | POLLRDHUP, 0}, {knocker_, POLLIN, 0}};
+bool Connection::await(short events, int timeout_ms, bool knocks) {
+  std::vector<pollfd> p{{socket_, static_cast<short>(events | POLLRDHUP), 0}, {knocks ? knocker_ : -1, POLLIN, 0}};
   for (int fd : ends_) p.push_back({fd, POLLIN, 0});
   for (;;) {
     const int n = poll(p.data(), p.size(), timeout_ms);
@@ -54,7 +57,7 @@ bool Connection::await(int timeout_ms) {
 }
 
 // Reads exactly `bytes`; descriptors ride on the first of them.
-bool Connection::receive_all(void* out, size_t bytes, std::vector<int>* fds) {
+bool Connection::receive_all(void* out, size_t bytes, std::vector<int>* fds, uint64_t deadline_ns) {
   auto* at = static_cast<std::byte*>(out);
   while (bytes > 0) {
     // Room for all a message can carry, so that the kernel installs none that we cannot see and close.
@@ -65,7 +68,10 @@ bool Connection::receive_all(void* out, size_t bytes, std::vector<int>* fds) {
     const ssize_t n = recvmsg(socket_, &m, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
     if (n < 0 && errno == EINTR) continue;
     if (n < 0 && errno == EAGAIN) {
-      if (!await(-1)) return false;
+      const uint64_t now = host_now_ns();
+      if (deadline_ns != 0 && now >= deadline_ns) return false;
+      if (!await(POLLIN, deadline_ns == 0 ? -1 : static_cast<int>((deadline_ns - now) / 1'000'000 + 1), false))
+        return false;
       continue;
     }
     if (n <= 0) return false;
@@ -86,18 +92,21 @@ bool Connection::receive_all(void* out, size_t bytes, std::vector<int>* fds) {
   return true;
 }
 
-Connection::Got Connection::receive(Message& m, int timeout_ms) {
-  if (!await(timeout_ms)) return ended_ ? Got::kEnd : Got::kNothing;
-  if (!receive_all(&m.header, sizeof m.header, &m.fds)) return Got::kEnd;
+Connection::Got Connection::receive(Message& m, int timeout_ms, uint64_t deadline_ns) {
+  if (!await(POLLIN, timeout_ms, deadline_ns == 0)) return ended_ ? Got::kEnd : Got::kNothing;
+  if (!receive_all(&m.header, sizeof m.header, &m.fds, deadline_ns)) return Got::kEnd;
   if (m.header.size < sizeof m.header || m.header.size > vu::kMaxMessage || (m.header.flags & vu::kTypeMask) > 1)
     return Got::kEnd;
   m.payload.resize(m.header.size - sizeof m.header);
-  return m.payload.empty() || receive_all(m.payload.data(), m.payload.size(), &m.fds) ? Got::kMessage : Got::kEnd;
+  return m.payload.empty() || receive_all(m.payload.data(), m.payload.size(), &m.fds, deadline_ns) ? Got::kMessage
+                                                                                                   : Got::kEnd;
 }
 
 std::optional<Message> Connection::next() {
   for (;;) {
+    serving_waits_.store(true);
     std::lock_guard reading(reading_);
+    serving_waits_.store(false);
     {
       std::lock_guard lock(state_mutex_);
       if (!commands_.empty()) {
@@ -107,7 +116,7 @@ std::optional<Message> Connection::next() {
       }
     }
     Message m;
-    if (ended_ || receive(m, -1) != Got::kMessage) {
+    if (ended_ || receive(m, -1, 0) != Got::kMessage) {
       end();
       return std::nullopt;
     }
@@ -136,10 +145,17 @@ bool Connection::send(vu::Header h, const void* first, size_t first_bytes, const
     c->cmsg_level = SOL_SOCKET, c->cmsg_type = SCM_RIGHTS, c->cmsg_len = CMSG_LEN(sizeof fd);
     std::memcpy(CMSG_DATA(c), &fd, sizeof fd);
   }
+  // A client that sends and does not read must not keep the server from being ended.
+  const uint64_t deadline = host_now_ns() + kPatienceNs;
   std::lock_guard lock(sending_);
   while (left > 0) {
-    ssize_t n = sendmsg(socket_, &m, MSG_NOSIGNAL);
+    ssize_t n = sendmsg(socket_, &m, MSG_NOSIGNAL | MSG_DONTWAIT);
     if (n < 0 && errno == EINTR) continue;
+    if (n < 0 && errno == EAGAIN) {
+      if (host_now_ns() > deadline || ended_) return false;
+      (void)await(POLLOUT, 100, false);
+      continue;
+    }
     if (n <= 0) return false;
     left -= static_cast<size_t>(n);
     m.msg_control = nullptr, m.msg_controllen = 0;
@@ -159,8 +175,6 @@ bool Connection::write(uint64_t iova, const std::byte* data, uint64_t bytes) {
 }
 
 bool Connection::ask(uint16_t command, uint64_t iova, std::byte* out, const std::byte* data, uint64_t bytes) {
-  // Less than QEMU waits for a register: its answer may be behind one that waits for this engine.
-  constexpr uint64_t kPatienceNs = 2'000'000'000;
   Question q{out, bytes};
   uint16_t id;
   {
@@ -175,13 +189,13 @@ bool Connection::ask(uint16_t command, uint64_t iova, std::byte* out, const std:
   const uint64_t deadline = host_now_ns() + kPatienceNs;
   std::unique_lock state(state_mutex_);
   while (!q.answered && !lost && !ended_ && host_now_ns() < deadline) {
-    if (!reading_.try_lock()) {  // somebody else reads
+    if (serving_waits_ || !reading_.try_lock()) {  // somebody else reads
       answered_.wait_for(state, std::chrono::milliseconds(1));
       continue;
     }
     state.unlock();
     Message m;
-    const Got got = receive(m, 10);
+    const Got got = receive(m, 10, deadline);
     lost = got == Got::kEnd;
     const bool mine = got == Got::kMessage && (m.header.flags & vu::kTypeMask) == vu::kTypeReply;
     if (mine) answer(m);

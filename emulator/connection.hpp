@@ -63,9 +63,10 @@ class Connection : public HostLink {
     uint64_t bytes;
     bool answered = false, good = false;
   };
-  Got receive(Message& message, int timeout_ms);  // by the holder of reading_
-  bool receive_all(void* out, size_t bytes, std::vector<int>* fds);
-  bool await(int timeout_ms);  // false: nothing to read in time, or the end
+  // By the holder of reading_. A message that has begun must be there by the deadline (0: whenever).
+  Got receive(Message& message, int timeout_ms, uint64_t deadline_ns);
+  bool receive_all(void* out, size_t bytes, std::vector<int>* fds, uint64_t deadline_ns);
+  bool await(short events, int timeout_ms, bool knocks);  // false: not ready in time, or the end
   bool send(hw::vfio_user::Header header, const void* first, size_t first_bytes, const void* second,
             size_t second_bytes, int fd);
   bool ask(uint16_t command, uint64_t iova, std::byte* out, const std::byte* data, uint64_t bytes);
@@ -77,6 +78,7 @@ class Connection : public HostLink {
   std::function<void()> knock_;
   // Who reads next: the serving thread, or an engine that waits for its answer while the serving thread waits for it.
   std::mutex reading_;
+  std::atomic<bool> serving_waits_{false};  // for reading_: it goes first
   std::mutex sending_;
   std::mutex state_mutex_;
   std::condition_variable answered_;

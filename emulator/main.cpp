@@ -62,7 +62,7 @@ int main(int argc, char** argv) try {
   app.add_option("--chips", chips, "how many chips")->check(CLI::Range(1, 64));
   app.add_option("--vfs", virtual_functions,
                  "virtual functions of each chip; they and the physical one have equal shares of cores and HBM")
-      ->check(CLI::Range(0, 15));
+      ->check(CLI::Range(0, 7));
   app.add_option("--config", options.config_file, "chip configuration, JSON (default: the built-in assumed chip)");
   app.add_option("--hbm", hbm, "HBM to emulate, as in 8G; mapped on demand");
   app.add_option("--threads", options.threads, "host threads per chip");
@@ -89,9 +89,11 @@ int main(int argc, char** argv) try {
   options.functions = virtual_functions + 1;
   for (uint32_t i = 0; i < chips; ++i) {
     const std::string path = chips == 1 ? socket_path : socket_path + "." + std::to_string(i);
+    options.serial = 0;
     const size_t physical = servers.size();
     for (options.function = 0; options.function < options.functions; ++options.function) {
       functions.push_back(std::make_unique<Chip>(options));
+      if (options.function == 0) options.serial = functions.back()->serial();
       servers.push_back(std::make_unique<Server>(*functions.back()));
       if (options.function > 0) servers[physical]->adopt(*servers.back());
       paths.push_back(options.function == 0 ? path : path + ".vf" + std::to_string(options.function));

@@ -56,11 +56,11 @@ PciConfig::PciConfig(const Bars& bars, uint32_t vectors, uint64_t serial, uint32
   put(pci::kExpressCap + 48, pci::kAssumedLinkSpeed, 2, 0xF);
 
   const bool shares = function == 0 && functions > 1;
-  put(pci::kSerialCap, 0x0001'0003 | (shares ? pci::kSharingCap << 20 : 0), 4);
+  put(pci::kSerialCap, 0x0001'0003 | (shares ? pci::kSriovCap << 20 : 0), 4);
   put(pci::kSerialCap + 4, serial, 8);
   if (shares) {  // whoever owns the slot has enabled them before anybody looks: a driver reads how many there are
-    const uint32_t at = pci::kSharingCap, virtual_functions = functions - 1;
-    put(at, 0x0001'0000 | pci::kSharingId, 4);
+    const uint32_t at = pci::kSriovCap, virtual_functions = functions - 1;
+    put(at, 0x0001'0000 | pci::kSriovId, 4);
     put(at + 0x08, 0x9, 2);  // enabled, their memory too
     put(at + 0x0C, virtual_functions, 2);
     put(at + 0x0E, virtual_functions, 2);

@@ -44,6 +44,10 @@ void Server::reset_function() {
   config_.reset();
   chip_.set_bus_master(config_.bus_master());
   chip_.reset_function();
+  send_away_others();
+}
+
+void Server::send_away_others() {
   for (Server* f : virtual_functions_) f->send_away();
 }
 
@@ -117,6 +121,7 @@ bool Server::access(const vu::RegionAccess& at, std::byte* data, bool write) {
   if (write) std::memcpy(&value, data, at.count);
   const bool good =
       write ? chip_.write_register(at.offset, at.count, value) : chip_.read_register(at.offset, at.count, value);
+  if (write && at.offset == hw::reg::kControl && (value & hw::kControlReset)) send_away_others();
   if (!write && good) std::memcpy(data, &value, at.count);
   return good;
 }

@@ -1,6 +1,7 @@
 #include "error.hpp"
 
 #include <pthread.h>
+#include <algorithm>
 
 #include <atomic>
 #include <cstring>
@@ -164,6 +165,11 @@ jalError_t code_of(hw::Status status) {
       return jalErrorLinkDown;
   }
   return jalErrorUnknown;
+}
+
+bool is_error(uint64_t code) {
+  return std::any_of(std::begin(kErrors), std::end(kErrors),
+                     [&](const Entry& e) { return static_cast<uint64_t>(e.code) == code; });
 }
 
 }  // namespace jalapeno::runtime

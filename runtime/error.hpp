@@ -9,6 +9,9 @@
 
 namespace jalapeno::runtime {
 
+// Is it one of jalError_t? For what other processes send.
+bool is_error(uint64_t code);
+
 class Error : public std::runtime_error {
  public:
   Error(jalError_t code, const std::string& text) : std::runtime_error(text), code_(code) {}

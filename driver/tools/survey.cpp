@@ -43,7 +43,10 @@ Entry look(const std::string& uri, const Snapshot* told) {
     e.problem = error.what();
     if (error.code() != driver::Code::kBusy) return e;
     e.state = "held";  // by a process that does not answer us
-    if (e.function) e.holders = driver::processes_with("/dev/vfio/" + e.function->group);
+    if (!e.function) return e;
+    e.holders = driver::processes_with("/dev/vfio/" + e.function->group);
+    if (const std::string own = driver::device_file(*e.function); e.holders.empty() && !own.empty())
+      e.holders = driver::processes_with(own);
   } catch (const std::exception& error) {
     e.problem = error.what();
   }

@@ -26,8 +26,8 @@ inline constexpr uint32_t kDeviceControl = 0x08, kLinkStatus = 0x12;
 inline constexpr uint16_t kDeviceControlReset = 1u << 15;
 inline constexpr uint32_t kAssumedLinkSpeed = 5, kAssumedLinkWidth = 16;  // 32 GT/s x16
 // Extended capabilities: serial number, and SR-IOV where the chip is shared.
-inline constexpr uint32_t kSerialCap = 0x100, kSharingCap = 0x140;
-inline constexpr uint32_t kSharingId = 0x0010;
+inline constexpr uint32_t kSerialCap = 0x100, kSriovCap = 0x140;
+inline constexpr uint32_t kSriovId = 0x0010;
 }  // namespace pci
 
 inline constexpr uint32_t kBarRegisters = 0;           // trapped, 32- and 64-bit accesses, naturally aligned

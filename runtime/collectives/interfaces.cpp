@@ -58,33 +58,36 @@ LinkWatch::LinkWatch() : socket_(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | SO
   sockaddr_nl a{};
   a.nl_family = AF_NETLINK, a.nl_groups = RTMGRP_LINK;
   if (socket_.fd >= 0 && bind(socket_.fd, reinterpret_cast<const sockaddr*>(&a), sizeof a) != 0) socket_ = {};
+  try {
+    for (const Interface& i : interfaces())
+      if (!i.loopback) names_[static_cast<int>(if_nametoindex(i.name.c_str()))] = i.name;
+  } catch (const Error& e) {
+    driver::runtime_log().debug("no news of links: {}", e.what());
+  }
 }
 
 void LinkWatch::update() {
   alignas(nlmsghdr) char buffer[16384];
   // After an overrun (ENOBUFS) news is missing; what comes next says again how its link is.
   for (ssize_t n; (n = recv(socket_.fd, buffer, sizeof buffer, 0)) > 0;) {
-    auto left = static_cast<uint32_t>(n);
+    int left = static_cast<int>(n);
     for (auto* h = reinterpret_cast<nlmsghdr*>(buffer); NLMSG_OK(h, left); h = NLMSG_NEXT(h, left)) {
       if (h->nlmsg_type != RTM_NEWLINK && h->nlmsg_type != RTM_DELLINK) continue;
       const auto* link = static_cast<const ifinfomsg*>(NLMSG_DATA(h));
-      char name[IF_NAMESIZE] = "?";
-      int room = static_cast<int>(IFLA_PAYLOAD(h));
-      for (auto* a = IFLA_RTA(link); RTA_OK(a, room); a = RTA_NEXT(a, room))
-        if (a->rta_type == IFLA_IFNAME) std::snprintf(name, sizeof name, "%s", static_cast<char*>(RTA_DATA(a)));
+      const auto known = names_.find(link->ifi_index);
+      if (known == names_.end() || link->ifi_family != AF_UNSPEC) continue;  // a bridge tells of its ports so
       const bool up = h->nlmsg_type == RTM_NEWLINK && (link->ifi_flags & IFF_UP) && (link->ifi_flags & IFF_RUNNING);
-      if (up ? down_.erase(link->ifi_index) > 0
-             : down_.try_emplace(link->ifi_index, Link{name, driver::monotonic_ns()}).second)
-        driver::runtime_log().warn("interface {} {}", name, up ? "has its link again" : "lost its link");
+      if (up ? down_.erase(link->ifi_index) > 0 : down_.try_emplace(link->ifi_index, driver::monotonic_ns()).second)
+        driver::runtime_log().warn("interface {} {}", known->second, up ? "has its link again" : "lost its link");
     }
   }
 }
 
 std::string LinkWatch::cuts() const {
   std::string out;
-  for (const auto& [index, link] : down_)
-    out += (out.empty() ? "interface " : ", interface ") + link.name + " lost its link " +
-           std::to_string((driver::monotonic_ns() - link.since_ns) / 1'000'000) + " ms ago";
+  for (const auto& [index, since_ns] : down_)
+    out += (out.empty() ? "interface " : ", interface ") + names_.at(index) + " lost its link " +
+           std::to_string((driver::monotonic_ns() - since_ns) / 1'000'000) + " ms ago";
   return out;
 }
 

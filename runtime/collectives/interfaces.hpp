@@ -20,7 +20,8 @@ std::string text_of(uint32_t address);
 // IPv4 in text of the interfaces that JAL_COLL_RAILS names (eth0,eth1); none without it. Throws Error naming the one.
 std::vector<std::string> rail_addresses();
 
-// The kernel's news of links (netlink). Where it gives none, nothing is known and nothing fails. One thread.
+// The kernel's news (netlink) of the links that were there at the start. Where it gives none, nothing is known and
+// nothing fails. One thread.
 class LinkWatch {
  public:
   LinkWatch();
@@ -29,12 +30,9 @@ class LinkWatch {
   std::string cuts() const;  // "interface eth0 lost its link 812 ms ago", for each that has none; empty: none
 
  private:
-  struct Link {
-    std::string name;
-    int64_t since_ns;
-  };
   Socket socket_;
-  std::map<int, Link> down_;  // by index
+  std::map<int, std::string> names_;  // by index
+  std::map<int, int64_t> down_;       // since when
 };
 
 }  // namespace jalapeno::runtime

@@ -245,7 +245,7 @@ void Mesh::handle(uint32_t rank, const Message& m, Blob body) {
     const uint64_t code = m.word & 0xFFFFFFFF;
     Early e{rank,
             static_cast<uint32_t>(m.word >> 32),
-            m.type == kFailure && code <= jalErrorCollectiveTimeout ? static_cast<jalError_t>(code) : jalErrorPeerLost,
+            m.type == kFailure && is_error(code) ? static_cast<jalError_t>(code) : jalErrorPeerLost,
             std::string(reinterpret_cast<const char*>(body.data()), body.size()),
             m.type == kLeft,
             m.word};

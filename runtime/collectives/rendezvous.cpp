@@ -29,7 +29,7 @@ using driver::monotonic_ns;
 namespace {
 
 constexpr char kMagic[8] = {'J', 'A', 'L', 'C', 'O', 'L', 'L', 0};
-constexpr uint32_t kWireVersion = 1;  // of everything that ranks send each other
+constexpr uint32_t kWireVersion = 2;  // of everything that ranks send each other
 constexpr uint32_t kMostRanks = 1024;
 
 struct Hello {

@@ -1,6 +1,7 @@
 #include "tuning.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -110,7 +111,8 @@ void Tuning::demand(const char* text) {
     const auto wish = algorithm_named(word.substr(colon == std::string::npos ? 0 : colon + 1));
     bool known = false;
     for (int k = 0; k < kCollectiveOps && wish; ++k)
-      if (named(static_cast<CollectiveOp>(k), op)) rows_[k].add(UINT64_MAX, *wish), known = true;
+      if (named(static_cast<CollectiveOp>(k), op))
+        rows_[k].add(UINT64_MAX, *wish), rows_[k].demanded = rows_[k].steps, known = true;
     if (!known)
       invalid("JAL_COLL_ALGO: \"" + word + "\": expected ALGORITHM or OPERATION:ALGORITHM with " + algorithms() +
               ", and all_reduce, reduce, broadcast, all_gather, reduce_scatter or all_to_all");
@@ -180,6 +182,11 @@ Algorithm Tuning::choose(CollectiveOp op, uint64_t bytes, const Topology& t) con
   for (size_t k = 0; k < std::min<size_t>(row.steps, kSteps); ++k) {
     if (bytes > row.step[k].up_to) continue;
     if (const auto a = possible(row.step[k].algorithm, op, bytes, t)) return *a;
+    static std::atomic<uint32_t> told{0};  // once for each operation
+    if (k < row.demanded && !(told.fetch_or(1u << static_cast<int>(op)) & 1u << static_cast<int>(op)))
+      driver::runtime_log().warn(
+          "JAL_COLL_ALGO: {} of {} bytes among {} ranks cannot be done by {} here; it goes by the table", name_of(op),
+          bytes, t.all.ranks, name_of(row.step[k].algorithm));
   }
   return t.all.slots_only ? Algorithm::kSegments : Algorithm::kDirect;
 }

@@ -30,7 +30,7 @@ class Tuning {
     Algorithm algorithm;
   };
   struct Row {
-    uint32_t steps;
+    uint32_t steps, demanded;  // the first ones are the user's
     Step step[kSteps];
     void add(uint64_t up_to, Algorithm a);
   };

@@ -6,8 +6,11 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <thread>
@@ -35,11 +38,16 @@ size_t parse_size(const std::string& text) {
   return static_cast<size_t>(v * scale);
 }
 
+std::vector<std::string> operation_names() {
+  std::vector<std::string> names;
+  for (const OpInfo& op : operations()) names.emplace_back(op.name);
+  return names;
+}
+
 const OpInfo& operation_named(const std::string& name) {
   const auto all = operations();
   const auto found = std::find_if(all.begin(), all.end(), [&](const OpInfo& o) { return name == o.name; });
-  if (found == all.end()) throw std::runtime_error("operation \"" + name + "\" is unknown; see --help");
-  return *found;
+  return *found;  // names were checked
 }
 
 // Prints a row for each operation and size; returns how many elements were wrong. All ranks call it alike.
@@ -51,8 +59,7 @@ uint64_t table(std::vector<Rank>& mine, int world, std::vector<std::string> name
   const bool printing = mine[0].number == 0;
   Bench bench(mine, world);
   const unsigned threads = std::max(1u, std::min(std::thread::hardware_concurrency(), static_cast<unsigned>(world)));
-  if (names.empty())
-    for (const OpInfo& op : operations()) names.emplace_back(op.name);
+  if (names.empty()) names = operation_names();
   for (const std::string& name : names) {
     const OpInfo* op = &operation_named(name);
     if (printing)
@@ -116,7 +123,8 @@ int main(int argc, char** argv) try {
   std::string tune_file;
   std::vector<std::string> chosen;
   app.add_option("operation", names,
-                 "all_reduce, all_gather, reduce_scatter, all_to_all, broadcast, reduce, send_recv; all by default");
+                 "all_reduce, all_gather, reduce_scatter, all_to_all, broadcast, reduce, send_recv; all by default")
+      ->check(CLI::IsMember(operation_names()));
   app.add_option("-n,--ranks", ranks, "ranks in this process, without a launcher")->check(CLI::Range(1, 64));
   app.add_option("-p,--processes", processes, "start so many processes of this program here, one rank each")
       ->check(CLI::Range(1, 64));
@@ -133,6 +141,9 @@ int main(int argc, char** argv) try {
       "measure the algorithms of these ranks and put the fastest for each size into this table, for JAL_COLL_TUNING");
   app.add_option("--json", json_file, "write the rows there too");
   CLI11_PARSE(app, argc, argv);
+
+  if (!json_file.empty() && !std::ofstream(json_file, std::ios::app))
+    throw std::runtime_error("--json " + json_file + ": cannot be written: " + std::strerror(errno));
 
   // Children before anything of the library is used. They are ranks as a launcher would start them.
   std::vector<pid_t> children;
@@ -161,10 +172,8 @@ int main(int argc, char** argv) try {
   int rank = 0, world = 1;
   check(jalLauncherGetRank(&rank, &world, nullptr));
   const bool launched = world > 1;
-  const auto cores = static_cast<int>(std::thread::hardware_concurrency());
-  if (launched && (bind || processes > 1) && !bind_to_core(rank % cores))
-    throw std::runtime_error("--bind: this process may not use core " + std::to_string(rank % cores) + " of " +
-                             std::to_string(cores));
+  if (launched && (bind || processes > 1) && !bind_to_core(rank))
+    throw std::runtime_error(std::string("--bind: sched_setaffinity: ") + std::strerror(errno));
   std::vector<Rank> mine;
   const std::string device_uri = uri == "emu:" ? "emu:?threads=1" : uri;
   for (int r = 0; r < (launched ? 1 : ranks); ++r) {

@@ -24,6 +24,7 @@ cpu_set_t own_cores() {
 cpu_set_t all_cores = own_cores();
 
 bool keep_thread_on(int n) {
+  n %= std::max(CPU_COUNT(&all_cores), 1);
   for (int core = 0; core < CPU_SETSIZE; ++core) {
     if (!CPU_ISSET(core, &all_cores) || n-- > 0) continue;
     cpu_set_t one;

@@ -10,8 +10,8 @@ inline double us_since(Clock::time_point begin) {
   return std::chrono::duration<double, std::micro>(Clock::now() - begin).count();
 }
 
-// Keeps this process, and threads that it starts later, to the n-th of its cores, as mpirun does with a rank. False: it
-// has not so many.
+// Keeps this thread, and threads that it starts later, to one of the process's cores, the n-th in turn, as mpirun does
+// with a rank. False: the kernel does not let it.
 bool bind_to_core(int n);
 
 // Below measure on all cores that the process had before that.

@@ -206,10 +206,17 @@ Model::Model(const jalapeno::Device& device, const Gguf& file, uint32_t context,
   uint32_t unit = 1;
   for (const auto& [name, t] : file.tensors())
     if (t.type == TensorType::kQ4_0 || t.type == TensorType::kQ8_0) unit = 32;
-  if (h_.kv_heads % ranks_ != 0 || h_.ffn % (unit * ranks_) != 0 || h_.heads / ranks_ * h_.head % unit != 0)
+  auto shares = [&](uint32_t n) {
+    return h_.kv_heads % n == 0 && h_.ffn % (unit * n) == 0 && h_.heads / n * h_.head % unit == 0;
+  };
+  if (!shares(ranks_)) {
+    std::string possible;
+    for (uint32_t n = 1; n <= h_.kv_heads; ++n)
+      if (shares(n)) possible += (possible.empty() ? "" : ", ") + std::to_string(n);
     throw std::runtime_error(file.path() + ": " + std::to_string(h_.kv_heads) +
                              " KV heads and a feed-forward layer of " + std::to_string(h_.ffn) +
-                             " cannot be shared out to " + std::to_string(ranks_) + " chips");
+                             " cannot be shared out to " + std::to_string(ranks_) + " chips; possible are " + possible);
+  }
   h_.heads /= ranks_, h_.kv_heads /= ranks_, h_.ffn /= ranks_;
   const uint64_t kv_width = uint64_t{h_.kv_heads} * h_.head, q_width = uint64_t{h_.heads} * h_.head;
   embedding_ = take(file, "token_embd.weight", h_.vocabulary, h_.width, false);

@@ -100,6 +100,22 @@ TEST_F(Faults, KernelWithoutEndMeetsItsDeadline) {
   recover();
 }
 
+TEST_F(Faults, MemoryIsGivenAndTakenWhileAKernelRunsWithoutEnd) {
+  jt::Builder k("endless");
+  k.loop(0, INT64_MAX, [&](Reg) {});
+  const Module m = load(k.finish());
+  jalLaunchConfig c{};
+  c.struct_size = sizeof c, c.grid[0] = c.grid[1] = c.grid[2] = 1, c.deadline_ms = 600'000;
+  check(jalLaunchKernelEx(m.kernel("endless").get(), &c, nullptr, 0, stream.get()));
+  for (int turn = 0; turn < 20; ++turn) {
+    void* p{};
+    check(jalMalloc(device.get(), &p, 4 << 20));  // of its own pages
+    check(jalFree(p));
+  }
+  EXPECT_EQ(jalStreamQuery(stream.get()), jalErrorNotReady);
+  stream.reset();
+}
+
 TEST_F(Faults, ResetTellsHowMuchStoodBehindTheFault) {
   jt::Builder k("trap");
   k.trap(1);
