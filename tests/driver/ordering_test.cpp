@@ -41,6 +41,11 @@ class Ordering : public ::testing::Test {
   }
   static std::span<const std::byte> bytes(const std::vector<uint64_t>& v) { return std::as_bytes(std::span(v)); }
 
+  struct Held {
+    Held() { adversary::hold(true); }
+    ~Held() { adversary::hold(false); }
+  };
+
   bool push_copy(hw::DeviceAddr from, hw::DeviceAddr to) {
     hw::CopyPacket copy{};
     copy.header.op = hw::PacketOp::kCopy;
@@ -103,6 +108,7 @@ TEST_F(Ordering, QueuesOfSeveralThreadsKeepTheirOwnOrder) {
 // Each fence left out once: if nothing can go wrong without it, either it is not needed or the adversary is too kind.
 TEST_F(Ordering, WithoutTheFlushTheDeviceReadsOldBytes) {
   const HbmBlock block = space_.allocate(1);
+  const Held held;
   int stale = 0;
   for (int seed = 0; seed < 100; ++seed) {
     adversary::reseed(static_cast<uint64_t>(seed));
@@ -118,6 +124,7 @@ TEST_F(Ordering, WithoutTheFlushTheDeviceReadsOldBytes) {
 }
 
 TEST_F(Ordering, WithoutTheFenceBeforeTheDoorbellAPacketIsTooLate) {
+  const Held held;
   int early = 0;
   for (int seed = 0; seed < 100; ++seed) {
     adversary::reseed(static_cast<uint64_t>(seed));

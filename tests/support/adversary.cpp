@@ -39,6 +39,11 @@ class Adversary {
     random_.seed(seed);
   }
 
+  void hold(bool on) {
+    std::lock_guard lock(mutex_);
+    held_ = on;
+  }
+
   void store(Kind kind, std::byte* at, const std::byte* data, size_t bytes) {
     std::lock_guard lock(mutex_);
     if (bytes > kKept) {
@@ -99,7 +104,7 @@ class Adversary {
       for (;;) {
         std::this_thread::sleep_for(kLate / 2);
         std::lock_guard lock(mutex_);
-        while (!pieces_.empty() && Clock::now() - pieces_.front().since > kLate) send(0);
+        while (!held_ && !pieces_.empty() && Clock::now() - pieces_.front().since > kLate) send(0);
       }
     }).detach();
   }
@@ -149,6 +154,7 @@ class Adversary {
 
   std::mutex mutex_;
   std::mt19937_64 random_;
+  bool held_ = false;
   std::deque<Piece> pieces_;  // oldest first
 };
 
@@ -192,6 +198,7 @@ void store(Kind kind, void* at, const void* data, size_t bytes) {
 void fence(Kind kind) { Adversary::get().fence(kind); }
 void arrive(const void* at, size_t bytes) { Adversary::get().arrive(static_cast<const std::byte*>(at), bytes); }
 void reseed(uint64_t seed) { Adversary::get().reseed(seed); }
+void hold(bool on) { Adversary::get().hold(on); }
 std::unique_ptr<Transport> ordered(std::unique_ptr<Transport> transport) {
   return std::make_unique<OrderedTransport>(std::move(transport));
 }

@@ -21,6 +21,7 @@ void fence(Kind kind);
 // Before a load of a BAR: what was posted arrives, and what this thread itself stored there.
 void arrive(const void* at, size_t bytes);
 void reseed(uint64_t seed);
+void hold(bool on);  // no store arrives by the clock: what is missing does not depend on how fast the machine is
 // Register accesses keep their order with what was posted.
 std::unique_ptr<Transport> ordered(std::unique_ptr<Transport> transport);
 
