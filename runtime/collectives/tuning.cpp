@@ -184,7 +184,7 @@ Algorithm Tuning::choose(CollectiveOp op, uint64_t bytes, const Topology& t) con
     if (const auto a = possible(row.step[k].algorithm, op, bytes, t)) return *a;
     static std::atomic<uint32_t> told{0};  // once for each operation
     if (k < row.demanded && !(told.fetch_or(1u << static_cast<int>(op)) & 1u << static_cast<int>(op)))
-      driver::runtime_log().warn(
+      driver::runtime_log().info(
           "JAL_COLL_ALGO: {} of {} bytes among {} ranks cannot be done by {} here; it goes by the table", name_of(op),
           bytes, t.all.ranks, name_of(row.step[k].algorithm));
   }

@@ -130,7 +130,7 @@ int main(int argc, char** argv) try {
       ->check(CLI::Range(1, 64));
   app.add_option("-b,--begin", begin, "smallest size");
   app.add_option("-e,--end", end, "largest size");
-  app.add_option("-s,--sizes", chosen, "these sizes instead, as 8,32K,2M")->delimiter(',');
+  app.add_option("-s,--sizes", chosen, "these sizes instead, as 8,32K,2M")->delimiter(',')->allow_extra_args(false);
   app.add_option("-t,--type", type_name)->check(CLI::IsMember({"f32", "bf16", "i32"}));
   app.add_option("-d,--device", uri, "URI of the devices");
   app.add_flag("-g,--graph", graph, "time operations inside a graph of 20");
@@ -142,6 +142,11 @@ int main(int argc, char** argv) try {
   app.add_option("--json", json_file, "write the rows there too");
   CLI11_PARSE(app, argc, argv);
 
+  if (!tune_file.empty() && (!names.empty() || !chosen.empty() || !json_file.empty()))
+    throw std::runtime_error("--tune measures all operations and sizes: name none, and no --json");
+  if (const size_t slash = tune_file.rfind('/');
+      slash != std::string::npos && access(tune_file.substr(0, slash + 1).c_str(), W_OK) != 0)
+    throw std::runtime_error("--tune " + tune_file + ": cannot be written: " + std::strerror(errno));
   if (!json_file.empty() && !std::ofstream(json_file, std::ios::app))
     throw std::runtime_error("--json " + json_file + ": cannot be written: " + std::strerror(errno));
 
@@ -172,6 +177,8 @@ int main(int argc, char** argv) try {
   int rank = 0, world = 1;
   check(jalLauncherGetRank(&rank, &world, nullptr));
   const bool launched = world > 1;
+  if (bind && !launched)
+    throw std::runtime_error("--bind: the ranks of one process share its cores; start them with -p or a launcher");
   if (launched && (bind || processes > 1) && !bind_to_core(rank))
     throw std::runtime_error(std::string("--bind: sched_setaffinity: ") + std::strerror(errno));
   std::vector<Rank> mine;

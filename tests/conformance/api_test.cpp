@@ -52,10 +52,11 @@ TEST_F(Api, OptionsOutsideTheirRangeAreNamed) {
 
 TEST_F(Api, PropertiesSayWhereTheirNumbersComeFrom) {
   const jalDeviceProperties p = device.properties();
-  EXPECT_TRUE(p.emulated);
+  EXPECT_STRNE(p.config_name, "");
+  if (!p.emulated) GTEST_SKIP() << "a board has its own numbers";
   EXPECT_TRUE(p.assumed);
   EXPECT_STREQ(p.config_name, "assumed-1");
-  EXPECT_EQ(p.cores, 64u);
+  EXPECT_EQ(p.cores, 64 / (p.virtual_functions + 1));
   EXPECT_GE(p.hbm_bytes, 64u << 20);
 }
 

@@ -245,6 +245,17 @@ TEST(InjectedFaults, ALostInterruptDelaysButDoesNotHang) {
   }
 }
 
+TEST(InjectedFaults, AFatalErrorOfTheChipIsToldToWhoeverWaits) {
+  if (!embedded()) GTEST_SKIP() << "faults are ordered when the emulator starts";
+  Device device("emu:?hbm=64M&fault=fatal@packet:5");
+  Stream stream(device);
+  Buffer<int32_t> b(device, 1000);
+  for (int k = 0; k < 10; ++k)
+    if (jalMemsetAsync(b.data(), k, b.bytes(), stream.get()) != jalSuccess) break;  // it may know already
+  EXPECT_EQ(jalStreamSynchronize(stream.get()), jalErrorDeviceLost);
+  EXPECT_NE(std::string(jalGetLastErrorDetail()).find("fatal error"), std::string::npos);
+}
+
 // Emulated chips of one process share threads.
 TEST(Neighbours, AHungChipDoesNotHoldUpTheOthers) {
   const Device hung("emu:?hbm=64M&threads=1&watchdog_ms=600000&fault=hang@launch:1"), other("emu:?hbm=64M&threads=1");

@@ -26,7 +26,9 @@ constexpr int64_t kPatienceNs = 20'000'000'000;
 
 int seeds() {
   const char* text = std::getenv("JAL_TEST_SEEDS");
-  return text != nullptr ? std::atoi(text) : 1000;
+  const int n = text != nullptr ? std::atoi(text) : 1000;
+  if (n < 1) ADD_FAILURE() << "JAL_TEST_SEEDS=" << text << ": expected a number";
+  return n;
 }
 
 class Ordering : public ::testing::Test {

@@ -26,8 +26,15 @@ int main(int argc, char** argv) {
     }
     inputs.emplace_back(std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>());
   }
-  const char* text = std::getenv("JAL_FUZZ_RUNS");
-  const int runs = text != nullptr ? std::atoi(text) : 3000;
+  int runs = 3000;
+  if (const char* text = std::getenv("JAL_FUZZ_RUNS"); text != nullptr) {
+    char* end = nullptr;
+    runs = static_cast<int>(std::strtol(text, &end, 10));
+    if (*text == 0 || *end != 0 || runs < 0) {
+      std::fprintf(stderr, "JAL_FUZZ_RUNS=%s: expected a number\n", text);
+      return 2;
+    }
+  }
   for (const auto& input : inputs) LLVMFuzzerTestOneInput(input.data(), input.size());
   std::mt19937 random(7);
   for (int run = 0; run < runs; ++run) {

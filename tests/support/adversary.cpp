@@ -16,7 +16,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr auto kLate = std::chrono::microseconds(50);
-constexpr size_t kKept = 4096;  // bytes of one store that may stay behind: a core has few buffers
+constexpr size_t kKept = 4096;  // bytes that may stay behind: cores have few buffers
 
 struct Piece {
   Kind kind;
@@ -60,6 +60,7 @@ class Adversary {
       pieces_.push_back(p);
       at += p.bytes, data += p.bytes, bytes -= p.bytes;
     }
+    while (pieces_.size() > kKept / 8) send(0);
     // Buffers run full, caches evict: some of it goes out at once, whatever its order.
     const unsigned share = random_() % 4;
     if (kind == Kind::kPosted) {
