@@ -16,7 +16,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr auto kLate = std::chrono::microseconds(50);
-constexpr size_t kKept = 4096;  // bytes that may stay behind: cores have few buffers
+constexpr size_t kKept = 4096, kKeptOfOne = 512;  // bytes of all, and of one store, that may stay behind
 
 struct Piece {
   Kind kind;
@@ -46,11 +46,11 @@ class Adversary {
 
   void store(Kind kind, std::byte* at, const std::byte* data, size_t bytes) {
     std::lock_guard lock(mutex_);
-    if (bytes > kKept) {
-      const size_t now = bytes - kKept;
+    if (bytes > kKeptOfOne) {
+      const size_t now = bytes - kKeptOfOne;
       send_overlapping(at, now);
       std::memcpy(at, data, now);
-      at += now, data += now, bytes = kKept;
+      at += now, data += now, bytes = kKeptOfOne;
     }
     const auto thread = std::this_thread::get_id();
     while (bytes > 0) {
