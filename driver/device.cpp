@@ -56,15 +56,6 @@ Device::Device(const std::string& uri)
   epoll_ctl(epoll_, EPOLL_CTL_ADD, stop_event_, &e);
   e = {EPOLLIN, {.u64 = UINT64_MAX - 1}};
   epoll_ctl(epoll_, EPOLL_CTL_ADD, transport_->liveness_fd(), &e);
-  // The vector behind the queues' is the device's own. A function without it is watched by its silence alone.
-  try {
-    device_event_ = os().eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    transport_->set_interrupt(identity_.queues, device_event_);
-    e = {EPOLLIN, {.u64 = UINT64_MAX - 3}};
-    epoll_ctl(epoll_, EPOLL_CTL_ADD, device_event_, &e);
-  } catch (const Error& error) {
-    driver_log().debug("{}: no device events: {}", uri, error.what());
-  }
   e = {EPOLLIN, {.u64 = UINT64_MAX - 2}};
   if (monitor_.fd() >= 0) epoll_ctl(epoll_, EPOLL_CTL_ADD, monitor_.fd(), &e);
   opened_unix_ns_ = unix_ns();
@@ -79,7 +70,6 @@ Device::~Device() {
   listener_.join();
   for (int fd : queue_events_)
     if (fd >= 0) os().close(fd);
-  if (device_event_ >= 0) os().close(device_event_);
   os().close(epoll_);
   os().close(stop_event_);
 }
@@ -273,17 +263,6 @@ WaitResult Device::wait(const hw::Timeline& timeline, uint64_t value, int64_t ti
   }
 }
 
-void Device::look_at_health() {
-  uint64_t count = 0;
-  (void)os().read(device_event_, &count, sizeof count);
-  try {
-    if (const uint32_t h = health(); h & hw::kHealthFatal)
-      declare_lost("the chip reports a fatal error (health " + std::to_string(h) + "); it needs a reset");
-  } catch (const Error& error) {
-    driver_log().debug("{}: reading health: {}", uri_, error.what());
-  }
-}
-
 void Device::listen() {
   epoll_event events[64];
   for (;;) {
@@ -298,10 +277,6 @@ void Device::listen() {
           declare_lost(cause);
           epoll_ctl(epoll_, EPOLL_CTL_DEL, transport_->liveness_fd(), nullptr);
         }
-        continue;
-      }
-      if (what == UINT64_MAX - 3) {
-        look_at_health();
         continue;
       }
       if (what == UINT64_MAX - 2) {

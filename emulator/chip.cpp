@@ -50,7 +50,6 @@ Chip::Chip(const EmulatorOptions& options)
       doorbells_(reinterpret_cast<hw::DoorbellPage*>(doorbell_mapping_->data())),
       queues_(kQueueCount),
       contexts_(kContextCount),
-      stale_(kContextCount),
       windows_(kWindowCount),
       interrupts_(kVectors, -1),
       pool_(config_, options_),
@@ -397,13 +396,6 @@ bool Chip::write_register(uint64_t offset, uint32_t bytes, uint64_t value) {
     default:
       return true;  // read-only and unknown registers ignore writes
   }
-  if (at == reg::kContextCommand && word == hw::kContextInvalidate) {  // without waiting for what runs
-    if (context_select_ < kContextCount) {
-      port_.changed();
-      stale_[context_select_].store(true);
-    }
-    return true;
-  }
   control_waiting_.fetch_add(1);  // from here on no other program begins
   if (at == reg::kQueueCommand && word == hw::kQueueDisable && running_queue_.load() == queue_select_)
     stop_.store(true);  // ends the program at its next look at the clock
@@ -435,6 +427,11 @@ void Chip::context_command(uint32_t command) {
       break;
     case hw::kContextExport:
       export_context(context_select_);
+      break;
+    case hw::kContextInvalidate:
+      port_.changed();
+      c.map.reset();
+      c.programs.clear(), c.last = nullptr;
       break;
     default:
       break;

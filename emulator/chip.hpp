@@ -140,8 +140,8 @@ class Chip final : private Processor {
 
   Turn turn() override;
   Step advance(uint32_t q);
-  bool run_packet(Queue& queue, const hw::Packet& packet);    // false: blocked; throws Fault
-  bool launch(Queue& queue, const hw::LaunchPacket& packet);  // false: somebody wants the chip first
+  bool run_packet(Queue& queue, const hw::Packet& packet);  // false: blocked; throws Fault
+  void launch(Queue& queue, const hw::LaunchPacket& packet);
   const Program& program_of(Context& context, const hw::LaunchPacket& packet);
   Tally run_instances(Launch& launch, uint32_t count);
   double makespan(uint32_t count);  // ns, of the instances in durations_ on this chip's cores
@@ -215,8 +215,7 @@ class Chip final : private Processor {
   std::unordered_map<uint64_t, FabricPort::Export> exports_;  // by key
   std::vector<Queue> queues_;
   std::vector<Context> contexts_;
-  std::vector<std::atomic<bool>> stale_;  // contexts that were invalidated, by number: seen before the next packet
-  std::vector<uint32_t> order_;           // enabled queues, highest priority first
+  std::vector<uint32_t> order_;  // enabled queues, highest priority first
   uint32_t context_select_ = 0, queue_select_ = 0;
   uint64_t context_root_ = 0, context_key_ = 0;
   std::vector<Window> windows_;

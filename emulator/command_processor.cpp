@@ -126,8 +126,6 @@ Memory& Chip::context_memory(Queue& queue) {
   Context& c = contexts_[queue.context];
   if (!c.enabled) throw Fault(Status::kBadPacket, "context %u of the queue is not enabled", queue.context);
   const uint64_t epoch = host_epoch_.load();
-  if (std::atomic<bool>& stale = stale_[queue.context]; stale.load(std::memory_order_relaxed) && stale.exchange(false))
-    c.map.reset(), c.programs.clear(), c.last = nullptr;
   if (c.map == nullptr || c.epoch != epoch) {
     std::vector<MemorySystem::Window> windows;
     c.seen.clear();
@@ -169,7 +167,8 @@ bool Chip::run_packet(Queue& queue, const hw::Packet& packet) {
     case PacketOp::kBarrier:
       return true;  // one queue runs in order: what is before is done
     case PacketOp::kLaunch:
-      return launch(queue, as<hw::LaunchPacket>(packet));
+      launch(queue, as<hw::LaunchPacket>(packet));
+      return true;
     case PacketOp::kCopy:
       copy(queue, as<hw::CopyPacket>(packet));
       return true;
@@ -244,15 +243,7 @@ bool Chip::run_packet(Queue& queue, const hw::Packet& packet) {
       .value(static_cast<uint64_t>(packet.header.op));
 }
 
-bool Chip::launch(Queue& queue, const hw::LaunchPacket& packet) {
-  // Whoever wants the chip counts itself, then stops what runs: it sees this program, or is seen here.
-  stop_.store(false);
-  struct Running {
-    std::atomic<uint32_t>& queue;
-    ~Running() { queue.store(kQueueCount); }
-  } running{running_queue_};
-  running_queue_.store(static_cast<uint32_t>(&queue - queues_.data()));
-  if (control_waiting_.load() != 0) return false;
+void Chip::launch(Queue& queue, const hw::LaunchPacket& packet) {
   auto annotate = [&](Fault f) {
     f.record.cookie = packet.cookie;
     return f;
@@ -278,6 +269,12 @@ bool Chip::launch(Queue& queue, const hw::LaunchPacket& packet) {
     l.program = &program;
     std::copy(packet.grid, packet.grid + 3, l.grid.begin());
     l.watchdog_ms = packet.deadline_ms != 0 ? packet.deadline_ms : options_.watchdog_ms;
+    stop_.store(false, std::memory_order_relaxed);
+    struct Running {
+      std::atomic<uint32_t>& queue;
+      ~Running() { queue.store(kQueueCount); }
+    } running{running_queue_};
+    running_queue_.store(static_cast<uint32_t>(&queue - queues_.data()));
     l.stop = &stop_;
     l.active_cores = static_cast<uint32_t>(std::min<uint64_t>(count, config_.cores));
 
@@ -306,7 +303,6 @@ bool Chip::launch(Queue& queue, const hw::LaunchPacket& packet) {
     const double bandwidth = static_cast<double>(total.hbm_read + total.hbm_write) / config_.hbm_gbytes_per_second;
     const double longest = count == 1 ? total.duration_ns : makespan(static_cast<uint32_t>(count));
     engine(queue, compute_free_ns_, config_.launch_ns + std::max(longest, bandwidth));
-    return true;
   } catch (Fault& f) {
     throw annotate(f);
   }

@@ -100,22 +100,6 @@ TEST_F(Faults, KernelWithoutEndMeetsItsDeadline) {
   recover();
 }
 
-TEST_F(Faults, MemoryIsGivenAndTakenWhileAKernelRunsWithoutEnd) {
-  jt::Builder k("endless");
-  k.loop(0, INT64_MAX, [&](Reg) {});
-  const Module m = load(k.finish());
-  jalLaunchConfig c{};
-  c.struct_size = sizeof c, c.grid[0] = c.grid[1] = c.grid[2] = 1, c.deadline_ms = 600'000;
-  check(jalLaunchKernelEx(m.kernel("endless").get(), &c, nullptr, 0, stream.get()));
-  for (int turn = 0; turn < 20; ++turn) {
-    void* p{};
-    check(jalMalloc(device.get(), &p, 4 << 20));  // of its own pages
-    check(jalFree(p));
-  }
-  EXPECT_EQ(jalStreamQuery(stream.get()), jalErrorNotReady);
-  stream.reset();
-}
-
 TEST_F(Faults, ResetTellsHowMuchStoodBehindTheFault) {
   jt::Builder k("trap");
   k.trap(1);
@@ -243,17 +227,6 @@ TEST(InjectedFaults, ALostInterruptDelaysButDoesNotHang) {
     stream.fill(b.data(), k, b.bytes());
     EXPECT_TRUE(stream.synchronize_for(std::chrono::seconds(5)));
   }
-}
-
-TEST(InjectedFaults, AFatalErrorOfTheChipIsToldToWhoeverWaits) {
-  if (!embedded()) GTEST_SKIP() << "faults are ordered when the emulator starts";
-  Device device("emu:?hbm=64M&fault=fatal@packet:5");
-  Stream stream(device);
-  Buffer<int32_t> b(device, 1000);
-  for (int k = 0; k < 10; ++k)
-    if (jalMemsetAsync(b.data(), k, b.bytes(), stream.get()) != jalSuccess) break;  // it may know already
-  EXPECT_EQ(jalStreamSynchronize(stream.get()), jalErrorDeviceLost);
-  EXPECT_NE(std::string(jalGetLastErrorDetail()).find("fatal error"), std::string::npos);
 }
 
 // Emulated chips of one process share threads.
