@@ -515,6 +515,7 @@ def test_graph_set_arguments(device, stream, refuses):
         k[1](x, x)
     graph.set_arguments(0, k, y, x)
     y.fill(21)
+    device.stream.synchronize()  # where both arrays were filled: nothing orders that stream before the other
     graph.launch(stream)
     stream.synchronize()
     assert x.numpy()[0] == 42

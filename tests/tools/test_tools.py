@@ -59,6 +59,7 @@ def test_held_device_is_shown_by_its_holder(holder):
         code, out, _ = run(*command)
         assert code == 0 or command == [SMI]  # other tests may just then be losing theirs
         shown = out[out.index(chip):]
+        assert shown.split("  health       ")[1].startswith("good, ")
         assert f"{chip}  held" in shown and f"held by      hold_device (pid {child.pid}), for " in shown
         assert "1 of 256 used" in shown
     d, = [d for d in json.loads(run(SMI, "--json")[1])["devices"] if d["uri"] == chip]
