@@ -20,8 +20,8 @@ inline float dot(const float* a, const float* b, uint32_t k) {
 void multiply_any(const MultiplyArgs& x) {
   static thread_local Scratch wide_memory, row_memory;
   const size_t length = x.rows_are_k ? x.n : x.k;
-  float *wide = wide_memory.reserve(size_t{x.m} * x.k), *scratch = row_memory.reserve(length);
-  for (uint32_t m = 0; m < x.m; ++m) load(x.a_type, x.a + x.a_pitch * m, x.k, wide + size_t{m} * x.k);
+  const float* wide = as_floats(x.a_type, x.a, x.a_pitch, x.m, x.k, wide_memory);
+  float* scratch = row_memory.reserve(length);
   if (!x.accumulate)
     for (uint32_t m = 0; m < x.m; ++m) std::memset(row(x.c, x.c_pitch, m), 0, size_t{x.n} * 4);
   for (uint32_t i = 0; i < (x.rows_are_k ? x.k : x.n); ++i) {
@@ -116,12 +116,10 @@ inline void dot_rows(const MultiplyArgs& x, const Weights& weights, uint32_t m, 
   }
 }
 
-// B is read from N places as far apart as they can be: one stream alone does not use the memory's rate.
 template <class Words, int M, int N, class Weights>
 void dot_all(const MultiplyArgs& x, const Weights& weights, uint32_t m) {
-  const uint32_t apart = x.n / N;
-  for (uint32_t n = 0; n < apart; ++n) dot_rows<Words, M, N>(x, weights, m, n, apart);
-  for (uint32_t n = apart * N; n < x.n; ++n) dot_rows<Words, M, 1>(x, weights, m, n, 0);
+  far_columns<N>(x.n,
+                 [&](auto some, uint32_t n, uint32_t apart) { dot_rows<Words, M, some>(x, weights, m, n, apart); });
 }
 template <class Words, class Weights = Words>
 void multiply_dot(const MultiplyArgs& x, const Weights& weights = {}) {

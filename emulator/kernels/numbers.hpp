@@ -182,6 +182,15 @@ inline void row_blocks(uint32_t rows, F f) {
   if (m < rows) rest(rest, std::integral_constant<int, kMost - 1>{});
 }
 
+// Calls f(integral_constant some, n, apart) for columns n, n + apart, .. `kN` at a time, as far apart as they can be,
+// then for the rest one by one: one stream of reads alone does not use the memory's rate.
+template <int kN, class F>
+inline void far_columns(uint32_t columns, F f) {
+  const uint32_t apart = columns / kN;
+  for (uint32_t n = 0; n < apart; ++n) f(std::integral_constant<int, kN>{}, n, apart);
+  for (uint32_t n = apart * kN; n < columns; ++n) f(std::integral_constant<int, 1>{}, n, 0u);
+}
+
 // A buffer that grows. No std::vector here: its code would be shared between the instruction sets.
 // Of a thread, on the heap: what lies in thread-local storage is cleared for every thread of the process.
 struct Scratch {
@@ -197,6 +206,14 @@ struct Scratch {
   }
   ~Scratch() { std::free(data); }
 };
+
+// Rows of any type as f32, one behind the other.
+[[maybe_unused]] inline float* as_floats(DType type, const std::byte* from, size_t pitch, uint32_t rows,
+                                         uint32_t columns, Scratch& memory) {
+  float* wide = memory.reserve(size_t{rows} * columns);
+  for (uint32_t m = 0; m < rows; ++m) load(type, from + pitch * m, columns, wide + size_t{m} * columns);
+  return wide;
+}
 
 }  // namespace
 }  // namespace jalapeno::emu

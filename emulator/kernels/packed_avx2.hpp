@@ -116,11 +116,8 @@ inline void multiply_packed(const MultiplyArgs& x) {
   float* panel = panel_memory.reserve(kPanelRows * kPanelColumns);
   const float* a = reinterpret_cast<const float*>(x.a);
   size_t a_pitch = x.a_pitch / 4;
-  if (!in_place(x.a_type, x.a, x.a_pitch)) {
-    float* wide = wide_memory.reserve(size_t{x.m} * x.k);
-    for (uint32_t m = 0; m < x.m; ++m) load(x.a_type, x.a + x.a_pitch * m, x.k, wide + size_t{m} * x.k);
-    a = wide, a_pitch = x.k;
-  }
+  if (!in_place(x.a_type, x.a, x.a_pitch))
+    a = as_floats(x.a_type, x.a, x.a_pitch, x.m, x.k, wide_memory), a_pitch = x.k;
   for (uint32_t k = 0; k < x.k; k += kPanelRows) {
     const uint32_t rows = std::min(x.k - k, kPanelRows);
     for (uint32_t n = 0; n < x.n; n += kPanelColumns) {
@@ -179,25 +176,22 @@ inline void dot_rows(const MultiplyArgs& x, const float* a, size_t a_pitch, uint
 
 template <bool kHalf>
 void multiply_dot(const MultiplyArgs& x) {
-  static thread_local Scratch memory, row_memory;
+  static thread_local Scratch memory;
   const float* a = reinterpret_cast<const float*>(x.a);
   size_t pitch = x.a_pitch / 4;
   if (kHalf || !in_place(x.a_type, x.a, x.a_pitch)) {
-    float *wide = memory.reserve(size_t{x.m} * x.k), *plain = row_memory.reserve(x.k);
-    for (uint32_t m = 0; m < x.m; ++m) {
-      float* out = wide + size_t{m} * x.k;
-      load(x.a_type, x.a + x.a_pitch * m, x.k, plain);
-      std::memcpy(out, plain, size_t{x.k} * 4);
-      for (uint32_t k = 0; kHalf && k + 16 <= x.k; k += 16)
-        for (uint32_t i = 0; i < 8; ++i) out[k + i] = plain[k + 2 * i], out[k + 8 + i] = plain[k + 2 * i + 1];
-    }
+    float* wide = as_floats(x.a_type, x.a, x.a_pitch, x.m, x.k, memory);
+    for (uint32_t m = 0; kHalf && m < x.m; ++m)
+      for (uint32_t k = 0; k + 16 <= x.k; k += 16) {
+        float *out = wide + size_t{m} * x.k + k, plain[16];
+        std::memcpy(plain, out, sizeof plain);
+        for (uint32_t i = 0; i < 8; ++i) out[i] = plain[2 * i], out[8 + i] = plain[2 * i + 1];
+      }
     a = wide, pitch = x.k;
   }
-  // From four places as far apart as they can be: one stream alone does not use the memory's rate.
-  const uint32_t apart = x.n / 4;
   row_blocks<2>(x.m, [&](auto rows, uint32_t m) {
-    for (uint32_t n = 0; n < apart; ++n) dot_rows<kHalf, rows, 4>(x, a, pitch, m, n, apart);
-    for (uint32_t n = apart * 4; n < x.n; ++n) dot_rows<kHalf, rows, 1>(x, a, pitch, m, n, 0);
+    far_columns<4>(
+        x.n, [&](auto some, uint32_t n, uint32_t apart) { dot_rows<kHalf, rows, some>(x, a, pitch, m, n, apart); });
   });
 }
 

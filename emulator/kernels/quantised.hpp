@@ -213,9 +213,8 @@ inline void quantised_dot(const MultiplyArgs& x, const SpreadRows& a, uint32_t m
 
 template <bool kFourBit, int kM, int kN>
 void quantised_dot_all(const MultiplyArgs& x, const SpreadRows& a, uint32_t m) {
-  const uint32_t apart = x.n / kN;
-  for (uint32_t n = 0; n < apart; ++n) quantised_dot<kFourBit, kM, kN>(x, a, m, n, apart);
-  for (uint32_t n = apart * kN; n < x.n; ++n) quantised_dot<kFourBit, kM, 1>(x, a, m, n, 0);
+  far_columns<kN>(x.n,
+                  [&](auto some, uint32_t n, uint32_t apart) { quantised_dot<kFourBit, kM, some>(x, a, m, n, apart); });
 }
 
 template <bool kFourBit>
