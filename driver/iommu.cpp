@@ -4,7 +4,6 @@
 #include <linux/vfio.h>
 #include <unistd.h>
 
-#include <array>
 #include <cerrno>
 #include <cstdlib>
 #include <filesystem>
@@ -21,16 +20,10 @@ namespace fs = std::filesystem;
 
 std::string dev(const std::string& path) { return os().root + ("/dev/" + path); }
 
-[[noreturn]] void fail(const std::string& name, const std::string& attempted, int error) {
-  throw Error(error == EBUSY ? Code::kBusy : Code::kOperatingSystem,
-              name + ": " + attempted + ": " + error_text(error));
-}
 [[noreturn]] void forbidden(const std::string& name, const std::string& file) {
   throw Error(Code::kOperatingSystem, name + ": no permission for " + file + " (uid " + std::to_string(geteuid()) +
                                           "): install the udev rule and join its group, or run as root");
 }
-int call(int fd, unsigned long request, void* argument) { return os().ioctl(fd, request, argument) < 0 ? errno : 0; }
-
 class Descriptor {
  public:
   Descriptor() = default;
@@ -60,7 +53,7 @@ class Group final : public Iommu {
         throw Error(
             Code::kNotSupported,
             name + ": there is no /dev/vfio/vfio: modprobe vfio-pci, and in a container pass /dev/vfio through");
-      fail(name, "opening /dev/vfio/vfio", errno);
+      vfio_fail(name, "opening /dev/vfio/vfio", errno);
     }
     group_ = Descriptor(os().open(file.c_str(), O_RDWR | O_CLOEXEC));
     if (group_.get() < 0) {
@@ -71,12 +64,12 @@ class Group final : public Iommu {
       if (error == EACCES || error == EPERM) forbidden(name, file);
       if (error == ENOENT)
         throw Error(Code::kNoDevice, name + ": there is no " + file + ": in a container pass it through");
-      fail(name, "opening " + file, error);
+      vfio_fail(name, "opening " + file, error);
     }
     vfio_group_status status{};
     status.argsz = sizeof status;
-    if (const int e = call(group_.get(), VFIO_GROUP_GET_STATUS, &status))
-      fail(name, "asking for the group's status", e);
+    if (const int e = vfio_call(group_.get(), VFIO_GROUP_GET_STATUS, &status))
+      vfio_fail(name, "asking for the group's status", e);
     if (!(status.flags & VFIO_GROUP_FLAGS_VIABLE)) {
       std::string others;
       for (const PciFunction& f : group_members(function.group))
@@ -87,18 +80,19 @@ class Group final : public Iommu {
                                            "; bind them to vfio-pci or unbind them");
     }
     int container = container_.get();
-    if (const int e = call(group_.get(), VFIO_GROUP_SET_CONTAINER, &container)) fail(name, "joining a container", e);
+    if (const int e = vfio_call(group_.get(), VFIO_GROUP_SET_CONTAINER, &container))
+      vfio_fail(name, "joining a container", e);
     const unsigned long type = function.no_iommu ? VFIO_NOIOMMU_IOMMU : VFIO_TYPE1v2_IOMMU;
-    if (const int e = call(container, VFIO_SET_IOMMU, reinterpret_cast<void*>(type))) {
+    if (const int e = vfio_call(container, VFIO_SET_IOMMU, reinterpret_cast<void*>(type))) {
       if (e == EPERM)
         throw Error(Code::kNotSupported, name +
                                              ": the kernel refuses this IOMMU because it does not remap interrupts; "
                                              "switch interrupt remapping on (intremap)");
-      fail(name, "choosing the type 1 IOMMU", e);
+      vfio_fail(name, "choosing the type 1 IOMMU", e);
     }
     device_ =
         Descriptor(os().ioctl(group_.get(), VFIO_GROUP_GET_DEVICE_FD, const_cast<char*>(function.address.c_str())));
-    if (device_.get() < 0) fail(name, "opening the device", errno);
+    if (device_.get() < 0) vfio_fail(name, "opening the device", errno);
   }
   int device() const override { return device_.get(); }
   int map(const Transport::HostMemory& memory, uint64_t iova, bool device_writes) override {
@@ -106,12 +100,12 @@ class Group final : public Iommu {
     m.argsz = sizeof m;
     m.flags = VFIO_DMA_MAP_FLAG_READ | (device_writes ? VFIO_DMA_MAP_FLAG_WRITE : 0);
     m.vaddr = reinterpret_cast<uint64_t>(memory.data), m.iova = iova, m.size = memory.bytes;
-    return call(container_.get(), VFIO_IOMMU_MAP_DMA, &m);
+    return vfio_call(container_.get(), VFIO_IOMMU_MAP_DMA, &m);
   }
   int unmap(uint64_t iova, uint64_t bytes) override {
     vfio_iommu_type1_dma_unmap u{};
     u.argsz = sizeof u, u.iova = iova, u.size = bytes;
-    return call(container_.get(), VFIO_IOMMU_UNMAP_DMA, &u);
+    return vfio_call(container_.get(), VFIO_IOMMU_UNMAP_DMA, &u);
   }
   std::vector<int> proof() const override { return {group_.get()}; }
   void replace(int nothing) override {
@@ -153,8 +147,7 @@ static_assert(sizeof(IoasAlloc) == 12 && sizeof(IoasMap) == 40 && sizeof(IoasUnm
 class IommuFd final : public Iommu {
  public:
   IommuFd(const PciFunction& function, const std::string& name) {
-    const std::string file = device_file(function);
-    if (file.empty())
+    if (function.file.empty())
       throw Error(Code::kNotSupported,
                   name +
                       ": the kernel gives the function no file of its own (/dev/vfio/devices): it "
@@ -166,17 +159,18 @@ class IommuFd final : public Iommu {
                                              ": there is no /dev/iommu: modprobe iommufd, in a container pass it "
                                              "through, or use JAL_VFIO=group");
       if (errno == EACCES || errno == EPERM) forbidden(name, dev("iommu"));
-      fail(name, "opening /dev/iommu", errno);
+      vfio_fail(name, "opening /dev/iommu", errno);
     }
+    const std::string file = os().root + function.file;
     device_ = Descriptor(os().open(file.c_str(), O_RDWR | O_CLOEXEC));
     if (device_.get() < 0) {
       if (errno == EACCES || errno == EPERM) forbidden(name, file);
       if (errno == ENOENT)
         throw Error(Code::kNoDevice, name + ": there is no " + file + ": in a container pass it through");
-      fail(name, "opening " + file, errno);
+      vfio_fail(name, "opening " + file, errno);
     }
     uapi::Bind bind{sizeof bind, 0, iommu_.get(), 0};
-    if (const int e = call(device_.get(), uapi::kBind, &bind)) {
+    if (const int e = vfio_call(device_.get(), uapi::kBind, &bind)) {
       if (e == EBUSY || e == EINVAL)  // opened twice: the kernel calls the second bind invalid
         throw Error(Code::kBusy,
                     name + ": another process holds it (jalapeno-smi shows which), or iommufd refuses this IOMMU");
@@ -184,13 +178,15 @@ class IommuFd final : public Iommu {
         throw Error(Code::kNotSupported, name + ": members of IOMMU group " + function.group +
                                              " have other owners or kernel drivers, or the IOMMU does not remap "
                                              "interrupts");
-      fail(name, "binding the function to iommufd", e);
+      vfio_fail(name, "binding the function to iommufd", e);
     }
     uapi::IoasAlloc alloc{sizeof alloc, 0, 0};
-    if (const int e = call(iommu_.get(), uapi::kIoasAlloc, &alloc)) fail(name, "making an I/O address space", e);
+    if (const int e = vfio_call(iommu_.get(), uapi::kIoasAlloc, &alloc))
+      vfio_fail(name, "making an I/O address space", e);
     ioas_ = alloc.out_ioas_id;
     uapi::Attach attach{sizeof attach, 0, ioas_};
-    if (const int e = call(device_.get(), uapi::kAttach, &attach)) fail(name, "attaching the I/O address space", e);
+    if (const int e = vfio_call(device_.get(), uapi::kAttach, &attach))
+      vfio_fail(name, "attaching the I/O address space", e);
   }
   int device() const override { return device_.get(); }
   int map(const Transport::HostMemory& memory, uint64_t iova, bool device_writes) override {
@@ -201,11 +197,11 @@ class IommuFd final : public Iommu {
                     reinterpret_cast<uint64_t>(memory.data),
                     memory.bytes,
                     iova};
-    return call(iommu_.get(), uapi::kIoasMap, &m);
+    return vfio_call(iommu_.get(), uapi::kIoasMap, &m);
   }
   int unmap(uint64_t iova, uint64_t bytes) override {
     uapi::IoasUnmap u{sizeof u, ioas_, iova, bytes};
-    return call(iommu_.get(), uapi::kIoasUnmap, &u);
+    return vfio_call(iommu_.get(), uapi::kIoasUnmap, &u);
   }
   std::vector<int> proof() const override { return {}; }  // the kernel knows what the iommufd holds
   void replace(int nothing) override {
@@ -219,31 +215,25 @@ class IommuFd final : public Iommu {
 
 }  // namespace
 
-std::string device_file(const PciFunction& function) {
-  std::error_code none;
-  const fs::path folder = os().root + ("/sys/bus/pci/devices/" + function.address + "/vfio-dev");
-  for (const auto& entry : fs::directory_iterator(folder, none))
-    return dev("vfio/devices/" + entry.path().filename().string());
-  return "";
+int vfio_call(int fd, unsigned long request, void* argument) {
+  return os().ioctl(fd, request, argument) < 0 ? errno : 0;
 }
 
-std::unique_ptr<Iommu> open_group(const PciFunction& function, const std::string& name) {
-  return std::make_unique<Group>(function, name);
-}
-std::unique_ptr<Iommu> open_iommufd(const PciFunction& function, const std::string& name) {
-  return std::make_unique<IommuFd>(function, name);
+void vfio_fail(const std::string& name, const std::string& attempted, int error) {
+  throw Error(error == EBUSY ? Code::kBusy : Code::kOperatingSystem,
+              name + ": " + attempted + ": " + error_text(error));
 }
 
 // Groups first: every kernel has them, unless it was built without.
 std::unique_ptr<Iommu> open_iommu(const PciFunction& function, const std::string& name) {
   const char* text = std::getenv("JAL_VFIO");
   const std::string wish = text != nullptr ? text : "";
-  if (wish == "group") return open_group(function, name);
-  if (wish == "iommufd") return open_iommufd(function, name);
-  if (!wish.empty()) throw Error(Code::kInvalidValue, "JAL_VFIO=" + wish + ": expected group or iommufd");
+  if (!wish.empty() && wish != "group" && wish != "iommufd")
+    throw Error(Code::kInvalidValue, "JAL_VFIO=" + wish + ": expected group or iommufd");
   std::error_code none;
-  const bool container = fs::exists(dev("vfio/vfio"), none);
-  return container || device_file(function).empty() ? open_group(function, name) : open_iommufd(function, name);
+  const bool groups = fs::exists(dev("vfio/vfio"), none) || function.file.empty();
+  if (wish == "iommufd" || (wish.empty() && !groups)) return std::make_unique<IommuFd>(function, name);
+  return std::make_unique<Group>(function, name);
 }
 
 }  // namespace jalapeno::driver

@@ -25,12 +25,11 @@ class Iommu {
   // Every descriptor becomes `nothing`, under the same number.
   virtual void replace(int nothing) = 0;
 };
-// The function's own file, under /dev/vfio/devices; "" when the kernel gives it none.
-std::string device_file(const PciFunction& function);
+// Opens the function; `name` is for errors. Throws Error that says what is missing and how to get it.
+std::unique_ptr<Iommu> open_iommu(const PciFunction& function, const std::string& name);
 
-// Opens the function. `name` is for errors. Throw Error that says what is missing and how to get it.
-std::unique_ptr<Iommu> open_group(const PciFunction& function, const std::string& name);
-std::unique_ptr<Iommu> open_iommufd(const PciFunction& function, const std::string& name);
-std::unique_ptr<Iommu> open_iommu(const PciFunction& function, const std::string& name);  // the one to use
+// For whoever talks to VFIO. 0 or an errno; and what an errno means, with what was attempted.
+int vfio_call(int fd, unsigned long request, void* argument);
+[[noreturn]] void vfio_fail(const std::string& name, const std::string& attempted, int error);
 
 }  // namespace jalapeno::driver

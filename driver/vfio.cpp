@@ -70,6 +70,9 @@ PciFunction describe(const fs::path& folder) {
   f.vendor = id("vendor"), f.device = id("device");
   f.kernel_driver = link_name(folder / "driver");
   f.group = link_name(folder / "iommu_group");
+  std::error_code none;
+  for (const auto& entry : fs::directory_iterator(folder / "vfio-dev", none))
+    f.file = "/dev/vfio/devices/" + entry.path().filename().string();
   f.no_iommu = !f.group.empty() && first_word(folder / "iommu_group/name") == "vfio-noiommu";
   if (const std::string node = first_word(folder / "numa_node"); !node.empty()) f.numa_node = std::atoi(node.c_str());
   return f;
@@ -81,6 +84,11 @@ std::vector<PciFunction> functions_in(const fs::path& folder) {
   for (const auto& entry : fs::directory_iterator(folder, none)) out.push_back(describe(entry.path()));
   std::sort(out.begin(), out.end(), [](const PciFunction& a, const PciFunction& b) { return a.address < b.address; });
   return out;
+}
+
+std::string identity() {
+  return ", a Jalapeno is " + hex(hw::kPciVendorId, 4) + ":" + hex(hw::kPciDeviceId, 4) + ", or " +
+         hex(hw::kPciVirtualDeviceId, 4) + " when it is a virtual function";
 }
 
 bool told_unsafe() {
@@ -103,13 +111,6 @@ std::optional<PciFunction> pci_function(const std::string& address) {
   if (!fs::exists(folder, none)) return std::nullopt;
   return describe(folder);
 }
-
-namespace {
-std::string identity() {
-  return ", a Jalapeno is " + hex(hw::kPciVendorId, 4) + ":" + hex(hw::kPciDeviceId, 4) + ", or " +
-         hex(hw::kPciVirtualDeviceId, 4) + " when it is a virtual function";
-}
-}  // namespace
 
 VfioTransport::VfioTransport(const std::string& address) : name_("vfio:" + address), bars_(6) {
   const auto function = pci_function(address);
@@ -163,15 +164,6 @@ void VfioTransport::close_all() noexcept {
     *fd = -1;
   }
   iommu_.reset();
-}
-
-void VfioTransport::fail(const std::string& attempted, int error) const {
-  throw Error(error == EBUSY ? Code::kBusy : Code::kOperatingSystem,
-              name_ + ": " + attempted + ": " + error_text(error));
-}
-
-int VfioTransport::call(unsigned long request, void* argument) const {
-  return os().ioctl(device_, request, argument) < 0 ? errno : 0;
 }
 
 void VfioTransport::open_device() {

@@ -19,6 +19,7 @@ struct PciFunction {
   uint16_t vendor = 0, device = 0;
   std::string kernel_driver;  // "" when none is bound
   std::string group;          // IOMMU group's number; "" without one
+  std::string file;           // its own, "/dev/vfio/devices/vfio3"; "" when the kernel gives it none
   bool no_iommu = false;      // the group is a stand-in for a missing IOMMU
   int numa_node = -1;
   bool is_jalapeno() const { return hw::is_jalapeno(vendor, device); }
@@ -67,8 +68,8 @@ class VfioTransport final : public Transport {
   template <class T>
   void write(uint32_t offset, T value);
   void check(uint32_t offset, uint32_t bytes) const;
-  int call(unsigned long request, void* argument) const;  // ioctl on the device: 0 or an errno
-  [[noreturn]] void fail(const std::string& attempted, int error) const;
+  int call(unsigned long request, void* argument) const { return vfio_call(device_, request, argument); }
+  [[noreturn]] void fail(const std::string& attempted, int error) const { vfio_fail(name_, attempted, error); }
 
   std::string name_;  // "vfio:0000:3b:00.0"
   std::unique_ptr<Iommu> iommu_;

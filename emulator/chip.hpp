@@ -38,6 +38,8 @@ class Chip final : private Processor {
   bool read_register(uint64_t offset, uint32_t bytes, uint64_t& value);
   bool write_register(uint64_t offset, uint32_t bytes, uint64_t value);
 
+  uint32_t function() const { return options_.function; }
+  uint32_t functions() const { return options_.functions; }
   uint64_t serial() const { return options_.serial != 0 ? options_.serial : uuid_[0]; }
   int doorbell_fd() const { return doorbell_fd_; }
   uint64_t doorbell_bytes() const { return doorbell_bytes_; }
@@ -52,10 +54,8 @@ class Chip final : private Processor {
   void set_interrupt(uint32_t vector, int eventfd);  // takes the descriptor, -1 detaches
   void set_bus_master(bool on);                      // off: host memory is out of reach
   void reset_function();  // queues and contexts are gone; DMA mappings and interrupts are the slot's and stay
-  uint32_t function() const { return options_.function; }
-  uint32_t functions() const { return options_.functions; }
-  void unplug();  // whoever held the slot is gone, and its mappings and interrupts with it
-  void scrub();   // HBM reads as zero again
+  void unplug();          // whoever held the slot is gone, and its mappings and interrupts with it
+  void scrub();           // HBM reads as zero again
 
  private:
   // Where a group's lines to and from a rank are in this process, as long as its table says the same.

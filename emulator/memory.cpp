@@ -228,10 +228,10 @@ void MemorySystem::unmap_all_host() {
   link_ = nullptr;
 }
 
-void MemorySystem::append_host(std::vector<Extent>& extents, std::vector<std::shared_ptr<Mapping>>& keep,
-                               std::vector<AskedRange>& asked, std::shared_ptr<HostLink>& link) const {
+void MemorySystem::append_host(AddressMap::Parts& parts) const {
   std::lock_guard lock(mutex_);
   if (!host_reachable_) return;
+  auto& [extents, keep, asked, link] = parts;
   if (link_ != nullptr) asked = asked_, link = link_;
   const size_t first = extents.size();
   for (const HostRange& r : host_) {
@@ -250,12 +250,9 @@ void MemorySystem::append_host(std::vector<Extent>& extents, std::vector<std::sh
 }
 
 std::shared_ptr<const AddressMap> MemorySystem::host_map() const {
-  std::vector<Extent> extents;
-  std::vector<std::shared_ptr<Mapping>> keep;
-  std::vector<AskedRange> asked;
-  std::shared_ptr<HostLink> link;
-  append_host(extents, keep, asked, link);
-  return std::make_shared<AddressMap>(std::move(extents), std::move(keep), std::move(asked), std::move(link));
+  AddressMap::Parts parts;
+  append_host(parts);
+  return std::make_shared<AddressMap>(std::move(parts));
 }
 
 namespace {
@@ -297,17 +294,15 @@ void append_table(std::vector<Extent>& extents, const Mapping& hbm, uint64_t roo
 }  // namespace
 
 std::shared_ptr<const AddressMap> MemorySystem::build(uint64_t root, const std::vector<Window>& windows) const {
-  std::vector<Extent> extents;
-  std::vector<std::shared_ptr<Mapping>> keep{hbm_};
-  append_table(extents, *hbm_, root, 0);
+  AddressMap::Parts parts;
+  parts.keep.push_back(hbm_);
+  append_table(parts.extents, *hbm_, root, 0);
   for (const Window& w : windows) {
-    append_table(extents, *w.hbm, w.root, w.base);
-    keep.push_back(w.hbm);
+    append_table(parts.extents, *w.hbm, w.root, w.base);
+    parts.keep.push_back(w.hbm);
   }
-  std::vector<AskedRange> asked;
-  std::shared_ptr<HostLink> link;
-  append_host(extents, keep, asked, link);
-  return std::make_shared<AddressMap>(std::move(extents), std::move(keep), std::move(asked), std::move(link));
+  append_host(parts);
+  return std::make_shared<AddressMap>(std::move(parts));
 }
 
 }  // namespace jalapeno::emu

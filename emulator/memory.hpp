@@ -68,18 +68,19 @@ struct AskedRange {
 
 class AddressMap {
  public:
-  AddressMap(std::vector<Extent> sorted, std::vector<std::shared_ptr<Mapping>> keep, std::vector<AskedRange> asked = {},
-             std::shared_ptr<HostLink> link = nullptr)
-      : extents_(std::move(sorted)), keep_(std::move(keep)), asked_(std::move(asked)), link_(std::move(link)) {}
-  const std::vector<Extent>& extents() const { return extents_; }
-  const std::vector<AskedRange>& asked() const { return asked_; }
-  HostLink& link() const { return *link_; }
+  struct Parts {
+    std::vector<Extent> extents;  // sorted
+    std::vector<std::shared_ptr<Mapping>> keep;
+    std::vector<AskedRange> asked;
+    std::shared_ptr<HostLink> link;  // there when something is asked for
+  };
+  explicit AddressMap(Parts parts) : parts_(std::move(parts)) {}
+  const std::vector<Extent>& extents() const { return parts_.extents; }
+  const std::vector<AskedRange>& asked() const { return parts_.asked; }
+  HostLink& link() const { return *parts_.link; }
 
  private:
-  std::vector<Extent> extents_;
-  std::vector<std::shared_ptr<Mapping>> keep_;
-  std::vector<AskedRange> asked_;
-  std::shared_ptr<HostLink> link_;
+  Parts parts_;
 };
 
 // One engine's view: remembers the extents it hit last. Not shared between threads.
@@ -182,8 +183,7 @@ class MemorySystem {
     std::shared_ptr<Mapping> file;
     std::byte* data;  // in the file's mapping
   };
-  void append_host(std::vector<Extent>& extents, std::vector<std::shared_ptr<Mapping>>& keep,
-                   std::vector<AskedRange>& asked, std::shared_ptr<HostLink>& link) const;
+  void append_host(AddressMap::Parts& parts) const;
   bool overlaps(uint64_t iova, uint64_t bytes) const;  // with what is mapped already
 
   uint64_t hbm_bytes_;

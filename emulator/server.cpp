@@ -30,25 +30,16 @@ Server::Server(Chip& chip)
 
 Server::~Server() { close(stop_event_), close(away_event_); }
 
-void Server::stop() {
-  const uint64_t one = 1;
-  (void)!write(stop_event_, &one, sizeof one);
-}
-
-void Server::send_away() {
-  const uint64_t one = 1;
-  (void)!write(away_event_, &one, sizeof one);
-}
+void Server::stop() { eventfd_write(stop_event_, 1); }
 
 void Server::reset_function() {
   config_.reset();
   chip_.set_bus_master(config_.bus_master());
   chip_.reset_function();
-  send_away_others();
 }
 
 void Server::send_away_others() {
-  for (Server* f : virtual_functions_) f->send_away();
+  for (const Server* f : virtual_functions_) eventfd_write(f->away_event_, 1);
 }
 
 // The reply to the version request that a second client sends, whatever it says in it.
@@ -91,10 +82,8 @@ void Server::serve(int socket) {
   while (auto m = connection->next())
     if (!handle(*connection, *m)) break;
   connection->end();
-  config_.reset();
-  chip_.set_bus_master(config_.bus_master());
   chip_.unplug();
-  chip_.reset_function();
+  reset_function();
 }
 
 bool Server::access(const vu::RegionAccess& at, std::byte* data, bool write) {
@@ -104,7 +93,7 @@ bool Server::access(const vu::RegionAccess& at, std::byte* data, bool write) {
     if (!write) {
       config_.read(offset, {data, at.count});
     } else if (config_.write(offset, {data, at.count})) {
-      reset_function();
+      reset_function(), send_away_others();
     } else {
       chip_.set_bus_master(config_.bus_master());
     }
@@ -229,7 +218,7 @@ bool Server::handle(Connection& connection, Message& m) {
       return access(a, data, is_write) ? reply(out.data(), out.size()) : refuse(EINVAL);
     }
     case vu::kDeviceReset:
-      reset_function();
+      reset_function(), send_away_others();
       return reply(nullptr, 0);
     default:
       return refuse(EOPNOTSUPP);

@@ -30,9 +30,8 @@ class Server {
   bool handle(Connection& connection, Message& message);  // false: end the connection
   void refuse(int client);
   bool access(const hw::vfio_user::RegionAccess& at, std::byte* data, bool write);  // false: not possible
-  void reset_function();    // as its owner asks for: with it go the virtual functions
-  void send_away();         // whoever is connected
-  void send_away_others();  // who are connected to the virtual functions
+  void reset_function();
+  void send_away_others();  // whoever is connected to the virtual functions: after a reset that the owner asked for
   Chip& chip_;
   int listener_ = -1;  // while serving: who else knocks is told that the chip is in use
   int stop_event_, away_event_;

@@ -1,7 +1,6 @@
 #include "error.hpp"
 
 #include <pthread.h>
-#include <algorithm>
 
 #include <atomic>
 #include <cstring>
@@ -63,9 +62,9 @@ constexpr Entry kErrors[] = {
     {jalErrorLinkDown, "jalErrorLinkDown", "no fabric link is up"},
 };
 
-const Entry* find(jalError_t code) {
+const Entry* find(uint64_t code) {
   for (const Entry& e : kErrors)
-    if (e.code == code) return &e;
+    if (static_cast<uint64_t>(e.code) == code) return &e;
   return nullptr;
 }
 
@@ -167,10 +166,7 @@ jalError_t code_of(hw::Status status) {
   return jalErrorUnknown;
 }
 
-bool is_error(uint64_t code) {
-  return std::any_of(std::begin(kErrors), std::end(kErrors),
-                     [&](const Entry& e) { return static_cast<uint64_t>(e.code) == code; });
-}
+bool is_error(uint64_t code) { return find(code) != nullptr; }
 
 }  // namespace jalapeno::runtime
 

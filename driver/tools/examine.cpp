@@ -98,8 +98,7 @@ void examine_function(const PciFunction& f, Findings& out) {
       problem("IOMMU group " + f.group + " is shared with devices that have other kernel drivers: " + others,
               "bind them to vfio-pci too, or move the card to a slot whose port isolates it (ACS)");
     std::string node = "/dev/vfio/" + std::string(f.no_iommu ? "noiommu-" : "") + f.group;
-    if (const std::string own = driver::device_file(f); !exists(node) && !own.empty() && exists("/dev/iommu"))
-      node = own.substr(driver::os().root == nullptr ? 0 : std::strlen(driver::os().root));  // a kernel without groups
+    if (!exists(node) && !f.file.empty() && exists("/dev/iommu")) node = f.file;  // a kernel without groups
     if (f.kernel_driver == "vfio-pci") {
       if (!exists(node))
         problem("there is no " + node, in_container()

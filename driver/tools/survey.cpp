@@ -45,8 +45,7 @@ Entry look(const std::string& uri, const Snapshot* told) {
     e.state = "held";  // by a process that does not answer us
     if (!e.function) return e;
     e.holders = driver::processes_with("/dev/vfio/" + e.function->group);
-    if (const std::string own = driver::device_file(*e.function); e.holders.empty() && !own.empty())
-      e.holders = driver::processes_with(own);
+    if (e.holders.empty() && !e.function->file.empty()) e.holders = driver::processes_with(e.function->file);
   } catch (const std::exception& error) {
     e.problem = error.what();
   }

@@ -43,9 +43,11 @@ class CoreTest : public ::testing::Test {
     Launch launch;
     const Program program = prepare(code.data(), static_cast<uint32_t>(code.size()));
     launch.program = &program;
-    const AddressMap map(std::vector<Extent>{{0x200000, memory_.size() * 4,
-                                              reinterpret_cast<std::byte*>(memory_.data()), true, true, false}},
-                         std::vector<std::shared_ptr<Mapping>>{});
+    const AddressMap map(
+        {.extents = {{0x200000, memory_.size() * 4, reinterpret_cast<std::byte*>(memory_.data()), true, true, false}},
+         .keep = {},
+         .asked = {},
+         .link = nullptr});
     launch.map = &map;
     hw::TensorDescriptor t{};
     t.base = hw::DeviceAddr{0x200000}, t.dtype = hw::DType::kF32, t.rank = 2;

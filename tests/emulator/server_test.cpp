@@ -26,15 +26,7 @@ namespace vu = hw::vfio_user;
 
 class ServerTest : public ::testing::Test {
  protected:
-  static Chip& chip() {
-    static EmulatorOptions options = [] {
-      EmulatorOptions o;
-      o.hbm_bytes = 64 << 20, o.threads = 1;
-      return o;
-    }();
-    static Chip* c = new Chip(options);  // one for all: that it survives is the point
-    return *c;
-  }
+  static Chip& chip() { return test::small_chip(); }
   void SetUp() override {
     chip();
     before_ = test::open_descriptors();

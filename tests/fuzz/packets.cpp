@@ -14,15 +14,7 @@ using namespace jalapeno;
 constexpr size_t kPackets = 8;
 constexpr uint64_t kCode = test::RawQueue::kPage, kArguments = kCode + 0x8000;
 
-emu::Chip& chip() {
-  static emu::EmulatorOptions options = [] {
-    emu::EmulatorOptions o;
-    o.hbm_bytes = 64 << 20, o.threads = 1, o.watchdog_ms = 20;
-    return o;
-  }();
-  static auto* c = new emu::Chip(options);
-  return *c;
-}
+emu::Chip& chip() { return test::small_chip(20); }
 
 // Host memory without a file: every third question is refused.
 constexpr uint64_t kAsked = 0x100000;

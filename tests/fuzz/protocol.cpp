@@ -13,21 +13,14 @@
 
 #include "fuzz.hpp"
 #include "server.hpp"
+#include "support/raw_queue.hpp"
 
 namespace {
 
 using namespace jalapeno;
 namespace vu = hw::vfio_user;
 
-emu::Chip& chip() {
-  static emu::EmulatorOptions options = [] {
-    emu::EmulatorOptions o;
-    o.hbm_bytes = 64 << 20, o.threads = 1;
-    return o;
-  }();
-  static auto* c = new emu::Chip(options);
-  return *c;
-}
+emu::Chip& chip() { return test::small_chip(); }
 
 // Does the next client get what it asks for?
 bool answers() {

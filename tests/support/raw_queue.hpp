@@ -1,5 +1,5 @@
-// A queue of an emulated chip in this process, set up past the driver: ring, timeline and fault record in a file that
-// the chip maps at kRing, and one page of HBM at kPage. For tests that send what no driver would.
+// For tests that send what no driver would: an emulated chip in this process, and a queue of it that is set up past the
+// driver, with ring, timeline and fault record in a file that the chip maps at kRing, and one page of HBM at kPage.
 #pragma once
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -12,6 +12,16 @@
 #include "chip.hpp"
 
 namespace jalapeno::test {
+
+// One for the whole process: that it survives is the point of most tests of it.
+inline emu::Chip& small_chip(uint32_t watchdog_ms = emu::EmulatorOptions{}.watchdog_ms) {
+  static auto* chip = [&] {
+    emu::EmulatorOptions o;
+    o.hbm_bytes = 64 << 20, o.threads = 1, o.watchdog_ms = watchdog_ms;
+    return new emu::Chip(o);
+  }();
+  return *chip;
+}
 
 class RawQueue {
  public:
