@@ -244,10 +244,12 @@ bool Chip::await(Queue& queue, const hw::AwaitPacket& p) {
     const uint32_t rank = (g.rank + queue.arrived) % g.ranks;
     hw::FabricLine* line = line_from(g, rank, g.sequence);
     if (std::atomic_ref(line->sequence).load(std::memory_order_acquire) < g.sequence) break;
-    if (line->status != 0)
-      throw describe(Fault(Status::kDependencyFailed, "rank %u failed before exchange %llu (status %u)",
-                           g.peers[rank].number, ull(g.sequence), line->status)
-                         .value(line->status));
+    if (line->status != 0) {
+      Fault f(Status::kDependencyFailed, "rank %u failed before exchange %llu (status %u)", g.peers[rank].number,
+              ull(g.sequence), line->status);
+      f.record.value = line->status, f.record.other = g.peers[rank].number;
+      throw describe(f);
+    }
     if (line->signature != own->signature) {
       Fault f(Status::kMismatch, "rank %u called 0x%016llx, this is rank %u with 0x%016llx", g.peers[rank].number,
               ull(line->signature), g.peers[g.rank].number, ull(own->signature));
@@ -261,6 +263,7 @@ bool Chip::await(Queue& queue, const hw::AwaitPacket& p) {
     if (queue.blocked_on_ns != 0) {
       hw::FabricPeer& late = g.peers[rank];
       late.waits += 1, late.waited_ns += host_now_ns() - queue.blocked_on_ns;
+      std::atomic_ref(late.waiting).store(0, std::memory_order_relaxed);
       queue.blocked_on_ns = 0;
     }
   }
@@ -281,7 +284,10 @@ bool Chip::await(Queue& queue, const hw::AwaitPacket& p) {
     throw describe(f);
   }
   const uint64_t now = host_now_ns();
-  if (queue.blocked_on_ns == 0) queue.blocked_on_ns = now;
+  if (queue.blocked_on_ns == 0) {
+    queue.blocked_on_ns = now;
+    std::atomic_ref(g.peers[(g.rank + queue.arrived) % g.ranks].waiting).store(1, std::memory_order_relaxed);
+  }
   if (queue.blocked_since_ns == 0) queue.blocked_since_ns = now;
   if (p.deadline_ms != 0) {
     if (now - queue.blocked_since_ns > uint64_t{p.deadline_ms} * 1'000'000) {

@@ -406,7 +406,7 @@ typedef enum jalReduceOp { jalSum = 0, jalProd = 1, jalMin = 2, jalMax = 3, jalA
 
 typedef struct jalCommOptions {
   size_t struct_size;
-  uint32_t deadline_ms; /* of one operation, from when it waits on the device; 0: JAL_COLL_DEADLINE_MS, else 60000 */
+  uint32_t deadline_ms; /* of one operation, from when it waits on the device; 0: JAL_COLL_DEADLINE_MS, else 30000 */
   uint32_t init_timeout_ms; /* until all ranks have come; 0: JAL_COLL_INIT_TIMEOUT_MS, else 60000 */
   uint32_t grace_ms;        /* how long another host may be silent before its ranks count as lost; 0: 5000 */
 } jalCommOptions;

@@ -115,7 +115,7 @@ struct alignas(64) FabricPeer {
   uint64_t waits, waited_ns;  // how often an AWAIT stood still for this peer, and how long: the device's
   uint32_t number;            // what fault records call it
   uint32_t flags;             // kFabricRelayed
-  uint64_t reserved;
+  uint64_t waiting;           // 1 while an AWAIT stands still for this peer; the device's
 };
 
 // A group in the memory of one of its ranks; FabricPeer[ranks] follow.

@@ -13,17 +13,11 @@
 #include <utility>
 
 #include "interfaces.hpp"
+#include "layout.hpp"
 #include "stream.hpp"
 
 namespace jalapeno::runtime {
 namespace {
-
-constexpr uint64_t kPairBytes = 512;  // a group of two, and its inbox
-constexpr uint64_t kLines = 2 * sizeof(hw::FabricLine);
-constexpr uint64_t kHeader = sizeof(hw::FabricLine);  // in front of what goes between hosts
-// Routes of a peer: the group, what goes to it, what comes from it, the ranks of this place; the first and the last
-// twice.
-constexpr uint64_t kKinds = 6, kOfAll = 0, kOutgoing = 1, kIncoming = 2, kOfPlace = 3, kTwin = 4, kPlaceTwin = 5;
 
 uint64_t next_cookie() {
   static std::atomic<uint64_t> next{1};
@@ -44,21 +38,6 @@ uint32_t from_environment(const char* name, uint32_t otherwise) {
   return static_cast<uint32_t>(v);
 }
 
-hw::Status status_of(jalError_t code) {
-  switch (code) {
-    case jalErrorCommAborted:
-      return hw::Status::kAborted;
-    case jalErrorCollectiveMismatch:
-      return hw::Status::kMismatch;
-    case jalErrorCollectiveTimeout:
-      return hw::Status::kNoAnswer;
-    case jalErrorDependencyFailed:
-      return hw::Status::kDependencyFailed;
-    default:
-      return hw::Status::kPeerLost;
-  }
-}
-
 // What a rank tells the others of its memory and its place in the network.
 struct ToldMemory {
   uint64_t base;
@@ -70,71 +49,7 @@ struct ToldMemory {
   Tuning tuning;  // rank 0's holds: what is left to each could differ
 };
 
-template <class T>
-Mesh::Blob blob_of(const T& value) {
-  Mesh::Blob b(sizeof value);
-  std::memcpy(b.data(), &value, sizeof value);
-  return b;
-}
-template <class T>
-T from_blob(const Mesh::Blob& b) {
-  T value{};
-  std::memcpy(&value, b.data(), std::min(b.size(), sizeof value));
-  return value;
-}
-
 }  // namespace
-
-// Of the groups' memory: the same on every rank.
-struct Communicator::Layout {
-  uint64_t ranks, slot_bytes;  // stride of slots
-  bool network;                // between hosts every slot begins with its line, and there is a set of them to send from
-  uint64_t per_host;           // ranks of each host, if they have several and as many; otherwise 0
-  static constexpr uint64_t kControl = 0, kGroup = 64, kPairSlot = (64 << 10) + kHeader;
-  static constexpr uint64_t kPairInbox = sizeof(hw::FabricGroup) + 2 * sizeof(hw::FabricPeer);
-
-  // A group of `size` ranks: its block, with the peers and their inboxes behind it, and its slots.
-  struct Place {
-    uint64_t block, slots, size, slot_bytes;
-    uint64_t inbox(uint64_t from) const { return inbox_of(block, size, from); }
-    uint64_t slot(uint64_t rank, uint64_t parity) const { return slots + (parity * size + rank) * slot_bytes; }
-    uint64_t out_slot(uint64_t peer, uint64_t parity) const { return slot(peer, 2 + parity); }
-    uint64_t slots_end(bool out) const { return slot(0, out ? 4 : 2); }
-  };
-  static uint64_t inbox_of(uint64_t block, uint64_t size, uint64_t from) {
-    return block + sizeof(hw::FabricGroup) + size * sizeof(hw::FabricPeer) + from * kLines;
-  }
-  uint64_t hosts() const { return per_host != 0 ? ranks / per_host : 0; }
-  uint64_t twins() const { return network ? ranks : 0; }
-  // First the blocks of all groups, one behind the other, ...
-  uint64_t local_block() const { return inbox_of(kGroup, ranks, ranks); }
-  uint64_t cross_block() const { return inbox_of(local_block(), per_host, per_host); }
-  uint64_t cross_twin_block() const { return inbox_of(cross_block(), hosts(), hosts()); }
-  uint64_t twin_block() const { return inbox_of(cross_twin_block(), hosts(), hosts()); }
-  // The group of this rank and `peer` that carries what goes to the peer, or comes from it.
-  uint64_t pair(uint64_t peer, bool outgoing) const {
-    return inbox_of(twin_block(), twins(), twins()) + (2 * peer + (outgoing ? 0 : 1)) * kPairBytes;
-  }
-  // What this rank's device writes for a peer of another host: a pair of lines for each kind of route.
-  uint64_t outbox(uint64_t peer, uint64_t kind) const { return pair(ranks, true) + (peer * kKinds + kind) * kLines; }
-  // ... then their slots.
-  uint64_t slots() const { return (outbox(network ? ranks : 0, 0) + 4095) & ~uint64_t{4095}; }
-  Place all() const { return {kGroup, slots(), ranks, slot_bytes}; }
-  Place local() const { return {local_block(), all().slots_end(network), per_host, slot_bytes}; }
-  Place cross() const { return {cross_block(), local().slots_end(false), hosts(), slot_bytes}; }
-  // What goes by the network goes in two lanes.
-  Place cross_twin() const { return {cross_twin_block(), cross().slots_end(true), hosts(), slot_bytes}; }
-  Place twin() const { return {twin_block(), cross_twin().slots_end(true), twins(), slot_bytes}; }
-  uint64_t scratch() const { return twin().slots_end(true); }
-  uint64_t scratch_bytes() const { return network ? std::max(hosts() * slot_bytes, kPairSlot) : 0; }
-  uint64_t pair_slots(uint64_t peer, bool outgoing, bool out) const {
-    return scratch() + scratch_bytes() + ((2 * peer + (outgoing ? 0 : 1)) * 2 + (out ? 1 : 0)) * 4 * kPairSlot;
-  }
-  static constexpr uint64_t pair_slot(uint64_t slots, uint64_t end, uint64_t parity) {
-    return slots + (2 * parity + end) * kPairSlot;
-  }
-  uint64_t bytes() const { return pair_slots(network ? ranks : 0, true, false); }
-};
 
 Communicator::Layout Communicator::layout() const {
   return {ranks(), slot_stride_, topology_.all.slots_only, topology_.hosts ? topology_.hosts->local.ranks : 0};
@@ -177,7 +92,8 @@ std::shared_ptr<Communicator> Communicator::create(std::shared_ptr<Context> cont
                                  self->left_.emplace(self->index_of(rank), calls);
                                }
                                self->notice_missing();
-                             }});
+                             },
+                             [self = c.get()] { return self->standing(); }});
   return c;
 }
 
@@ -462,8 +378,6 @@ void Communicator::connect() {
     topology_.hosts = Hosts{view(layout.local(), place, false), view(layout.cross(), host, true), at(layout.scratch()),
                             layout.scratch_bytes()};
     topology_.hosts->cross.twin = at(layout.cross_twin().block);
-    // Whoever waits for a host that waits for its own rank waits longer: the first to give up names the right one.
-    topology_.hosts->cross.deadline_ms += settings_.deadline_ms / 2;
   }
   topology_.pairs = {at(layout.pair(0, true)),
                      kPairBytes,
@@ -654,97 +568,6 @@ hw::DeviceAddr Communicator::place_ranges(Stream& stream, const std::vector<hw::
   return free->table.address;
 }
 
-void Communicator::fail_with(jalError_t code, int64_t rank, const std::string& evidence, bool tell) {
-  std::string text;
-  {
-    std::lock_guard lock(error_mutex_);
-    if (error_) return;
-    jalCommErrorRecord r{};
-    r.struct_size = sizeof r;
-    r.code = code, r.rank = static_cast<int>(rank), r.unix_ns = static_cast<uint64_t>(driver::unix_ns());
-    if (rank >= 0 && rank < ranks()) {
-      const Member& m = mesh_->members()[ranks_[static_cast<size_t>(rank)]];
-      r.pid = m.pid;
-      copy_text(r.host, m.name);
-    }
-    const uint64_t number = flight_->count();
-    const std::string last = number == 0 ? "none"
-                                         : signature_text(flight_->last_signature()) + ", number " +
-                                               std::to_string(number) + " of this rank";
-    copy_text(r.operation, last);
-    copy_text(r.evidence, (rank >= 0 && rank < ranks() ? who(static_cast<uint32_t>(rank)) + ": " : "") + evidence);
-    error_ = r, text = r.evidence;
-    failed_ = true;
-  }
-  if (block_.bytes == 0) return;  // it was never connected
-  // Ends what waits on the device: the rank first, then the word that makes it count.
-  auto& control = *reinterpret_cast<hw::FabricControl*>(context_->space().aperture(block_).data() + Layout::kControl);
-  std::atomic_ref(control.rank)
-      .store(rank < 0 ? hw::kNoInstruction : static_cast<uint32_t>(rank), std::memory_order_relaxed);
-  std::atomic_ref(control.status).store(static_cast<uint32_t>(status_of(code)), std::memory_order_release);
-  context_->device().wake();
-  context_->device().notify();
-  if (code != jalErrorCommAborted || tell)
-    driver::runtime_log().error("rank {} of {}: {}: {}; operations: {}", rank_, ranks(), jalGetErrorName(code), text,
-                                flight_->path());
-  if (tell) mesh_->tell_failure(channel_, ranks_, rank < 0 ? UINT32_MAX : static_cast<uint32_t>(rank), code, evidence);
-}
-
-std::string Communicator::explain(const hw::FaultRecord& f) {
-  const auto status = static_cast<hw::Status>(f.status);
-  std::string text;
-  const bool known = f.other < ranks();
-  if (status == hw::Status::kMismatch && f.bytes != 0)
-    text = (known ? who(f.other) : "a rank") + " called " + signature_text(f.value) + ", rank " +
-           std::to_string(rank_) + " called " + signature_text(f.bytes);
-  // Another rank's line says that it failed; why, it says over the control connection, a little later.
-  for (int turn = 0; status == hw::Status::kDependencyFailed && !failed_ && turn < 300; ++turn)
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  {
-    std::lock_guard lock(error_mutex_);
-    if (error_ && text.empty()) text = error_->evidence;
-  }
-  if (text.empty()) text = f.detail;
-  fail_with(code_of(status), known ? int64_t{f.other} : -1, text, true);
-  return text;
-}
-
-void Communicator::dropped(const std::vector<hw::DeviceAddr>& groups, bool graphs) {
-  for (const hw::DeviceAddr group : groups)
-    if (hw::raw(group) - hw::raw(block_.address) < block_.bytes)
-      return fail_with(jalErrorCommAborted, rank_, "a stream with its operations was reset", true);
-  if (graphs && captured_)
-    fail_with(jalErrorCommAborted, rank_, "a stream with a graph was reset, which may hold its operations", true);
-}
-
-void Communicator::notice_streams() {
-  std::vector<Fence> fences;
-  {
-    std::lock_guard lock(mutex_);
-    fences = fences_;
-  }
-  for (const Fence& f : fences)
-    if (auto s = f.stream.lock(); s != nullptr && s->failed()) {
-      (void)s->record();  // explains itself, when the fault is of this communicator
-      if (!failed_)
-        fail_with(jalErrorDependencyFailed, rank_, "a stream of this rank failed before its operation", true);
-    }
-}
-
-jalError_t Communicator::error() {
-  if (!failed_) notice_streams();
-  std::lock_guard lock(error_mutex_);
-  return error_ ? error_->code : jalSuccess;
-}
-
-std::optional<jalCommErrorRecord> Communicator::record() {
-  (void)error();
-  std::lock_guard lock(error_mutex_);
-  return error_;
-}
-
-void Communicator::abort() { fail_with(jalErrorCommAborted, rank_, "jalCommAbort was called there", true); }
-
 void Communicator::finalize() {
   for (const Fence& f : last_positions())
     if (auto s = f.stream.lock();
@@ -762,21 +585,19 @@ void Communicator::finalize() {
   say_goodbye();
 }
 
-// A rank that left before an operation that has been called here will never take part in it.
-void Communicator::notice_missing() {
-  uint32_t rank;
+// A graph may run operations as often as it likes: then nobody can tell how many there were. Whoever was told of a
+// failure and leaves for it tells it on: its goodbye may be there before the first one's news.
+void Communicator::say_goodbye() {
+  std::optional<jalCommErrorRecord> cause;
   {
     std::lock_guard lock(error_mutex_);
-    if (captured_ || finalized_) return;
-    const auto gone = std::find_if(left_.begin(), left_.end(), [&](const auto& l) { return l.second < calls_; });
-    if (gone == left_.end()) return;
-    rank = gone->first;
+    cause = error_;
   }
-  fail_with(jalErrorPeerLost, rank, "it has left the communicator without this operation", false);
+  if (cause)
+    mesh_->tell_failure(channel_, ranks_, cause->rank < 0 ? UINT32_MAX : static_cast<uint32_t>(cause->rank),
+                        cause->code, cause->evidence);
+  mesh_->say_goodbye(channel_, ranks_, captured_ ? UINT64_MAX : calls_.load());
 }
-
-// A graph may run operations as often as it likes: then nobody can tell how many there were.
-void Communicator::say_goodbye() { mesh_->say_goodbye(channel_, ranks_, captured_ ? UINT64_MAX : calls_.load()); }
 
 // A host that is still to read what this rank wrote had better find it there; but nobody waits long for a slow one.
 void Communicator::wait_for_goodbyes() {
@@ -900,22 +721,11 @@ std::string Communicator::dump() {
                                {"state", state}});
   });
   // Whom this rank's device stood still for, by its own count, in whatever group.
-  const Layout layout = this->layout();
   std::vector<uint64_t> times(ranks()), waited(ranks());
-  const std::byte* memory = context_->space().aperture(block_).data();
-  auto count = [&](uint64_t block, uint64_t size) {
-    const auto* peers = reinterpret_cast<const hw::FabricPeer*>(memory + block + sizeof(hw::FabricGroup));
-    for (uint64_t i = 0; i < size; ++i) {
-      if (peers[i].number >= ranks()) continue;
-      times[peers[i].number] += std::atomic_ref(const_cast<uint64_t&>(peers[i].waits)).load(std::memory_order_relaxed);
-      waited[peers[i].number] +=
-          std::atomic_ref(const_cast<uint64_t&>(peers[i].waited_ns)).load(std::memory_order_relaxed);
-    }
-  };
-  count(Layout::kGroup, ranks());
-  count(layout.local_block(), layout.per_host), count(layout.cross_block(), layout.hosts());
-  count(layout.cross_twin_block(), layout.hosts()), count(layout.twin_block(), layout.twins());
-  for (uint32_t k = 0; k < ranks(); ++k) count(layout.pair(k, true), 2), count(layout.pair(k, false), 2);
+  each_peer([&](hw::FabricPeer& p) {
+    times[p.number] += std::atomic_ref(p.waits).load(std::memory_order_relaxed);
+    waited[p.number] += std::atomic_ref(p.waited_ns).load(std::memory_order_relaxed);
+  });
   j["waited_for"] = json::array();
   for (uint32_t k = 0; k < ranks(); ++k) {
     if (times[k] == 0) continue;

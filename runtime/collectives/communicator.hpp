@@ -73,6 +73,8 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
  private:
   struct Layout;
   Layout layout() const;
+  template <class F>
+  void each_peer(F f) const;
   void connect();
   bool open_windows();
   uint32_t ranks_per_host() const;
@@ -84,6 +86,14 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
   void note(Stream& stream, const Call& call);
   void fail_with(jalError_t code, int64_t rank, const std::string& evidence, bool tell);
   void notice_streams();
+  struct Standing;
+  struct Blame {
+    jalError_t code;
+    int64_t rank;
+    std::string evidence;
+  };
+  Mesh::Blob standing() const;  // how this rank stands, for whoever misses it
+  Blame find_culprit(jalError_t code, uint32_t missed, const std::string& evidence);
   void notice_missing();
   std::vector<Fence> last_positions();
   void say_goodbye();

@@ -23,13 +23,13 @@ namespace {
 
 constexpr int64_t kMillisecond = 1'000'000, kHeartbeat = 100 * kMillisecond;
 constexpr uint64_t kMostBytes = 1 << 20;
-enum Type : uint32_t { kBlob = 1, kFailure, kLeft, kAlive };
+enum Type : uint32_t { kBlob = 1, kFailure, kLeft, kAlive, kQuestion, kAnswer };
 
 }  // namespace
 
 struct Mesh::Message {
   uint32_t type, bytes;
-  uint64_t channel, word;
+  uint64_t channel, word;  // word: the round of a blob, the code of a failure, calls made, a question's number
 };
 
 Mesh::Mesh(uint32_t rank, uint32_t grace_ms, std::vector<Member> members)
@@ -221,6 +221,22 @@ std::vector<std::optional<Mesh::Blob>> Mesh::exchange(uint64_t channel, const st
   }
 }
 
+std::optional<Mesh::Blob> Mesh::ask(uint64_t channel, uint32_t rank, uint32_t timeout_ms,
+                                    const std::atomic<bool>& ended) {
+  std::unique_lock lock(mutex_);
+  const uint64_t number = ++asked_;
+  const auto question = questions_.emplace(number, std::nullopt).first;
+  lock.unlock();
+  send(rank, kQuestion, channel, number, {});
+  const int64_t deadline = monotonic_ns() + timeout_ms * kMillisecond;
+  lock.lock();
+  while (!question->second && !ended && !peers_[rank]->lost && monotonic_ns() < deadline)
+    changed_.wait_for(lock, std::chrono::milliseconds(10));
+  std::optional<Blob> answer = std::move(question->second);
+  questions_.erase(question);
+  return answer;
+}
+
 void Mesh::declare_lost(uint32_t rank, const std::string& evidence) {
   std::lock_guard calls(calls_);
   std::vector<std::shared_ptr<Listener>> all;
@@ -240,6 +256,17 @@ void Mesh::handle(uint32_t rank, const Message& m, Blob body) {
     std::lock_guard lock(mutex_);
     blobs_[{m.channel, m.word, rank}] = std::move(body);
     news_ = true;
+  } else if (m.type == kQuestion) {
+    std::lock_guard calls(calls_);
+    std::shared_ptr<Listener> listener;
+    {
+      std::lock_guard lock(mutex_);
+      if (auto it = listeners_.find(m.channel); it != listeners_.end()) listener = it->second;
+    }
+    send(rank, kAnswer, m.channel, m.word, listener != nullptr ? listener->asked() : Blob{});
+  } else if (m.type == kAnswer) {
+    std::lock_guard lock(mutex_);
+    if (auto it = questions_.find(m.word); it != questions_.end()) it->second = std::move(body), news_ = true;
   } else if (m.type == kFailure || m.type == kLeft) {
     std::lock_guard calls(calls_);
     const uint64_t code = m.word & 0xFFFFFFFF;

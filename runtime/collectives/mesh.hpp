@@ -3,8 +3,10 @@
 // communicators are made, and says who is gone: a connection that ends, or one to another host that is silent too long.
 // Knows ranks of its world and numbered channels (one for each communicator); knows no devices.
 #pragma once
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <map>
 #include <memory>
@@ -30,6 +32,7 @@ class Mesh {
     std::function<void(uint32_t rank, const std::string& evidence)> lost;
     std::function<void(uint32_t rank, jalError_t code, const std::string& evidence)> failed;  // that rank says so
     std::function<void(uint32_t rank, uint64_t calls)> left;  // after so many calls of its own
+    std::function<Blob()> asked;                              // by whoever wants to know how this rank stands
   };
 
   // Meets all ranks at the id's root and connects to each. Throws Error.
@@ -51,6 +54,10 @@ class Mesh {
   void leave(uint64_t channel);  // returns when no call of the listener is under way
   void tell_failure(uint64_t channel, const std::vector<uint32_t>& ranks, uint32_t culprit, jalError_t code,
                     const std::string& evidence);
+
+  // How that rank stands, by its own word: an empty blob when nobody listens to the channel there, nothing when it does
+  // not answer in time, is lost, or `ended` became true. Not on the mesh's thread.
+  std::optional<Blob> ask(uint64_t channel, uint32_t rank, uint32_t timeout_ms, const std::atomic<bool>& ended);
 
   // Everybody's blob, in the order of `ranks` (this one among them). Throws Error naming who is missing at the deadline
   // or lost; with `survivors`, lost ranks are left out (an empty optional) instead.
@@ -85,6 +92,8 @@ class Mesh {
   std::map<std::tuple<uint64_t, uint64_t, uint32_t>, Blob> blobs_;  // channel, round, from
   std::map<uint64_t, uint64_t> rounds_;                             // of this rank, by channel
   std::map<uint64_t, std::shared_ptr<Listener>> listeners_;
+  std::map<uint64_t, std::optional<Blob>> questions_;  // under way, by number
+  uint64_t asked_ = 0;
   struct Early {
     uint32_t rank, culprit;
     jalError_t code;
@@ -98,5 +107,18 @@ class Mesh {
   bool stop_ = false, news_ = false;  // blobs came since changed_ was notified
   std::thread thread_;
 };
+
+template <class T>
+Mesh::Blob blob_of(const T& value) {
+  Mesh::Blob b(sizeof value);
+  std::memcpy(b.data(), &value, sizeof value);
+  return b;
+}
+template <class T>
+T from_blob(const Mesh::Blob& b) {
+  T value{};
+  std::memcpy(&value, b.data(), std::min(b.size(), sizeof value));
+  return value;
+}
 
 }  // namespace jalapeno::runtime

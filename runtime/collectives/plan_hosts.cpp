@@ -59,13 +59,6 @@ void all_reduce_by_slots(const Call& c, const GroupView& g, uint64_t signature, 
       });
 }
 
-// The ranks of this host after what crosses the network: they wait for those who wait there.
-GroupView afterwards(const GroupView& local) {
-  GroupView g = local;
-  g.deadline_ms *= 2;
-  return g;
-}
-
 // What a rank of this host has at `offset` goes to the same offset of `base` here.
 void take(const GroupView& local, uint32_t from, hw::DeviceAddr base, uint64_t offset, uint64_t bytes, Packets& out) {
   auto m = make<hw::MovePacket>(hw::PacketOp::kMove);
@@ -102,13 +95,13 @@ void all_reduce(const Call& c, const Hosts& h, uint64_t signature, Packets& out)
     all_reduce_by_slots(c, cross, signature, {h.scratch, c.receive + at * c.element, true, divisor}, n, out);
   }
   post_addresses(local, signature, c.receive, c.receive, out);
-  await(afterwards(local), out);
+  await(local, out);
   for (uint32_t k = 1; k < local.ranks; ++k) {
     const uint32_t from = (local.rank + k) % local.ranks;
     const uint64_t at = std::min(c.count, from * part), n = std::min(c.count, at + part) - at;
     if (n > 0) take(local, from, c.receive, at * c.element, n * c.element, out);
   }
-  close(afterwards(local), signature, out);
+  close(local, signature, out);
 }
 
 // The ranks with the root's place reduce what their hosts have, the root what they have.
@@ -127,7 +120,7 @@ void reduce(const Call& c, const Hosts& h, uint64_t signature, Packets& out) {
       if (cross.rank == host)
         put(out, by_slots(c, cross, {h.scratch, c.receive, true, local.ranks * cross.ranks}, 0, at * c.element, n));
     }
-  close(afterwards(local), signature, out);
+  close(local, signature, out);
 }
 
 void reduce_scatter(const Call& c, const Hosts& h, uint64_t signature, Packets& out) {
@@ -146,7 +139,7 @@ void reduce_scatter(const Call& c, const Hosts& h, uint64_t signature, Packets& 
     put(out, by_slots(c, cross, {h.scratch, c.receive, true, local.ranks * cross.ranks}, cross.rank * n * wide,
                       at * c.element, n));
   }
-  close(afterwards(local), signature, out);
+  close(local, signature, out);
 }
 
 void all_gather(const Call& c, const Hosts& h, uint64_t signature, Packets& out) {
@@ -162,13 +155,13 @@ void all_gather(const Call& c, const Hosts& h, uint64_t signature, Packets& out)
         put(out, movement(taking, l, n, local.ranks * bytes, hw::kAllRanks, hw::kFromSlots));
       });
   post_addresses(local, signature, c.receive, c.receive, out);
-  await(afterwards(local), out);
+  await(local, out);
   for (uint32_t host = 0; host < cross.ranks && bytes > 0; ++host)
     for (uint32_t k = 1; k < local.ranks; ++k) {
       const uint32_t from = (local.rank + k) % local.ranks;
       take(local, from, c.receive, (host * local.ranks + from) * bytes, bytes, out);
     }
-  close(afterwards(local), signature, out);
+  close(local, signature, out);
 }
 
 void broadcast(const Call& c, const Hosts& h, uint64_t signature, Packets& out) {
@@ -188,9 +181,9 @@ void broadcast(const Call& c, const Hosts& h, uint64_t signature, Packets& out) 
           put(out, movement(taking, l, n, 0, host, hw::kFromSlots));
         });
   post_addresses(local, signature, c.receive, c.receive, out);
-  await(afterwards(local), out);
+  await(local, out);
   if (local.rank != place && bytes > 0) take(local, place, c.receive, 0, bytes, out);
-  close(afterwards(local), signature, out);
+  close(local, signature, out);
 }
 
 }  // namespace

@@ -1,7 +1,6 @@
 // Plans that go from pair to pair, for many hosts: recursive doubling and a binomial tree. Each rank writes to one peer
 // at a time, log2(n) times, where the exchanges of a group write to all n - 1. Slots carry the data, a slot at a time.
 #include <algorithm>
-#include <bit>
 
 #include "plan_steps.hpp"
 
@@ -25,8 +24,7 @@ void tree_broadcast(const Call& c, const Topology& t, uint64_t signature, Packet
   for (uint64_t at = 0, m; at < bytes; at += m) {
     m = std::min(most, bytes - at);
     if (place != 0) {
-      GroupView from = t.pairs.view((place - mask + c.root) % n, false);
-      from.deadline_ms += from.deadline_ms / 4 * static_cast<uint32_t>(std::popcount(place) - 1);  // for those before
+      const GroupView from = t.pairs.view((place - mask + c.root) % n, false);
       swap_slots(from, signature, {}, 0, out);
       Call taking = c;
       taking.receive = c.receive + at;
@@ -50,8 +48,7 @@ void doubling(const Call& c, const Topology& t, uint64_t signature, Packets& out
     m = std::min(most, c.count - at);
     for (uint32_t mask = 1; mask < n; mask *= 2) {
       const bool first = mask == 1, last = 2 * mask == n;
-      GroupView pair = t.pairs.view(rank ^ mask, !(rank & mask));
-      pair.deadline_ms += pair.deadline_ms / 4 * static_cast<uint32_t>(std::countr_zero(mask));  // for those before
+      const GroupView pair = t.pairs.view(rank ^ mask, !(rank & mask));
       Call part = c;
       part.send = first ? c.send + at * c.element : t.pairs.scratch;
       part.receive = last ? c.receive + at * c.element : t.pairs.scratch;

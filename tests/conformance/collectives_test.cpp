@@ -380,6 +380,7 @@ TEST(Collectives, TheLateRankIsNamedAtTheDeadline) {
   EXPECT_EQ(jalStreamSynchronize(w.streams[0].get()), jalErrorCollectiveTimeout);
   const std::string text = jalGetLastErrorDetail();
   EXPECT_NE(text.find("no word from rank 1 of 3"), std::string::npos) << text;
+  EXPECT_NE(text.find("it is alive and waits for nobody"), std::string::npos) << text;
   // Everybody is told, also who was late.
   EXPECT_NE(jalStreamSynchronize(w.streams[2].get()), jalSuccess);
   for (int k = 0; k < 2000 && w.comms[1].error() == jalSuccess; ++k)
