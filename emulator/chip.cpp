@@ -6,7 +6,9 @@
 #include <unistd.h>
 
 #include <bit>
+#include <cstdio>
 #include <cstring>
+#include <fstream>
 #include <random>
 #include <stdexcept>
 
@@ -58,9 +60,19 @@ Chip::Chip(const EmulatorOptions& options)
   Processors::of_process().add(*this, {doorbell_mapping_, &device_page().asleep});
 }
 
+// Of the whole process: its chips share the threads.
+void Chip::write_profile() const {
+  const KernelTime kernels = kernel_time();
+  std::ofstream out(options_.profile);
+  out << "{\"launches\": " << counters_.launches << ", \"launches_ns\": " << launches_ns_
+      << ", \"kernel_calls\": " << kernels.calls << ", \"kernels_ns\": " << kernels.ns << "}\n";
+  if (!out.flush()) std::fprintf(stderr, "the profile cannot be written to %s\n", options_.profile.c_str());
+}
+
 Chip::~Chip() {
   stop_.store(true);
   Processors::of_process().remove(*this);
+  if (!options_.profile.empty()) write_profile();
   for (int fd : interrupts_)
     if (fd >= 0) close(fd);
   close(doorbell_fd_);

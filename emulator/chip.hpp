@@ -144,6 +144,8 @@ class Chip final : private Processor {
   void launch(Queue& queue, const hw::LaunchPacket& packet);
   const Program& program_of(Context& context, const hw::LaunchPacket& packet);
   Tally run_instances(Launch& launch, uint32_t count);
+  Tally run_untimed(Launch& launch, uint32_t count);
+  void write_profile() const;
   double makespan(uint32_t count);  // ns, of the instances in durations_ on this chip's cores
   void copy(Queue& queue, const hw::CopyPacket& packet);
   void copy_bytes(Memory& memory, uint64_t source, uint64_t destination, uint64_t bytes, bool around_caches = false);
@@ -246,6 +248,7 @@ class Chip final : private Processor {
     std::atomic<double> device_ns{0}, cores_ns{0}, matrix_ns{0}, vector_ns{0}, dma_ns{0}, copy_ns{0}, fabric_ns{0},
         picojoules{0};
   } counters_;
+  uint64_t launches_ns_ = 0;  // of the host, where it is asked for
   double compute_free_ns_ = 0, copy_free_ns_ = 0, fabric_free_ns_ = 0;
   std::atomic<uint32_t> links_down_{0};
   std::unordered_map<uint64_t, Reached> reached_;  // of signalled timelines, by address; emptied when there are many

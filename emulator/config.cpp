@@ -152,6 +152,11 @@ EmulatorOptions options_from_environment(EmulatorOptions base) {
   if (std::string v = read("JAL_EMU_CONFIG"); !v.empty()) base.config_file = v;
   if (std::string v = read("JAL_EMU_FAULT"); !v.empty()) base.faults = v;
   if (std::string v = read("JAL_EMU_HBM"); !v.empty()) base.hbm_bytes = parse_size(v);
+  if (std::string v = read("JAL_EMU_PROFILE"); !v.empty()) base.profile = v;
+  if (std::string v = read("JAL_EMU_PRECISE"); !v.empty()) {
+    if (v != "0" && v != "1") fail("JAL_EMU_PRECISE=" + v + ": expected 0 or 1");
+    base.precise = v == "1";
+  }
   set_checks(base, read("JAL_EMU_CHECK"));
   number("JAL_EMU_THREADS", base.threads);
   number("JAL_EMU_WATCHDOG_MS", base.watchdog_ms);

@@ -26,6 +26,8 @@ struct EmulatorOptions {
   // The chip is shared by so many functions, and this is which: 0 is the physical one. Each has an equal share.
   uint32_t functions = 1, function = 0;
   uint64_t serial = 0;  // of the chip, the same for all of them; 0: a new one
+  bool precise = false;  // the same bits on every host: the portable kernels only
+  std::string profile;   // file to write at the end: where the host's time went
   bool check_races = false, check_uninitialized = false, check_bounds = false;
   bool check() const { return check_races || check_uninitialized || check_bounds; }
 };
@@ -36,7 +38,8 @@ ChipConfig load_config(const std::string& file);
 // What one of `functions` equal shares of the chip has. Throws when there is less than a core for each.
 ChipConfig share_of(ChipConfig chip, uint32_t functions);
 
-// Reads JAL_EMU_CHECK, JAL_EMU_THREADS, JAL_EMU_WATCHDOG_MS, JAL_EMU_HBM, JAL_EMU_CONFIG and JAL_EMU_FAULT over `base`.
+// Reads JAL_EMU_CHECK, JAL_EMU_THREADS, JAL_EMU_WATCHDOG_MS, JAL_EMU_HBM, JAL_EMU_CONFIG, JAL_EMU_FAULT,
+// JAL_EMU_PRECISE and JAL_EMU_PROFILE over `base`.
 EmulatorOptions options_from_environment(EmulatorOptions base = {});
 // "races,uninit,oob" into the three switches. Throws on an unknown word.
 void set_checks(EmulatorOptions& options, const std::string& words);

@@ -68,6 +68,7 @@ int main(int argc, char** argv) try {
   app.add_option("--threads", options.threads, "host threads per chip");
   app.add_option("--watchdog-ms", options.watchdog_ms, "processor time a program instance may take")
       ->check(CLI::Range(1, 100000000));
+  app.add_flag("--precise", options.precise, "the same bits on every host and processor: the portable kernels only");
   app.add_option("--fault", options.faults, "faults to inject, as in ecc_uncorrectable@launch:3");
   app.add_option("--check", check, "checked level: races,uninit,oob");
   app.add_flag("--until-eof", until_eof, "end when standard input is closed");

@@ -132,7 +132,8 @@ void Core::softmax(const Instruction& i) {
       std::fill_n(o, s.columns, 0.f);
       st[2] = 1;
     } else {
-      st[2] = std::exp(st[0] - now);
+      const float behind = st[0] - now;
+      host_.unary(hw::UnaryOp::kExp, &behind, &st[2], 1);
       st[1] = st[1] * st[2] + host_.exp_shifted(x, scale, now, o, s.columns);
       st[0] = now;
     }

@@ -1,8 +1,7 @@
 // Arithmetic on rows. Compiled three times with different -m flags; JAL_KERNELS names the table.
 #include "kernels/kernels.hpp"
 
-#include <limits>
-
+#include "kernels/functions.hpp"
 #include "kernels/numbers.hpp"
 
 namespace jalapeno::emu {
@@ -103,30 +102,8 @@ inline float lane_pick(const float* a, uint32_t n, Better better) {
   return lanes[0];
 }
 
-// exp within 2 ulp: 2^n * 2^f with f in [-0.5, 0.5], a polynomial for 2^f. No branches, so loops vectorise.
-inline float exp_fast(float v) {
-  float clamped = std::min(std::max(v, -104.f), 89.f);
-  // Through the integer and back: with reassociation allowed, adding and subtracting the constant would cancel.
-  int32_t e = static_cast<int32_t>(float_to_bits(clamped * 1.44269504f + 12582912.f) - 0x4B400000);
-  float n = static_cast<float>(e);
-  float f = clamped - n * 0.693359375f + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * f + 1.3981999507e-3f;
-  p = p * f + 8.3334519073e-3f;
-  p = p * f + 4.1665795894e-2f;
-  p = p * f + 1.6666665459e-1f;
-  p = p * f + 5.0000001201e-1f;
-  p = p * f * f + f + 1.f;
-  int32_t half = e >> 1;  // two steps reach subnormals and 2^128 without overflow of the exponent field
-  float r = p * bits_to_float(static_cast<uint32_t>(half + 127) << 23) *
-            bits_to_float(static_cast<uint32_t>(e - half + 127) << 23);
-  r = v < -104.f ? 0.f : r;
-  r = v > 89.f ? std::numeric_limits<float>::infinity() : r;
-  return v != v ? v : r;
-}
-
 inline float sigmoid(float v) { return 1.f / (1.f + exp_fast(-v)); }
-inline float gelu(float v) { return 0.5f * v * (1.f + std::tanh(0.7978845608f * (v + 0.044715f * v * v * v))); }
+inline float gelu(float v) { return 0.5f * v * (1.f + tanh_exact(0.7978845608f * (v + 0.044715f * v * v * v))); }
 
 template <class F>
 inline void map(const float* a, float* out, uint32_t n, F f) {
@@ -146,7 +123,7 @@ void unary(hw::UnaryOp op, const float* a, float* out, uint32_t n) {
     case U::kExp:
       return map(a, out, n, exp_fast);
     case U::kLog:
-      return map(a, out, n, [](float v) { return std::log(v); });
+      return map(a, out, n, log_exact);
     case U::kSqrt:
       return map(a, out, n, [](float v) { return std::sqrt(v); });
     case U::kRsqrt:
@@ -154,7 +131,7 @@ void unary(hw::UnaryOp op, const float* a, float* out, uint32_t n) {
     case U::kRcp:
       return map(a, out, n, [](float v) { return 1.f / v; });
     case U::kTanh:
-      return map(a, out, n, [](float v) { return std::tanh(v); });
+      return map(a, out, n, tanh_exact);
     case U::kSigmoid:
       return map(a, out, n, sigmoid);
     case U::kSilu:
@@ -164,9 +141,9 @@ void unary(hw::UnaryOp op, const float* a, float* out, uint32_t n) {
     case U::kRelu:
       return map(a, out, n, [](float v) { return std::max(v, 0.f); });
     case U::kSin:
-      return map(a, out, n, [](float v) { return std::sin(v); });
+      return map(a, out, n, sin_exact);
     case U::kCos:
-      return map(a, out, n, [](float v) { return std::cos(v); });
+      return map(a, out, n, cos_exact);
     case U::kFloor:
       return map(a, out, n, [](float v) { return std::floor(v); });
   }

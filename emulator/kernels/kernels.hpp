@@ -56,4 +56,11 @@ extern const HostKernels kPortableKernels;
 extern const HostKernels kAvx2Kernels;
 extern const HostKernels kAvx512Kernels;
 
+// The same kernels, with the host's time in them counted, in all threads together.
+const HostKernels& timed(const HostKernels&);
+struct KernelTime {
+  uint64_t calls, ns;
+};
+KernelTime kernel_time();
+
 }  // namespace jalapeno::emu

@@ -200,6 +200,36 @@ TEST_P(Fp8Test, EveryCodeKeepsItsValueInAProduct) {
     }
 }
 
+// Small and huge angles, and what lies between floats' extremes.
+TEST_P(HostKernelsTest, ElementaryFunctionsAreWithinOneUnitInTheLastPlace) {
+  using U = hw::UnaryOp;
+  struct Case {
+    U op;
+    double (*want)(double);
+  };
+  std::vector<float> x = values(20000, 12);
+  for (float v : values(20000, 2e6f)) x.push_back(v);
+  for (int e = -149; e < 128; ++e)
+    for (float v : values(20)) x.push_back(std::ldexp(v, e));
+  const float specials[] = {0.f, -0.f, INFINITY, -INFINITY, NAN, 1.f, 0x1p20f, -0x1p20f, 3.40282347e38f, 1.5707964f};
+  x.insert(x.end(), std::begin(specials), std::end(specials));
+  std::vector<float> got(x.size());
+  for (const Case& c : {Case{U::kLog, std::log}, {U::kTanh, std::tanh}, {U::kSin, std::sin}, {U::kCos, std::cos}}) {
+    k_->unary(c.op, x.data(), got.data(), static_cast<uint32_t>(x.size()));
+    for (size_t i = 0; i < x.size(); ++i) {
+      const double want = c.want(x[i]);
+      if (std::isnan(want) || std::isinf(want)) {
+        ASSERT_EQ(std::isnan(got[i]), std::isnan(want)) << static_cast<int>(c.op) << " of " << x[i];
+        ASSERT_TRUE(std::isnan(want) || got[i] == want) << x[i];
+        continue;
+      }
+      const auto near = static_cast<float>(want);
+      const double unit = std::nextafter(std::fabs(near), INFINITY) - std::fabs(near);
+      ASSERT_LE(std::fabs(got[i] - want), unit) << static_cast<int>(c.op) << " of " << x[i] << " is " << got[i];
+    }
+  }
+}
+
 TEST_P(HostKernelsTest, ProductsMeetDoublePrecision) {
   struct Case {
     DType a, b;

@@ -1,0 +1,59 @@
+#include <atomic>
+
+#include "kernels/kernels.hpp"
+#include "words.hpp"
+
+namespace jalapeno::emu {
+namespace {
+
+std::atomic<uint64_t> calls{0}, total_ns{0};
+
+struct Timer {
+  uint64_t begin = host_now_ns();
+  ~Timer() {
+    calls.fetch_add(1, std::memory_order_relaxed);
+    total_ns.fetch_add(host_now_ns() - begin, std::memory_order_relaxed);
+  }
+};
+
+template <const HostKernels& kKernels, auto kMember>
+struct Timed;
+template <const HostKernels& kKernels, class R, class... A, R (*HostKernels::*kMember)(A...)>
+struct Timed<kKernels, kMember> {
+  static R call(A... arguments) {
+    const Timer timer;
+    return (kKernels.*kMember)(arguments...);
+  }
+};
+
+template <const HostKernels& kKernels>
+const HostKernels& table() {
+  using K = HostKernels;
+  static const HostKernels all = {kKernels.name,
+                                  Timed<kKernels, &K::load>::call,
+                                  Timed<kKernels, &K::store>::call,
+                                  Timed<kKernels, &K::multiply>::call,
+                                  Timed<kKernels, &K::unary>::call,
+                                  Timed<kKernels, &K::binary>::call,
+                                  Timed<kKernels, &K::binary_scalar>::call,
+                                  Timed<kKernels, &K::reduce>::call,
+                                  Timed<kKernels, &K::exp_shifted>::call,
+                                  Timed<kKernels, &K::scale_by_row>::call,
+                                  Timed<kKernels, &K::combine>::call,
+                                  Timed<kKernels, &K::copy_around_caches>::call};
+  return all;
+}
+
+}  // namespace
+
+const HostKernels& timed(const HostKernels& kernels) {
+#if defined(__x86_64__)
+  if (&kernels == &kAvx512Kernels) return table<kAvx512Kernels>();
+  if (&kernels == &kAvx2Kernels) return table<kAvx2Kernels>();
+#endif
+  return table<kPortableKernels>();
+}
+
+KernelTime kernel_time() { return {calls.load(), total_ns.load()}; }
+
+}  // namespace jalapeno::emu
