@@ -47,15 +47,20 @@ Device::Device(const std::string& uri)
   interrupts_ = std::vector<std::atomic<uint64_t>>(identity_.queues);
   epoll_ = epoll_create1(EPOLL_CLOEXEC);
   stop_event_ = os().eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-  if (epoll_ < 0 || stop_event_ < 0) {
+  device_event_ = os().eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (epoll_ < 0 || stop_event_ < 0 || device_event_ < 0) {
     const int error = errno;
-    if (epoll_ >= 0) os().close(epoll_);
+    for (int fd : {epoll_, stop_event_, device_event_})
+      if (fd >= 0) os().close(fd);
     throw Error(Code::kOperatingSystem, uri + ": epoll and eventfd: " + error_text(error));
   }
   epoll_event e{EPOLLIN, {.u64 = UINT64_MAX}};
   epoll_ctl(epoll_, EPOLL_CTL_ADD, stop_event_, &e);
   e = {EPOLLIN, {.u64 = UINT64_MAX - 1}};
   epoll_ctl(epoll_, EPOLL_CTL_ADD, transport_->liveness_fd(), &e);
+  e = {EPOLLIN, {.u64 = UINT64_MAX - 3}};
+  epoll_ctl(epoll_, EPOLL_CTL_ADD, device_event_, &e);
+  transport_->set_interrupt(identity_.queues, device_event_);
   e = {EPOLLIN, {.u64 = UINT64_MAX - 2}};
   if (monitor_.fd() >= 0) epoll_ctl(epoll_, EPOLL_CTL_ADD, monitor_.fd(), &e);
   opened_unix_ns_ = unix_ns();
@@ -70,8 +75,7 @@ Device::~Device() {
   listener_.join();
   for (int fd : queue_events_)
     if (fd >= 0) os().close(fd);
-  os().close(epoll_);
-  os().close(stop_event_);
+  for (int fd : {epoll_, stop_event_, device_event_}) os().close(fd);
 }
 
 void Device::read_identity() {
@@ -284,12 +288,26 @@ void Device::listen() {
         continue;
       }
       uint64_t count = 0;
+      if (what == UINT64_MAX - 3) {
+        (void)os().read(device_event_, &count, sizeof count);
+        look_at_health();
+        continue;
+      }
       if (os().read(queue_events_[what], &count, sizeof count) == sizeof count && trace_)
         trace_->interrupt(static_cast<uint32_t>(what));
       interrupts_[what].fetch_add(count, std::memory_order_relaxed);
       interrupted = true;
     }
     if (interrupted) notify();
+  }
+}
+
+void Device::look_at_health() {
+  try {
+    if (const uint32_t h = health(); h & hw::kHealthFatal)
+      declare_lost("it reports a fatal error (health " + std::to_string(h) + "); a reset may bring it back");
+  } catch (const Error& e) {
+    declare_lost(std::string("its health cannot be read: ") + e.what());
   }
 }
 

@@ -100,6 +100,7 @@ class Device {
   void read_identity();
   uint32_t first_free(const std::vector<bool>& used, const char* what) const;  // throws Error(kBusy)
   void listen();
+  void look_at_health();
   hw::DevicePage& device_page() {
     return *reinterpret_cast<hw::DevicePage*>(doorbells_.data() + size_t{identity_.queues} * sizeof(hw::DoorbellPage));
   }
@@ -125,7 +126,7 @@ class Device {
   Monitor monitor_;
   int64_t opened_unix_ns_ = 0;
   uint32_t events_ = 0;
-  int epoll_ = -1, stop_event_ = -1;
+  int epoll_ = -1, stop_event_ = -1, device_event_ = -1;
   std::thread listener_;
 };
 

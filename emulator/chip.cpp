@@ -52,6 +52,7 @@ Chip::Chip(const EmulatorOptions& options)
       doorbells_(reinterpret_cast<hw::DoorbellPage*>(doorbell_mapping_->data())),
       queues_(kQueueCount),
       contexts_(kContextCount),
+      stale_(kContextCount),
       windows_(kWindowCount),
       interrupts_(kVectors, -1),
       pool_(config_, options_),
@@ -120,7 +121,8 @@ void Chip::unplug() {
 
 void Chip::reset_function() {
   control_waiting_.fetch_add(1);
-  stop_.store(true);  // stops a running program at its next look at the clock
+  resetting_.store(true);
+  end_unwanted();
   {
     std::lock_guard control(control_mutex_);
     std::lock_guard lock(mutex_);
@@ -137,8 +139,16 @@ void Chip::reset_function() {
     staged_ = Queue{};
     health_.store(hw::kHealthReady);
     epoch_.fetch_add(1);
+    resetting_.store(false);
   }
   control_waiting_.fetch_sub(1);
+}
+
+// Whoever wants a program to end says so first and looks then whether it runs; a program that begins says that first
+// and looks then: one of them sees the other. It ends at its next look at the clock.
+void Chip::end_unwanted() {
+  const uint32_t running = running_queue_.load();
+  if (running != kQueueCount && (resetting_.load() || running == disabling_.load())) stop_.store(true);
 }
 
 void Chip::scrub() {
@@ -403,20 +413,28 @@ bool Chip::write_register(uint64_t offset, uint32_t bytes, uint64_t value) {
       staged_.head = value;
       return true;
     case reg::kContextCommand:
+      if (word != hw::kContextInvalidate) break;
+      // At once, also while a program runs, which keeps the map it began with: the next packet looks.
+      if (context_select_ < kContextCount) stale_[context_select_].store(true, std::memory_order_release);
+      port_.changed();
+      return true;
     case reg::kQueueCommand:
       break;
     default:
       return true;  // read-only and unknown registers ignore writes
   }
   control_waiting_.fetch_add(1);  // from here on no other program begins
-  if (at == reg::kQueueCommand && word == hw::kQueueDisable && running_queue_.load() == queue_select_)
-    stop_.store(true);  // ends the program at its next look at the clock
+  if (at == reg::kQueueCommand && word == hw::kQueueDisable) {
+    disabling_.store(queue_select_);
+    end_unwanted();
+  }
   {
     std::lock_guard lock(mutex_);
     if (at == reg::kContextCommand)
       context_command(word);
     else
       queue_command(word);
+    disabling_.store(kQueueCount);
   }
   control_waiting_.fetch_sub(1);
   return true;
@@ -439,11 +457,6 @@ void Chip::context_command(uint32_t command) {
       break;
     case hw::kContextExport:
       export_context(context_select_);
-      break;
-    case hw::kContextInvalidate:
-      port_.changed();
-      c.map.reset();
-      c.programs.clear(), c.last = nullptr;
       break;
     default:
       break;

@@ -146,6 +146,7 @@ class Chip final : private Processor {
   Tally run_instances(Launch& launch, uint32_t count);
   Tally run_untimed(Launch& launch, uint32_t count);
   void write_profile() const;
+  void end_unwanted();
   double makespan(uint32_t count);  // ns, of the instances in durations_ on this chip's cores
   void copy(Queue& queue, const hw::CopyPacket& packet);
   void copy_bytes(Memory& memory, uint64_t source, uint64_t destination, uint64_t bytes, bool around_caches = false);
@@ -217,7 +218,8 @@ class Chip final : private Processor {
   std::unordered_map<uint64_t, FabricPort::Export> exports_;  // by key
   std::vector<Queue> queues_;
   std::vector<Context> contexts_;
-  std::vector<uint32_t> order_;  // enabled queues, highest priority first
+  std::vector<std::atomic<bool>> stale_;  // by context: its page table or code changed
+  std::vector<uint32_t> order_;           // enabled queues, highest priority first
   uint32_t context_select_ = 0, queue_select_ = 0;
   uint64_t context_root_ = 0, context_key_ = 0;
   std::vector<Window> windows_;
@@ -227,10 +229,12 @@ class Chip final : private Processor {
   std::atomic<uint64_t> host_epoch_{1};
   uint64_t host_memory_epoch_ = 0;
   std::shared_ptr<const AddressMap> host_map_;
-  Memory host_memory_;             // through `host_map_`
-  std::atomic<bool> stop_{false};  // of the running program
-  Launch launch_;                  // the one being run
-  std::vector<double> durations_;  // of its instances
+  Memory host_memory_;                            // through `host_map_`
+  std::atomic<bool> stop_{false};                 // of the running program
+  std::atomic<bool> resetting_{false};            // whatever runs is to end
+  std::atomic<uint32_t> disabling_{kQueueCount};  // the queue whose program is to end
+  Launch launch_;                                 // the one being run
+  std::vector<double> durations_;                 // of its instances
   // Of the reduction being run: reused
   std::vector<const std::byte*> sources_;
   std::vector<std::byte*> destinations_;

@@ -125,6 +125,11 @@ Chip::Step Chip::advance(uint32_t q) {
 Memory& Chip::context_memory(Queue& queue) {
   Context& c = contexts_[queue.context];
   if (!c.enabled) throw Fault(Status::kBadPacket, "context %u of the queue is not enabled", queue.context);
+  if (std::atomic<bool>& stale = stale_[queue.context];
+      stale.load(std::memory_order_relaxed) && stale.exchange(false, std::memory_order_acquire)) {
+    c.map.reset();
+    c.programs.clear(), c.last = nullptr;
+  }
   const uint64_t epoch = host_epoch_.load();
   if (c.map == nullptr || c.epoch != epoch) {
     std::vector<MemorySystem::Window> windows;
@@ -275,6 +280,7 @@ void Chip::launch(Queue& queue, const hw::LaunchPacket& packet) {
       ~Running() { queue.store(kQueueCount); }
     } running{running_queue_};
     running_queue_.store(static_cast<uint32_t>(&queue - queues_.data()));
+    end_unwanted();
     l.stop = &stop_;
     l.active_cores = static_cast<uint32_t>(std::min<uint64_t>(count, config_.cores));
 

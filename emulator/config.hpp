@@ -25,7 +25,7 @@ struct EmulatorOptions {
   std::string faults;  // see faults.hpp
   // The chip is shared by so many functions, and this is which: 0 is the physical one. Each has an equal share.
   uint32_t functions = 1, function = 0;
-  uint64_t serial = 0;  // of the chip, the same for all of them; 0: a new one
+  uint64_t serial = 0;   // of the chip, the same for all of them; 0: a new one
   bool precise = false;  // the same bits on every host: the portable kernels only
   std::string profile;   // file to write at the end: where the host's time went
   bool check_races = false, check_uninitialized = false, check_bounds = false;

@@ -100,6 +100,40 @@ TEST_F(Faults, KernelWithoutEndMeetsItsDeadline) {
   recover();
 }
 
+// A reset that comes as a program begins ends it as one that comes later does.
+TEST_F(Faults, AResetAtAnyMomentEndsTheProgram) {
+  jt::Builder k("endless");
+  k.loop(0, INT64_MAX, [&](Reg) {});
+  const Module m = load(k.finish());
+  jalLaunchConfig c{};
+  c.struct_size = sizeof c, c.grid[0] = c.grid[1] = c.grid[2] = 1, c.deadline_ms = 600'000;
+  for (int turn = 0; turn < 300; ++turn) {
+    check(jalLaunchKernelEx(m.kernel("endless").get(), &c, nullptr, 0, stream.get()));
+    for (int spin = 0; spin < turn % 30 * 50; ++spin) (void)jalStreamQuery(stream.get());
+    stream.reset();
+  }
+  recover();
+}
+
+TEST_F(Faults, MemoryComesAndGoesWhileAProgramRuns) {
+  jt::Builder k("endless");
+  k.loop(0, INT64_MAX, [&](Reg) {});
+  const Module m = load(k.finish());
+  const uint64_t large = uint64_t{64} << 20;
+  void* before = nullptr;
+  check(jalMalloc(device.get(), &before, large));
+  jalLaunchConfig c{};
+  c.struct_size = sizeof c, c.grid[0] = c.grid[1] = c.grid[2] = 1, c.deadline_ms = 600'000;
+  check(jalLaunchKernelEx(m.kernel("endless").get(), &c, nullptr, 0, stream.get()));
+  void* during = nullptr;
+  check(jalMalloc(device.get(), &during, large));
+  check(jalFree(before)), check(jalFree(during));
+  check(jalMemPoolTrim(device.get(), 0));
+  const Module other = load(reader());
+  EXPECT_EQ(jalStreamQuery(stream.get()), jalErrorNotReady);
+  recover();
+}
+
 TEST_F(Faults, ResetTellsHowMuchStoodBehindTheFault) {
   jt::Builder k("trap");
   k.trap(1);
@@ -227,6 +261,16 @@ TEST(InjectedFaults, ALostInterruptDelaysButDoesNotHang) {
     stream.fill(b.data(), k, b.bytes());
     EXPECT_TRUE(stream.synchronize_for(std::chrono::seconds(5)));
   }
+}
+
+TEST(InjectedFaults, AFatalErrorOfTheChipEndsEveryWait) {
+  if (!embedded()) GTEST_SKIP() << "faults are ordered when the emulator starts";
+  Device device("emu:?hbm=64M&fault=fatal@packet:3");
+  Stream stream(device);
+  Buffer<int32_t> b(device, 4);
+  for (int k = 0; k < 3; ++k) (void)jalMemsetAsync(b.data(), k, b.bytes(), stream.get());
+  EXPECT_EQ(jalStreamSynchronize(stream.get()), jalErrorDeviceLost);
+  EXPECT_NE(std::string(jalGetLastErrorDetail()).find("fatal error"), std::string::npos) << jalGetLastErrorDetail();
 }
 
 // Emulated chips of one process share threads.
