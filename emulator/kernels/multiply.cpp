@@ -5,6 +5,7 @@
 #include "kernels/numbers.hpp"
 #include "kernels/packed.hpp"
 #include "kernels/packed_avx2.hpp"
+#include "kernels/packed_avx2_integers.hpp"
 #include "kernels/quantised.hpp"
 
 namespace jalapeno::emu {
@@ -130,6 +131,8 @@ void multiply_dot(const MultiplyArgs& x, const Weights& weights = {}) {
 #endif
 
 #if defined(__AVX2__) && !defined(__AVX512F__)
+constexpr uint32_t kPackedBlockRows = 6;
+
 // Blocks of M rows by N rows of B, the sums in registers; `block` gives the inner products of one block. Rows of B
 // outside: weights come from memory once, the few rows of A from the cache.
 template <class Block>
@@ -142,17 +145,6 @@ void blocked(const MultiplyArgs& x, Block block) {
   };
   for (; n + 4 <= x.n; n += 4) all_rows(std::integral_constant<int, 4>{});
   for (; n < x.n; ++n) all_rows(std::integral_constant<int, 1>{});
-}
-
-template <bool kFourBit>
-inline __m256i block_values(const std::byte* p) {
-  if constexpr (kFourBit) {
-    __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 2));
-    __m256i both = _mm256_set_m128i(_mm_srli_epi16(packed, 4), packed);
-    return _mm256_sub_epi8(_mm256_and_si256(both, _mm256_set1_epi8(15)), _mm256_set1_epi8(8));
-  } else {
-    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 2));
-  }
 }
 
 inline __m256i dot_bytes(__m256i a_signed, __m256i b_magnitude) {
@@ -173,17 +165,20 @@ void multiply_blocks(const MultiplyArgs& x) {
       float scale[N];
       for (int j = 0; j < N; ++j) {
         const std::byte* p = x.b + x.b_pitch * (n + j) + k * kBytes;
-        b[j] = block_values<kFourBit>(p);
-        magnitude[j] = _mm256_abs_epi8(b[j]);
+        b[j] = kFourBit ? block_nibbles(p) : block_bytes(p);
+        magnitude[j] = kFourBit ? b[j] : _mm256_abs_epi8(b[j]);
         scale[j] = _cvtsh_ss(read16(p));
       }
       for (int i = 0; i < M; ++i) {
         const std::byte* p = x.a + x.a_pitch * (m + i) + size_t{k} * 34;
-        __m256i a = block_values<false>(p);
+        const __m256i a = block_bytes(p);
+        const __m256i excess = kFourBit ? dot_bytes(a, _mm256_set1_epi8(8)) : _mm256_setzero_si256();
         float factor = _cvtsh_ss(read16(p));
-        for (int j = 0; j < N; ++j)
-          sum[i][j] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot_bytes(_mm256_sign_epi8(a, b[j]), magnitude[j])),
-                                      _mm256_set1_ps(factor * scale[j]), sum[i][j]);
+        for (int j = 0; j < N; ++j) {
+          const __m256i dot = kFourBit ? _mm256_sub_epi32(dot_bytes(a, b[j]), excess)
+                                       : dot_bytes(_mm256_sign_epi8(a, b[j]), magnitude[j]);
+          sum[i][j] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), _mm256_set1_ps(factor * scale[j]), sum[i][j]);
+        }
       }
     }
     for (int i = 0; i < M; ++i)
@@ -240,13 +235,17 @@ void multiply(const MultiplyArgs& x) {
 #if defined(__AVX512F__)
   if (multiply_avx512(x)) return;
 #elif defined(__AVX2__)
-  if (!x.rows_are_k && x.a_type == DType::kQ8_0 && x.b_type == DType::kQ8_0) return multiply_blocks<false>(x);
-  if (!x.rows_are_k && x.a_type == DType::kQ8_0 && x.b_type == DType::kQ4_0) return multiply_blocks<true>(x);
+  if (!x.rows_are_k && x.a_type == DType::kQ8_0 && x.b_type == DType::kQ8_0)
+    return x.m >= kPackedBlockRows ? multiply_packed_blocks<false>(x) : multiply_blocks<false>(x);
+  if (!x.rows_are_k && x.a_type == DType::kQ8_0 && x.b_type == DType::kQ4_0)
+    return x.m >= kPackedBlockRows ? multiply_packed_blocks<true>(x) : multiply_blocks<true>(x);
+  if (!x.rows_are_k && x.a_type == DType::kI8 && x.b_type == DType::kI8) return multiply_packed_bytes(x);
 #endif
   if (x.a_type == DType::kI8 && x.b_type == DType::kI8) return multiply_i8(x);
 #if defined(__AVX2__) && !defined(__AVX512F__)
-  // Packing pays from a few rows on; a block of B's columns may be no place to cut a row.
-  if (x.m >= 4 && !(x.rows_are_k && hw::info(x.b_type).block > 1)) return multiply_packed(x);
+  // Packing pays from some rows on; a block of B's columns may be no place to cut a row.
+  const bool few = x.m < 9 && !x.rows_are_k && (x.b_type == DType::kBF16 || in_place(x.b_type, x.b, x.b_pitch));
+  if (x.m >= 4 && !few && !(x.rows_are_k && hw::info(x.b_type).block > 1)) return multiply_packed(x);
   if (!x.rows_are_k && x.b_type == DType::kBF16) return multiply_dot<true>(x);
   if (!x.rows_are_k && in_place(x.b_type, x.b, x.b_pitch)) return multiply_dot<false>(x);
 #endif

@@ -189,7 +189,7 @@ void multiply_dot(const MultiplyArgs& x) {
       }
     a = wide, pitch = x.k;
   }
-  row_blocks<2>(x.m, [&](auto rows, uint32_t m) {
+  row_blocks<3>(x.m, [&](auto rows, uint32_t m) {
     far_columns<4>(
         x.n, [&](auto some, uint32_t n, uint32_t apart) { dot_rows<kHalf, rows, some>(x, a, pitch, m, n, apart); });
   });

@@ -11,9 +11,9 @@ double ping_pong_ns();
 // One 64-byte entry and a released index, written into a ring that another thread reads, in ns.
 double ring_write_ns();
 
-enum class Peak { kFma, kBf16, kInt8 };
+enum class Peak { kFma, kBf16, kInt8 };  // with the host's best instructions for the type
 const char* peak_name(Peak peak);
-bool has_peak(Peak peak);
+bool has_peak();  // an x86 host with AVX2
 double peak_gops(Peak peak, int threads);
 
 // Memory of the process in huge pages where the system gives them, touched.

@@ -122,7 +122,7 @@ Row cube(const Options& options, const Format& f, uint32_t edge, int threads) {
   if (other) other->run();
   Multiply ours(f, edge, edge, edge, threads, 1);
   std::vector<Measurement> all{{}, [&] { return gop / run_seconds([&] { ours.run(); }); }, {}};
-  if (has_peak(f.peak)) all[0] = [&] { return peak_gops(f.peak, threads); };
+  if (has_peak()) all[0] = [&] { return peak_gops(f.peak, threads); };
   if (other) all[2] = [&] { return gop / run_seconds([&] { other->run(); }); };
   const auto m = interleave(options, all, 7, 6);
   Row row{"", "", *m[1], "Gop/s"};

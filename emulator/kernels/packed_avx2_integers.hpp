@@ -1,0 +1,188 @@
+// Blocked multiplication of integers for AVX2: bytes, and blocks of them with a scale, become words of two 16-bit
+// integers, which one instruction multiplies and adds up exactly. Otherwise as packed_avx2.hpp. Included by
+// multiply.cpp only.
+#pragma once
+#include "kernels/packed_avx2.hpp"
+
+#if defined(__AVX2__) && !defined(__AVX512F__)
+
+namespace jalapeno::emu {
+namespace {
+
+constexpr uint32_t kPairWords = 256, kBlockWords = 16;  // words of a panel, 16 KiB; of a block
+
+inline void store_words(int32_t* out, __m256i words) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), words); }
+
+// `n` bytes as words; behind an odd one comes a zero.
+inline void widen_bytes(const std::byte* from, uint32_t n, int32_t* out) {
+  uint32_t i = 0;
+  for (; i + 16 <= n; i += 16)
+    store_words(out + i / 2, _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
+  for (; i < n; i += 2) {
+    const auto low = static_cast<int16_t>(static_cast<int8_t>(from[i])),
+               high = static_cast<int16_t>(i + 1 < n ? static_cast<int8_t>(from[i + 1]) : 0);
+    const int16_t pair[] = {low, high};
+    std::memcpy(out + i / 2, pair, sizeof pair);
+  }
+}
+
+// Of q4_0: value + 8, unsigned.
+inline __m256i block_nibbles(const std::byte* p) {
+  const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 2));
+  return _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(packed, 4), packed), _mm256_set1_epi8(15));
+}
+// Of q8_0.
+inline __m256i block_bytes(const std::byte* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 2)); }
+
+// A block's words, and its scale.
+template <bool kFourBit>
+inline float widen_block(const std::byte* p, int32_t* out) {
+  const __m256i v = kFourBit ? _mm256_sub_epi8(block_nibbles(p), _mm256_set1_epi8(8)) : block_bytes(p);
+  store_words(out, _mm256_cvtepi8_epi16(_mm256_castsi256_si128(v)));
+  store_words(out + 8, _mm256_cvtepi8_epi16(_mm256_extracti128_si256(v, 1)));
+  return _cvtsh_ss(read16(p));
+}
+
+// panel[word][column] from what widen(column, words) makes of each column.
+template <class Widen>
+inline void pack_pairs(uint32_t columns, uint32_t words, Widen widen, int32_t* panel) {
+  static thread_local Scratch memory;
+  float* wide = memory.reserve(size_t{kPanelColumns} * kPairWords);
+  auto* in = reinterpret_cast<int32_t*>(wide);
+  for (uint32_t j = 0; j < columns; ++j) widen(j, in + j * kPairWords);
+  std::memset(in + columns * kPairWords, 0, (kPanelColumns - columns) * size_t{kPairWords} * 4);
+  uint32_t w = 0;
+  for (; w + 8 <= words; w += 8)
+    for (uint32_t half = 0; half < kPanelColumns; half += 8)
+      transpose8(wide + half * kPairWords + w, kPairWords, reinterpret_cast<float*>(panel) + w * kPanelColumns + half,
+                 kPanelColumns);
+  for (; w < words; ++w)
+    for (uint32_t j = 0; j < kPanelColumns; ++j) panel[w * kPanelColumns + j] = in[j * kPairWords + w];
+}
+
+// Adds `words` words of kM rows of A times the panel. In assembly because GCC 12 otherwise keeps sums on the stack.
+template <int kM>
+[[gnu::always_inline]] inline void add_pairs(const int32_t* a, size_t a_pitch, uint32_t words, const int32_t* panel,
+                                             __m256i (&sum)[kM][2]) {
+  for (uint32_t w = 0; w < words; ++w) {
+    const auto* b = reinterpret_cast<const __m256i*>(panel + w * kPanelColumns);
+    const __m256i b0 = _mm256_load_si256(b), b1 = _mm256_load_si256(b + 1);
+#pragma GCC unroll 8
+    for (int i = 0; i < kM; ++i) {
+      __m256i s0 = sum[i][0], s1 = sum[i][1], t0, t1;
+      asm("vpbroadcastd %4, %2\n\tvpmaddwd %5, %2, %3\n\tvpmaddwd %6, %2, %2\n\tvpaddd %3, %0, %0\n\tvpaddd %2, %1, %1"
+          : "+x"(s0), "+x"(s1), "=&x"(t0), "=&x"(t1)
+          : "m"(a[a_pitch * static_cast<size_t>(i) + w]), "x"(b0), "x"(b1));
+      sum[i][0] = s0, sum[i][1] = s1;
+    }
+  }
+}
+
+template <int kM>
+inline void byte_rows(const MultiplyArgs& x, const int32_t* a, size_t a_pitch, uint32_t m, uint32_t n, uint32_t columns,
+                      uint32_t words, const int32_t* panel, bool add) {
+  __m256i sum[kM][2];
+#pragma GCC unroll 8
+  for (int i = 0; i < kM; ++i) sum[i][0] = sum[i][1] = _mm256_setzero_si256();
+  add_pairs<kM>(a, a_pitch, words, panel, sum);
+#pragma GCC unroll 8
+  for (int i = 0; i < kM; ++i) {
+    int32_t plain[kPanelColumns];
+    store_words(plain, sum[i][0]), store_words(plain + 8, sum[i][1]);
+    auto* c = reinterpret_cast<int32_t*>(row(x.c, x.c_pitch, m + static_cast<uint32_t>(i))) + n;
+    for (uint32_t j = 0; j < columns; ++j) c[j] = add ? c[j] + plain[j] : plain[j];
+  }
+}
+
+// B is [n, k].
+inline void multiply_packed_bytes(const MultiplyArgs& x) {
+  static thread_local Scratch panel_memory, wide_memory;
+  auto* panel = reinterpret_cast<int32_t*>(panel_memory.reserve(kPairWords * kPanelColumns));
+  const uint32_t all = (x.k + 1) / 2;
+  auto* a = reinterpret_cast<int32_t*>(wide_memory.reserve(size_t{x.m} * all));
+  for (uint32_t m = 0; m < x.m; ++m) widen_bytes(x.a + x.a_pitch * m, x.k, a + size_t{m} * all);
+  for (uint32_t first = 0; first < all; first += kPairWords) {
+    const uint32_t words = std::min(all - first, kPairWords), bytes = std::min(x.k - first * 2, words * 2);
+    for (uint32_t n = 0; n < x.n; n += kPanelColumns) {
+      const uint32_t columns = std::min(x.n - n, kPanelColumns);
+      pack_pairs(
+          columns, words,
+          [&](uint32_t j, int32_t* out) { widen_bytes(x.b + x.b_pitch * (n + j) + size_t{first} * 2, bytes, out); },
+          panel);
+      row_blocks<kGroup>(x.m, [&](auto rows, uint32_t m) {
+        byte_rows<rows>(x, a + size_t{m} * all + first, all, m, n, columns, words, panel, x.accumulate || first > 0);
+      });
+    }
+  }
+}
+
+// A block of B for every column of the panel: its scale.
+using Scales = float[kPanelColumns];
+
+// `scale` has a value for each block of a row of A, `a_pitch` / kBlockWords of them.
+template <int kM>
+inline void quantised_rows(const MultiplyArgs& x, const int32_t* a, size_t a_pitch, const float* scale, uint32_t m,
+                           uint32_t n, uint32_t columns, uint32_t blocks, const int32_t* panel, const Scales* scales,
+                           bool add) {
+  alignas(32) float sum[kM][kPanelColumns] = {};  // in memory: a block's integers take the registers
+  for (uint32_t k = 0; k < blocks; ++k) {
+    __m256i dot[kM][2];
+#pragma GCC unroll 8
+    for (int i = 0; i < kM; ++i) dot[i][0] = dot[i][1] = _mm256_setzero_si256();
+    add_pairs<kM>(a + size_t{k} * kBlockWords, a_pitch, kBlockWords, panel + k * kBlockWords * kPanelColumns, dot);
+#pragma GCC unroll 8
+    for (int i = 0; i < kM; ++i) {
+      const __m256 factor = _mm256_set1_ps(scale[a_pitch / kBlockWords * static_cast<size_t>(i) + k]);
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half)
+        _mm256_store_ps(sum[i] + half * 8, _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[i][half]),
+                                                           _mm256_mul_ps(factor, _mm256_load_ps(scales[k] + half * 8)),
+                                                           _mm256_load_ps(sum[i] + half * 8)));
+    }
+  }
+  for (int i = 0; i < kM; ++i) {
+    float* c = row(x.c, x.c_pitch, m + static_cast<uint32_t>(i)) + n;
+    for (uint32_t j = 0; j < columns; ++j) c[j] = add ? c[j] + sum[i][j] : sum[i][j];
+  }
+}
+
+// A in blocks of q8_0, B, [n, k], in blocks of q8_0 or q4_0: integers inside a block, f32 between blocks.
+template <bool kFourBit>
+void multiply_packed_blocks(const MultiplyArgs& x) {
+  constexpr uint32_t kBlocks = kPairWords / kBlockWords;
+  constexpr size_t kBytes = kFourBit ? 18 : 34;
+  static thread_local Scratch panel_memory, wide_memory, scale_memory;
+  auto* panel = reinterpret_cast<int32_t*>(panel_memory.reserve(kPairWords * kPanelColumns));
+  const uint32_t blocks = x.k / 32, all = blocks * kBlockWords;
+  auto* a = reinterpret_cast<int32_t*>(wide_memory.reserve(size_t{x.m} * all));
+  float* scale = scale_memory.reserve(size_t{x.m} * blocks);
+  for (uint32_t m = 0; m < x.m; ++m)
+    for (uint32_t k = 0; k < blocks; ++k)
+      scale[size_t{m} * blocks + k] =
+          widen_block<false>(x.a + x.a_pitch * m + size_t{k} * 34, a + size_t{m} * all + size_t{k} * kBlockWords);
+  for (uint32_t first = 0; first < blocks; first += kBlocks) {
+    const uint32_t here = std::min(blocks - first, kBlocks);
+    for (uint32_t n = 0; n < x.n; n += kPanelColumns) {
+      const uint32_t columns = std::min(x.n - n, kPanelColumns);
+      alignas(32) Scales scales[kBlocks] = {};
+      pack_pairs(
+          columns, here * kBlockWords,
+          [&](uint32_t j, int32_t* out) {
+            const std::byte* p = x.b + x.b_pitch * (n + j) + first * kBytes;
+            for (uint32_t k = 0; k < here; ++k)
+              scales[k][j] = widen_block<kFourBit>(p + k * kBytes, out + k * kBlockWords);
+          },
+          panel);
+      row_blocks<kGroup>(x.m, [&](auto rows, uint32_t m) {
+        quantised_rows<rows>(x, a + size_t{m} * all + size_t{first} * kBlockWords, all,
+                             scale + size_t{m} * blocks + first, m, n, columns, here, panel, scales,
+                             x.accumulate || first > 0);
+      });
+    }
+  }
+}
+
+}  // namespace
+}  // namespace jalapeno::emu
+
+#endif
