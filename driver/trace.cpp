@@ -257,7 +257,12 @@ void Trace::operands(const hw::Packet& packet, std::vector<Range>& written, int 
     }
     case hw::PacketOp::kCall: {
       const auto p = as<hw::CallPacket>(packet);
-      if (!hw::is_host(p.block) || depth > 0) break;
+      if (depth > 0) break;
+      if (!hw::is_host(p.block)) {
+        if (auto known = blocks_.find(hw::raw(p.block)); known != blocks_.end())
+          for (const hw::Packet& inner : known->second) operands(inner, written, depth + 1);
+        break;
+      }
       capture(hw::raw(p.block), p.count * sizeof(hw::Packet), true);
       const std::byte* block = host(hw::raw(hw::iova_of(p.block)), p.count * sizeof(hw::Packet));
       for (uint64_t k = 0; block != nullptr && k < p.count; ++k) {
@@ -270,6 +275,11 @@ void Trace::operands(const hw::Packet& packet, std::vector<Range>& written, int 
     default:
       break;  // timelines: what the host writes there is a kSignal
   }
+}
+
+void Trace::block(hw::DeviceAddr address, std::span<const hw::Packet> packets) {
+  std::lock_guard lock(mutex_);
+  blocks_[hw::raw(address)] = {packets.begin(), packets.end()};
 }
 
 void Trace::packets(uint32_t queue, const hw::Packet* ring, uint64_t entries, uint64_t first, uint64_t end,

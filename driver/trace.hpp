@@ -88,6 +88,8 @@ class Trace {
   void interrupt_attached(uint32_t vector);
   void reset();
   void hbm(uint64_t physical, std::span<const std::byte> data);
+  // Packets in device memory, for CALLs from now on: what they read of the host's is recorded with each.
+  void block(hw::DeviceAddr address, std::span<const hw::Packet> packets);
   // `completed`: how far the host knows the queue to be, by which it takes slots and memory again.
   void packets(uint32_t queue, const hw::Packet* ring, uint64_t entries, uint64_t first, uint64_t end,
                uint64_t completed);
@@ -121,6 +123,7 @@ class Trace {
   bool full_ = false;                                          // the file could not be written: nothing more is
   std::map<uint64_t, Transport::HostMemory> maps_;             // by IOVA
   std::map<std::pair<uint64_t, uint64_t>, uint64_t> written_;  // (address, bytes) to hash: blocks that stay the same
+  std::map<uint64_t, std::vector<hw::Packet>> blocks_;         // in device memory, by address
   std::map<uint32_t, std::vector<Pending>> pending_;           // by queue
   std::map<uint32_t, uint64_t> seen_;                          // by queue
 };

@@ -1,4 +1,5 @@
-// Graphs: what a stream recorded, and its executable form: a block of packets with their arguments, run by one CALL.
+// Graphs: what a stream recorded, and its executable form: a block of packets with their arguments in device memory,
+// run by one CALL. New arguments are written over the old ones.
 #include <cstring>
 #include <memory>
 
@@ -24,8 +25,8 @@ class GraphExec {
     uint64_t bytes = nodes_.size() * sizeof(hw::Packet);
     for (const Node& n : nodes_) bytes += (n.arguments.size() + 63) & ~uint64_t{63};
     if (nodes_.empty()) return;
-    block_ =
-        std::make_unique<driver::DmaMemory>(context_->device().transport(), context_->device().iova_space(), bytes);
+    block_ = context_->space().allocate(bytes, hw::pte::kRead);
+    std::vector<std::byte> image(bytes);
     uint64_t at = nodes_.size() * sizeof(hw::Packet);
     for (size_t k = 0; k < nodes_.size(); ++k) {
       Node& n = nodes_[k];
@@ -33,19 +34,23 @@ class GraphExec {
       if (n.kernel != nullptr && !n.arguments.empty()) {
         hw::LaunchPacket p;
         std::memcpy(&p, &n.packet, sizeof p);
-        p.arguments = block_->device_address(at);
+        p.arguments = block_.address + at;
         std::memcpy(&n.packet, &p, sizeof p);
-        std::memcpy(block_->data() + at, n.arguments.data(), n.arguments.size());
+        std::memcpy(image.data() + at, n.arguments.data(), n.arguments.size());
         at += (n.arguments.size() + 63) & ~uint64_t{63};
       }
-      std::memcpy(block_->data() + k * sizeof(hw::Packet), &n.packet, sizeof(hw::Packet));
+      std::memcpy(image.data() + k * sizeof(hw::Packet), &n.packet, sizeof(hw::Packet));
     }
+    context_->space().write(block_, image);
+    if (driver::Trace* t = context_->device().trace())
+      t->block(block_.address, {reinterpret_cast<const hw::Packet*>(image.data()), nodes_.size()});
   }
   ~GraphExec() {
     try {
       drain();
+      if (block_.bytes != 0) context_->space().free(block_);
     } catch (const std::exception&) {
-      // Lost or hanging device: nothing runs this block again.
+      // A lost device frees everything; of one that hangs nobody knows what it still reads.
     }
   }
 
@@ -59,7 +64,8 @@ class GraphExec {
     drain();
     hw::LaunchPacket p;
     std::memcpy(&p, &nodes_[node].packet, sizeof p);
-    std::memcpy(block_->data() + (hw::raw(p.arguments) - hw::raw(block_->device_address())), packed, p.argument_bytes);
+    const uint64_t at = hw::raw(p.arguments) - hw::raw(block_.address);
+    context_->space().write({p.arguments, p.argument_bytes, block_.physical + at}, {packed, p.argument_bytes});
   }
 
   void launch(Stream& stream) {
@@ -67,7 +73,7 @@ class GraphExec {
       fail(jalErrorInvalidDevice, "jalGraphLaunch: graph and stream belong to different devices");
     stream.refuse_capture("jalGraphLaunch");
     if (nodes_.empty()) return;
-    stream.call(block_->device_address(), nodes_.size());
+    stream.call(block_.address, nodes_.size());
     std::lock_guard lock(mutex_);
     last_ = stream.fence();
   }
@@ -89,7 +95,7 @@ class GraphExec {
 
   std::shared_ptr<Context> context_;
   std::vector<Node> nodes_;
-  std::unique_ptr<driver::DmaMemory> block_;
+  driver::HbmBlock block_{};
   std::mutex mutex_;
   Fence last_{};
 };
