@@ -140,6 +140,7 @@ uint64_t AddressSpace::fabric_key() {
 void AddressSpace::write(const HbmBlock& block, std::span<const std::byte> data) {
   if (Trace* t = device_.trace()) t->hbm(block.physical, data);
   store_aperture(aperture(block).data(), data.data(), data.size());
+  flush_write_combining();
 }
 
 std::span<std::byte> AddressSpace::aperture(const HbmBlock& block) const {

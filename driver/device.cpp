@@ -60,7 +60,11 @@ Device::Device(const std::string& uri)
   epoll_ctl(epoll_, EPOLL_CTL_ADD, transport_->liveness_fd(), &e);
   e = {EPOLLIN, {.u64 = UINT64_MAX - 3}};
   epoll_ctl(epoll_, EPOLL_CTL_ADD, device_event_, &e);
-  transport_->set_interrupt(identity_.queues, device_event_);
+  try {
+    transport_->set_interrupt(identity_.queues, device_event_);
+  } catch (const Error& e) {
+    driver_log().warn("{}: without device events, a fatal error shows as timeouts: {}", uri, e.what());
+  }
   e = {EPOLLIN, {.u64 = UINT64_MAX - 2}};
   if (monitor_.fd() >= 0) epoll_ctl(epoll_, EPOLL_CTL_ADD, monitor_.fd(), &e);
   opened_unix_ns_ = unix_ns();

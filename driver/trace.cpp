@@ -279,7 +279,10 @@ void Trace::operands(const hw::Packet& packet, std::vector<Range>& written, int 
 
 void Trace::block(hw::DeviceAddr address, std::span<const hw::Packet> packets) {
   std::lock_guard lock(mutex_);
-  blocks_[hw::raw(address)] = {packets.begin(), packets.end()};
+  if (packets.empty())
+    blocks_.erase(hw::raw(address));
+  else
+    blocks_[hw::raw(address)] = {packets.begin(), packets.end()};
 }
 
 void Trace::packets(uint32_t queue, const hw::Packet* ring, uint64_t entries, uint64_t first, uint64_t end,

@@ -88,7 +88,8 @@ class Trace {
   void interrupt_attached(uint32_t vector);
   void reset();
   void hbm(uint64_t physical, std::span<const std::byte> data);
-  // Packets in device memory, for CALLs from now on: what they read of the host's is recorded with each.
+  // Packets in device memory, for CALLs from now on: what they read of the host's is recorded with each. None: the
+  // block is gone.
   void block(hw::DeviceAddr address, std::span<const hw::Packet> packets);
   // `completed`: how far the host knows the queue to be, by which it takes slots and memory again.
   void packets(uint32_t queue, const hw::Packet* ring, uint64_t entries, uint64_t first, uint64_t end,

@@ -519,8 +519,11 @@ void Chip::fail(uint32_t q, Fault fault) {
       std::atomic_ref(*reinterpret_cast<uint32_t*>(p)).store(status, std::memory_order_release);
     });
     r.status = status;
-    if (queue.called)
-      discard_block(queue, queue.block, queue.block_position, queue.block_count, 0);
+    if (queue.called) try {
+        discard_block(queue, queue.block, queue.block_position, queue.block_count, 0);
+      } catch (Fault&) {
+        // It cannot be read, which may be why this fails: nobody waits for what stands there.
+      }
     else if (const uint64_t tail = std::atomic_ref(doorbell(q).tail).load();
              tail - queue.head <= uint64_t{1} << queue.ring_log2) {
       hw::Packet packet;

@@ -199,17 +199,10 @@ double Core::Semaphore::take(uint64_t n) {
   return at;
 }
 
-namespace {
-const HostKernels& kernels_for(const EmulatorOptions& options) {
-  const HostKernels& kernels = options.precise ? kPortableKernels : host_kernels();
-  return options.profile.empty() ? kernels : timed(kernels);
-}
-}  // namespace
-
 Core::Core(const ChipConfig& config, const EmulatorOptions& options, uint32_t index)
     : config_(config),
       options_(options),
-      host_(kernels_for(options)),
+      host_(kernels_for(options.precise, !options.profile.empty())),
       index_(index),
       cycle_(1 / config.core_clock_ghz),
       spm_(allocate(config.spm_bytes)),

@@ -420,7 +420,7 @@ void Chip::reduce(Queue& queue, const Group& g, const hw::ReducePacket& p) {
                    : p.divisor != 0          ? p.divisor
                                              : g.ranks,
                    (p.flags & hw::kStream) != 0};
-  const HostKernels& kernels = host_kernels();
+  const HostKernels& kernels = kernels_for(options_.precise, !options_.profile.empty());
   if (bytes < kParallel || g.ranks >= std::thread::hardware_concurrency()) {
     kernels.combine(args);
   } else {

@@ -3,6 +3,7 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <cfenv>
 #include <chrono>
 
 #include "fabric.hpp"
@@ -34,6 +35,7 @@ void Processors::add(Processor& processor, std::shared_ptr<uint32_t> asleep) {
   version_.fetch_add(1, std::memory_order_release);
   if (threads_.size() < seats_.size())
     threads_.emplace_back([this] {
+      std::fesetenv(FE_DFL_ENV);  // whatever the program has set for its own arithmetic
       while (stand_by()) run();
     });
   changed_.notify_all();

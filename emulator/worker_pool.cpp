@@ -1,6 +1,7 @@
 #include "worker_pool.hpp"
 
 #include <algorithm>
+#include <cfenv>
 
 #include "words.hpp"
 
@@ -32,6 +33,7 @@ void WorkerPool::drain(Core& core) {
 }
 
 void WorkerPool::serve(Core& core) {
+  std::fesetenv(FE_DFL_ENV);
   uint32_t seen = 0;
   for (;;) {
     int spins = 0;

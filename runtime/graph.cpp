@@ -1,7 +1,10 @@
 // Graphs: what a stream recorded, and its executable form: a block of packets with their arguments in device memory,
 // run by one CALL. New arguments are written over the old ones.
+#include <algorithm>
 #include <cstring>
 #include <memory>
+#include <span>
+#include <vector>
 
 #include "stream.hpp"
 
@@ -25,8 +28,8 @@ class GraphExec {
     uint64_t bytes = nodes_.size() * sizeof(hw::Packet);
     for (const Node& n : nodes_) bytes += (n.arguments.size() + 63) & ~uint64_t{63};
     if (nodes_.empty()) return;
-    block_ = context_->space().allocate(bytes, hw::pte::kRead);
     std::vector<std::byte> image(bytes);
+    block_ = allocate(bytes);
     uint64_t at = nodes_.size() * sizeof(hw::Packet);
     for (size_t k = 0; k < nodes_.size(); ++k) {
       Node& n = nodes_[k];
@@ -42,13 +45,14 @@ class GraphExec {
       std::memcpy(image.data() + k * sizeof(hw::Packet), &n.packet, sizeof(hw::Packet));
     }
     context_->space().write(block_, image);
-    if (driver::Trace* t = context_->device().trace())
-      t->block(block_.address, {reinterpret_cast<const hw::Packet*>(image.data()), nodes_.size()});
+    told_of_block({reinterpret_cast<const hw::Packet*>(image.data()), nodes_.size()});
   }
   ~GraphExec() {
     try {
       drain();
-      if (block_.bytes != 0) context_->space().free(block_);
+      if (block_.bytes == 0) return;
+      told_of_block({});
+      context_->space().free(block_);
     } catch (const std::exception&) {
       // A lost device frees everything; of one that hangs nobody knows what it still reads.
     }
@@ -64,6 +68,7 @@ class GraphExec {
     drain();
     hw::LaunchPacket p;
     std::memcpy(&p, &nodes_[node].packet, sizeof p);
+    if (p.argument_bytes == 0) return;
     const uint64_t at = hw::raw(p.arguments) - hw::raw(block_.address);
     context_->space().write({p.arguments, p.argument_bytes, block_.physical + at}, {packed, p.argument_bytes});
   }
@@ -73,31 +78,50 @@ class GraphExec {
       fail(jalErrorInvalidDevice, "jalGraphLaunch: graph and stream belong to different devices");
     stream.refuse_capture("jalGraphLaunch");
     if (nodes_.empty()) return;
-    stream.call(block_.address, nodes_.size());
     std::lock_guard lock(mutex_);
-    last_ = stream.fence();
+    stream.call(block_.address, nodes_.size());
+    for (Fence& l : launches_)
+      if (l.stream.lock().get() == &stream) return void(l = stream.fence());
+    std::erase_if(launches_, [](const Fence& l) { return l.passed(); });
+    launches_.push_back(stream.fence());
   }
   Context* owner() const { return context_.get(); }
 
  private:
   // Until no launch can still read the block.
   void drain() {
-    Fence last;
+    std::vector<Fence> launches;
     {
       std::lock_guard lock(mutex_);
-      last = last_;
+      launches = launches_;
     }
-    if (auto s = last.stream.lock();
-        s != nullptr &&
-        s->queue().wait(last.value, driver_timeout(default_timeout_ns())) == driver::WaitResult::kTimeout)
-      fail(jalErrorWaitTimeout, "the graph is still running");
+    for (const Fence& last : launches)
+      if (auto s = last.stream.lock();
+          s != nullptr &&
+          s->queue().wait(last.value, driver_timeout(default_timeout_ns())) == driver::WaitResult::kTimeout)
+        fail(jalErrorWaitTimeout, "the graph is still running");
+  }
+
+  // What the pool keeps for later is memory too.
+  driver::HbmBlock allocate(uint64_t bytes) {
+    try {
+      return context_->space().allocate(bytes, hw::pte::kRead);
+    } catch (const driver::Error& e) {
+      if (e.code() != driver::Code::kOutOfDeviceMemory) throw;
+    }
+    context_->pool().trim(0);
+    return context_->space().allocate(bytes, hw::pte::kRead);
+  }
+
+  void told_of_block(std::span<const hw::Packet> packets) {
+    if (driver::Trace* t = context_->device().trace()) t->block(block_.address, packets);
   }
 
   std::shared_ptr<Context> context_;
   std::vector<Node> nodes_;
   driver::HbmBlock block_{};
   std::mutex mutex_;
-  Fence last_{};
+  std::vector<Fence> launches_;  // the last one on each stream
 };
 
 }  // namespace jalapeno::runtime

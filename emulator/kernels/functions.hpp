@@ -71,7 +71,7 @@ inline float tanh_exact(float v) {
     for (int k = 12; k > 0; --k) p = (1 + p * f) / k;
     y = 1 - 2 / ((1 + p * f) * bits_to_double(static_cast<uint64_t>(n + 1023) << 52) + 1);
   }
-  return v != v ? v : static_cast<float>(v < 0 ? -y : y);
+  return v != v ? v : std::copysign(static_cast<float>(y), v);
 }
 
 // `v` less whole quarters of a turn, in [-pi/4, pi/4], and the quarters.

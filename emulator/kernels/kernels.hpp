@@ -56,8 +56,8 @@ extern const HostKernels kPortableKernels;
 extern const HostKernels kAvx2Kernels;
 extern const HostKernels kAvx512Kernels;
 
-// The same kernels, with the host's time in them counted, in all threads together.
-const HostKernels& timed(const HostKernels&);
+// Those of a chip. timed: with the host's time in them counted, in all threads together.
+const HostKernels& kernels_for(bool precise, bool timed);
 struct KernelTime {
   uint64_t calls, ns;
 };

@@ -133,30 +133,27 @@ void multiply_dot(const MultiplyArgs& x, const Weights& weights = {}) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
 constexpr uint32_t kPackedBlockRows = 6;
 
-// Blocks of M rows by N rows of B, the sums in registers; `block` gives the inner products of one block. Rows of B
-// outside: weights come from memory once, the few rows of A from the cache.
-template <class Block>
-void blocked(const MultiplyArgs& x, Block block) {
-  uint32_t n = 0;
-  auto all_rows = [&](auto columns) {
-    uint32_t m = 0;
-    for (; m + 4 <= x.m; m += 4) block(std::integral_constant<int, 4>{}, columns, m, n);
-    for (; m < x.m; ++m) block(std::integral_constant<int, 1>{}, columns, m, n);
-  };
-  for (; n + 4 <= x.n; n += 4) all_rows(std::integral_constant<int, 4>{});
-  for (; n < x.n; ++n) all_rows(std::integral_constant<int, 1>{});
-}
-
 inline __m256i dot_bytes(__m256i a_signed, __m256i b_magnitude) {
   return _mm256_madd_epi16(_mm256_maddubs_epi16(b_magnitude, a_signed), _mm256_set1_epi16(1));
 }
 
-// Both operands in blocks of 32 with a scale each: integer products inside a block, f32 between blocks.
+// -128, which no quantiser makes, has no opposite for _mm256_sign_epi8.
+inline bool has_lowest(const MultiplyArgs& x) {
+  __m256i any = _mm256_setzero_si256();
+  for (uint32_t m = 0; m < x.m; ++m)
+    for (uint32_t k = 0; k < x.k / 32; ++k)
+      any = _mm256_or_si256(
+          any, _mm256_cmpeq_epi8(block_bytes(x.a + x.a_pitch * m + size_t{k} * 34), _mm256_set1_epi8(-128)));
+  return _mm256_movemask_epi8(any) != 0;
+}
+
+// A few rows of blocks by rows n, n + apart, .. of B, straight from memory: integer products inside a block, f32
+// between blocks.
 template <bool kFourBit>
 void multiply_blocks(const MultiplyArgs& x) {
   constexpr size_t kBytes = kFourBit ? 18 : 34;
-  blocked(x, [&](auto rows, auto cols, uint32_t m, uint32_t n) {
-    constexpr int M = rows, N = cols;
+  auto block = [&](auto rows, auto columns, uint32_t m, uint32_t n, uint32_t apart) {
+    constexpr int M = rows, N = columns;
     __m256 sum[M][N];
     for (auto& r : sum)
       for (auto& s : r) s = _mm256_setzero_ps();
@@ -164,7 +161,7 @@ void multiply_blocks(const MultiplyArgs& x) {
       __m256i b[N], magnitude[N];
       float scale[N];
       for (int j = 0; j < N; ++j) {
-        const std::byte* p = x.b + x.b_pitch * (n + j) + k * kBytes;
+        const std::byte* p = x.b + x.b_pitch * (n + static_cast<uint32_t>(j) * apart) + k * kBytes;
         b[j] = kFourBit ? block_nibbles(p) : block_bytes(p);
         magnitude[j] = kFourBit ? b[j] : _mm256_abs_epi8(b[j]);
         scale[j] = _cvtsh_ss(read16(p));
@@ -182,7 +179,11 @@ void multiply_blocks(const MultiplyArgs& x) {
       }
     }
     for (int i = 0; i < M; ++i)
-      for (int j = 0; j < N; ++j) put(x, m + i, n + j, horizontal(sum[i][j]));
+      for (int j = 0; j < N; ++j)
+        put(x, m + static_cast<uint32_t>(i), n + static_cast<uint32_t>(j) * apart, horizontal(sum[i][j]));
+  };
+  row_blocks<4>(x.m, [&](auto rows, uint32_t m) {
+    far_columns<4>(x.n, [&](auto some, uint32_t n, uint32_t apart) { block(rows, some, m, n, apart); });
   });
 }
 #endif
@@ -236,7 +237,7 @@ void multiply(const MultiplyArgs& x) {
   if (multiply_avx512(x)) return;
 #elif defined(__AVX2__)
   if (!x.rows_are_k && x.a_type == DType::kQ8_0 && x.b_type == DType::kQ8_0)
-    return x.m >= kPackedBlockRows ? multiply_packed_blocks<false>(x) : multiply_blocks<false>(x);
+    return x.m >= kPackedBlockRows || has_lowest(x) ? multiply_packed_blocks<false>(x) : multiply_blocks<false>(x);
   if (!x.rows_are_k && x.a_type == DType::kQ8_0 && x.b_type == DType::kQ4_0)
     return x.m >= kPackedBlockRows ? multiply_packed_blocks<true>(x) : multiply_blocks<true>(x);
   if (!x.rows_are_k && x.a_type == DType::kI8 && x.b_type == DType::kI8) return multiply_packed_bytes(x);

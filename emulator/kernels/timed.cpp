@@ -46,7 +46,9 @@ const HostKernels& table() {
 
 }  // namespace
 
-const HostKernels& timed(const HostKernels& kernels) {
+const HostKernels& kernels_for(bool precise, bool timed) {
+  const HostKernels& kernels = precise ? kPortableKernels : host_kernels();
+  if (!timed) return kernels;
 #if defined(__x86_64__)
   if (&kernels == &kAvx512Kernels) return table<kAvx512Kernels>();
   if (&kernels == &kAvx2Kernels) return table<kAvx2Kernels>();

@@ -591,7 +591,7 @@ void Communicator::say_goodbye() {
   std::optional<jalCommErrorRecord> cause;
   {
     std::lock_guard lock(error_mutex_);
-    cause = error_;
+    if (!keep_quiet_) cause = error_;
   }
   if (cause)
     mesh_->tell_failure(channel_, ranks_, cause->rank < 0 ? UINT32_MAX : static_cast<uint32_t>(cause->rank),

@@ -87,7 +87,9 @@ std::string Communicator::explain(const hw::FaultRecord& f) {
   if ((status == hw::Status::kNoAnswer || status == hw::Status::kDependencyFailed) && known && !failed_)
     b = find_culprit(b.code, f.other, text);
   fail_with(b.code, b.rank, b.evidence, true);
-  return b.evidence;
+  std::lock_guard lock(error_mutex_);
+  const bool first = error_->code == b.code && error_->rank == b.rank;  // or another rank's word has come meanwhile
+  return first ? b.evidence : error_->evidence;
 }
 
 // What a rank says of itself when another one misses it.
@@ -119,12 +121,16 @@ Mesh::Blob Communicator::standing() const {
 // nobody, or cannot say.
 Communicator::Blame Communicator::find_culprit(jalError_t code, uint32_t missed, const std::string& evidence) {
   constexpr uint32_t kPatienceMs = 1000;
-  std::set<uint32_t> asked{rank_};
+  std::vector<uint32_t> asked{rank_};
   std::string story = evidence;
   for (uint32_t k = missed;;) {
-    if (!asked.insert(k).second) return {code, missed, story + ": they wait for each other"};
+    // Ranks that wait in a circle: each of them names the same one.
+    if (const auto circle = std::find(asked.begin(), asked.end(), k); circle != asked.end())
+      return {code, *std::min_element(circle, asked.end()), story + ": they wait for each other"};
+    asked.push_back(k);
     const auto said = mesh_->ask(channel_, ranks_[k], kPatienceMs, failed_);
     const std::string name = "; " + (k == missed ? "it" : "rank " + std::to_string(k));
+    if (!said && mesh_->lost_ranks().count(ranks_[k]) != 0) return {jalErrorPeerLost, k, story + name + " is gone"};
     if (!said) return {jalErrorCollectiveTimeout, k, story + name + " does not answer when asked whom it waits for"};
     if (said->size() < sizeof(Standing)) return {code, k, story + name + " has left the communicator"};
     const auto s = from_blob<Standing>(*said);
@@ -133,9 +139,9 @@ Communicator::Blame Communicator::find_culprit(jalError_t code, uint32_t missed,
       return {code, k,
               story + name + " is alive and waits for nobody: " + std::to_string(s.calls) +
                   " operations called there, the last one " + call + "; " + std::to_string(flight_->count()) + " here"};
-    if (s.failed != 0 && is_error(s.failed) && s.waits_for != rank_)
+    if (s.failed != 0 && is_error(s.failed))
       return {static_cast<jalError_t>(s.failed), s.waits_for, story + name + " gave up for that one's fault"};
-    story += name + " waits for rank " + std::to_string(s.waits_for) + " in " + call;
+    story += name + " waits for rank " + std::to_string(s.waits_for) + " (its last call: " + call + ")";
     code = jalErrorCollectiveTimeout;
     k = s.waits_for;
   }
@@ -186,6 +192,7 @@ void Communicator::notice_missing() {
     const auto gone = std::find_if(left_.begin(), left_.end(), [&](const auto& l) { return l.second < calls_; });
     if (gone == left_.end()) return;
     rank = gone->first;
+    if (!error_) keep_quiet_ = true;  // the others may have called as often as that rank
   }
   fail_with(jalErrorPeerLost, rank, "it has left the communicator without this operation", false);
 }

@@ -137,13 +137,13 @@ __attribute__((target_clones("avx512f", "avx2", "default"), noinline)) void read
 }
 
 bool avx512() { return __builtin_cpu_supports("avx512f") != 0; }
-// The instruction that multiplies the type and adds up; a host without it converts first, or takes three.
+
+}  // namespace
+
 bool has_dot(Peak peak) {
   return avx512() &&
          (peak == Peak::kBf16 ? __builtin_cpu_supports("avx512bf16") != 0 : __builtin_cpu_supports("avx512vnni") != 0);
 }
-
-}  // namespace
 
 double ping_pong_ns() {
   constexpr uint64_t kRounds = 50000;

@@ -14,6 +14,8 @@ double ring_write_ns();
 enum class Peak { kFma, kBf16, kInt8 };  // with the host's best instructions for the type
 const char* peak_name(Peak peak);
 bool has_peak();  // an x86 host with AVX2
+// The instruction that multiplies the type and adds up; a host without it converts first, or takes three.
+bool has_dot(Peak peak);
 double peak_gops(Peak peak, int threads);
 
 // Memory of the process in huge pages where the system gives them, touched.

@@ -134,7 +134,8 @@ def test_a_stopped_rank_is_named_at_the_deadline():
 def test_a_stopped_rank_is_named_by_the_other_host_too(turn):
     port = free_port()
     processes = [subprocess.Popen([RANK, "30"], stdout=subprocess.PIPE, text=True, env=environment(
-        r, 4, port, JAL_COLL_HOST=f"host{r // 2}", JAL_COLL_TRANSPORT="network", JAL_COLL_DEADLINE_MS="2000")) for r in range(4)]
+        r, 4, port, JAL_COLL_HOST=f"host{r // 2}", JAL_COLL_TRANSPORT="network", JAL_COLL_DEADLINE_MS="3000",
+        JAL_COLL_GRACE_MS="60000")) for r in range(4)]
     for p in processes:
         joined(p)
     time.sleep(0.1 + random.random() * 0.4)

@@ -230,6 +230,33 @@ TEST_P(HostKernelsTest, ElementaryFunctionsAreWithinOneUnitInTheLastPlace) {
   }
 }
 
+// All values a byte can have on both sides, also the one that no quantiser makes.
+TEST_P(HostKernelsTest, BlocksOfAnyBytesMeetIntegerProducts) {
+  const uint32_t n = 9, k = 96;
+  for (const uint32_t m : {1u, 3u, 5u, 7u}) {
+    std::vector<std::byte> a(m * k / 32 * 34), b(n * k / 32 * 34);
+    for (auto* v : {&a, &b})
+      for (size_t i = 0; i < v->size(); ++i) {
+        const size_t at = i % 34;  // a scale of 1, then bytes, many of them the lowest
+        (*v)[i] = at == 0              ? std::byte{0}
+                  : at == 1            ? std::byte{0x3C}
+                  : random_() % 4 == 0 ? std::byte{0x80}
+                                       : std::byte(random_() & 255);
+      }
+    std::vector<float> out(m * n);
+    k_->multiply({a.data(), b.data(), out.data(), k / 32 * 34, k / 32 * 34, n * 4, m, n, k, DType::kQ8_0, DType::kQ8_0,
+                  false, false});
+    for (uint32_t i = 0; i < m; ++i)
+      for (uint32_t j = 0; j < n; ++j) {
+        int want = 0;
+        for (uint32_t l = 0; l < k; ++l)
+          want += static_cast<int8_t>(a[(i * k / 32 + l / 32) * 34 + 2 + l % 32]) *
+                  static_cast<int8_t>(b[(j * k / 32 + l / 32) * 34 + 2 + l % 32]);
+        ASSERT_EQ(out[i * n + j], static_cast<float>(want)) << m << " rows, " << i << "," << j;
+      }
+  }
+}
+
 TEST_P(HostKernelsTest, ProductsMeetDoublePrecision) {
   struct Case {
     DType a, b;
