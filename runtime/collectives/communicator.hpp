@@ -139,7 +139,7 @@ class Communicator : public std::enable_shared_from_this<Communicator> {
   mutable std::mutex error_mutex_;
   std::optional<jalCommErrorRecord> error_;
   std::atomic<bool> failed_{false};
-  bool keep_quiet_ = false;  // of the error: it is this rank's alone
+  bool keep_quiet_ = false;            // of the error: it is this rank's alone
   std::map<uint32_t, uint64_t> left_;  // group ranks that finalized or destroyed theirs, after so many calls
   bool finalized_ = false;
 };

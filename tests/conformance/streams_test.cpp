@@ -166,6 +166,31 @@ TEST_F(Streams, GraphsReplayAndTakeNewArguments) {
   EXPECT_THROW(g.set_arguments(1, x), Error);
 }
 
+// Who changes or destroys a graph waits for each stream that runs it, not for the last one only.
+TEST_F(Streams, GraphsWaitForAllStreamsThatRunThem) {
+  Buffer<float> x(device, std::vector<float>(8, 1.f)), y(device, std::vector<float>(8, 2.f)),
+      z(device, std::vector<float>(8, 10.f));
+  const Kernel add = library_kernel(device, "add");
+  const Graph g(stream, [&] { launch(stream, {1, 1}, add, x.as({1, 8}), y.as({1, 8}), x.as({1, 8})); });
+  Timeline gate(device);
+  Stream behind(device);
+  behind.wait(gate, 1);
+  g.launch(behind);
+  g.launch(stream);
+  stream.synchronize();
+  std::thread opener([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    gate.signal(1);
+  });
+  g.set_arguments(0, x.as({1, 8}), z.as({1, 8}), x.as({1, 8}));
+  opener.join();
+  behind.synchronize();
+  EXPECT_EQ(x.to_host()[0], 5.f);
+  g.launch(stream);
+  stream.synchronize();
+  EXPECT_EQ(x.to_host()[0], 15.f);
+}
+
 TEST_F(Streams, GraphsKeepTheCodeOfAnUnloadedModule) {
   namespace jt = jalapeno::tile;
   jt::Builder k("seven");
