@@ -57,23 +57,34 @@ Chip::Chip(const EmulatorOptions& options)
       interrupts_(kVectors, -1),
       pool_(config_, options_),
       port_(uuid_[0], memory_, [this](uint64_t key) { return lookup_export(key); }) {
+  if (!options_.profile.empty()) try {
+      write_profile();
+    } catch (...) {
+      close(doorbell_fd_);
+      throw;
+    }
   for (uint32_t q = 0; q < kQueueCount; ++q) doorbells_[q].interrupt_arm = hw::kNotArmed;
   Processors::of_process().add(*this, {doorbell_mapping_, &device_page().asleep});
 }
 
-// Of the whole process: its chips share the threads.
+// Of all chips of the process so far: whichever ends last writes the whole. Also written at the begin, so that a
+// place that cannot be written is told at once.
 void Chip::write_profile() const {
-  const KernelTime kernels = kernel_time();
+  const HostTime t = host_time();
   std::ofstream out(options_.profile);
-  out << "{\"launches\": " << counters_.launches << ", \"launches_ns\": " << launches_ns_
-      << ", \"kernel_calls\": " << kernels.calls << ", \"kernels_ns\": " << kernels.ns << "}\n";
-  if (!out.flush()) std::fprintf(stderr, "the profile cannot be written to %s\n", options_.profile.c_str());
+  out << "{\"launches\": " << t.launches << ", \"launches_ns\": " << t.launches_ns << ", \"kernel_calls\": " << t.calls
+      << ", \"kernels_ns\": " << t.calls_ns << "}\n";
+  if (!out.flush()) throw std::runtime_error("profile " + options_.profile + ": " + std::strerror(errno));
 }
 
 Chip::~Chip() {
   stop_.store(true);
   Processors::of_process().remove(*this);
-  if (!options_.profile.empty()) write_profile();
+  if (!options_.profile.empty()) try {
+      write_profile();
+    } catch (const std::runtime_error& e) {
+      std::fprintf(stderr, "%s\n", e.what());
+    }
   for (int fd : interrupts_)
     if (fd >= 0) close(fd);
   close(doorbell_fd_);

@@ -252,7 +252,6 @@ class Chip final : private Processor {
     std::atomic<double> device_ns{0}, cores_ns{0}, matrix_ns{0}, vector_ns{0}, dma_ns{0}, copy_ns{0}, fabric_ns{0},
         picojoules{0};
   } counters_;
-  uint64_t launches_ns_ = 0;  // of the host, where it is asked for
   double compute_free_ns_ = 0, copy_free_ns_ = 0, fabric_free_ns_ = 0;
   std::atomic<uint32_t> links_down_{0};
   std::unordered_map<uint64_t, Reached> reached_;  // of signalled timelines, by address; emptied when there are many

@@ -332,7 +332,7 @@ Tally Chip::run_instances(Launch& l, uint32_t count) {
   if (options_.profile.empty()) return run_untimed(l, count);
   const uint64_t begin = host_now_ns();
   const Tally t = run_untimed(l, count);
-  launches_ns_ += host_now_ns() - begin;
+  count_launch(host_now_ns() - begin);
   return t;
 }
 

@@ -58,9 +58,10 @@ extern const HostKernels kAvx512Kernels;
 
 // Those of a chip. timed: with the host's time in them counted, in all threads together.
 const HostKernels& kernels_for(bool precise, bool timed);
-struct KernelTime {
-  uint64_t calls, ns;
+struct HostTime {
+  uint64_t launches, launches_ns, calls, calls_ns;
 };
-KernelTime kernel_time();
+HostTime host_time();
+void count_launch(uint64_t ns);
 
 }  // namespace jalapeno::emu

@@ -6,13 +6,13 @@
 namespace jalapeno::emu {
 namespace {
 
-std::atomic<uint64_t> calls{0}, total_ns{0};
+std::atomic<uint64_t> launches{0}, launches_ns{0}, calls{0}, calls_ns{0};
 
 struct Timer {
   uint64_t begin = host_now_ns();
   ~Timer() {
     calls.fetch_add(1, std::memory_order_relaxed);
-    total_ns.fetch_add(host_now_ns() - begin, std::memory_order_relaxed);
+    calls_ns.fetch_add(host_now_ns() - begin, std::memory_order_relaxed);
   }
 };
 
@@ -56,6 +56,11 @@ const HostKernels& kernels_for(bool precise, bool timed) {
   return table<kPortableKernels>();
 }
 
-KernelTime kernel_time() { return {calls.load(), total_ns.load()}; }
+HostTime host_time() { return {launches.load(), launches_ns.load(), calls.load(), calls_ns.load()}; }
+
+void count_launch(uint64_t ns) {
+  launches.fetch_add(1, std::memory_order_relaxed);
+  launches_ns.fetch_add(ns, std::memory_order_relaxed);
+}
 
 }  // namespace jalapeno::emu

@@ -1,6 +1,11 @@
 // precise=1: the same bits on every host, with every number of threads, whatever JAL_EMU_ISA says.
+#include <unistd.h>
+
 #include <bit>
-#include <cstring>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <iterator>
 
 #include "support/device.hpp"
 
@@ -152,6 +157,32 @@ TEST(Precise, OnlyYesAndNoAreKnown) {
   } catch (const Error& e) {
     EXPECT_NE(std::string(e.what()).find("precise=maybe"), std::string::npos) << e.what();
   }
+}
+
+// What JAL_EMU_PROFILE says is of all chips of the process; a place that cannot be written is told at open.
+TEST(Profile, CountsTheLaunchesOfAllChips) {
+  setenv("JAL_EMU_PROFILE", "/nonexistent/profile.json", 1);
+  try {
+    Device device("emu:?hbm=64M");
+    ADD_FAILURE() << "opened";
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find("/nonexistent/profile.json: No such file"), std::string::npos) << e.what();
+  }
+  const std::string file = ::testing::TempDir() + "jalapeno-profile-" + std::to_string(getpid());
+  setenv("JAL_EMU_PROFILE", file.c_str(), 1);
+  for (int chip = 0; chip < 2; ++chip) {
+    Device device("emu:?hbm=64M");
+    Stream stream(device);
+    const Buffer<float> x(device, std::vector<float>(8, 1.f));
+    for (int k = 0; k < 3; ++k)
+      launch(stream, {1, 1}, library_kernel(device, "add"), x.as({1, 8}), x.as({1, 8}), x.as({1, 8}));
+    stream.synchronize();
+  }
+  unsetenv("JAL_EMU_PROFILE");
+  std::ifstream in(file);
+  const std::string text{std::istreambuf_iterator<char>(in), {}};
+  EXPECT_NE(text.find("\"launches\": 6,"), std::string::npos) << text;
+  std::remove(file.c_str());
 }
 
 }  // namespace
