@@ -22,6 +22,9 @@ constexpr int64_t kEagerNs = 2'000, kSpinNs = 20'000;
 // An interrupt that got lost costs at most this; so does noticing that the device went away.
 constexpr int64_t kPollNs = 20'000'000;
 
+// What the listener's thread waits for, besides the vectors of the queues, which go by their numbers.
+constexpr uint64_t kStop = ~uint64_t{0}, kLiveness = kStop - 1, kMonitor = kStop - 2, kDeviceEvent = kStop - 3;
+
 std::string version_text(uint32_t v) { return std::to_string(v >> 16) + "." + std::to_string(v & 0xFFFF); }
 
 }  // namespace
@@ -54,18 +57,18 @@ Device::Device(const std::string& uri)
       if (fd >= 0) os().close(fd);
     throw Error(Code::kOperatingSystem, uri + ": epoll and eventfd: " + error_text(error));
   }
-  epoll_event e{EPOLLIN, {.u64 = UINT64_MAX}};
+  epoll_event e{EPOLLIN, {.u64 = kStop}};
   epoll_ctl(epoll_, EPOLL_CTL_ADD, stop_event_, &e);
-  e = {EPOLLIN, {.u64 = UINT64_MAX - 1}};
+  e = {EPOLLIN, {.u64 = kLiveness}};
   epoll_ctl(epoll_, EPOLL_CTL_ADD, transport_->liveness_fd(), &e);
-  e = {EPOLLIN, {.u64 = UINT64_MAX - 3}};
+  e = {EPOLLIN, {.u64 = kDeviceEvent}};
   epoll_ctl(epoll_, EPOLL_CTL_ADD, device_event_, &e);
   try {
     transport_->set_interrupt(identity_.queues, device_event_);
   } catch (const Error& e) {
     driver_log().warn("{}: without device events, a fatal error shows as timeouts: {}", uri, e.what());
   }
-  e = {EPOLLIN, {.u64 = UINT64_MAX - 2}};
+  e = {EPOLLIN, {.u64 = kMonitor}};
   if (monitor_.fd() >= 0) epoll_ctl(epoll_, EPOLL_CTL_ADD, monitor_.fd(), &e);
   opened_unix_ns_ = unix_ns();
   listener_ = std::thread([this] { listen(); });
@@ -279,20 +282,20 @@ void Device::listen() {
     bool interrupted = false;
     for (int k = 0; k < n; ++k) {
       const uint64_t what = events[k].data.u64;
-      if (what == UINT64_MAX) return;
-      if (what == UINT64_MAX - 1) {
+      if (what == kStop) return;
+      if (what == kLiveness) {
         if (const std::string cause = transport_->gone(); !cause.empty()) {
           declare_lost(cause);
           epoll_ctl(epoll_, EPOLL_CTL_DEL, transport_->liveness_fd(), nullptr);
         }
         continue;
       }
-      if (what == UINT64_MAX - 2) {
+      if (what == kMonitor) {
         monitor_.answer([this] { return snapshot(); });
         continue;
       }
       uint64_t count = 0;
-      if (what == UINT64_MAX - 3) {
+      if (what == kDeviceEvent) {
         (void)os().read(device_event_, &count, sizeof count);
         look_at_health();
         continue;

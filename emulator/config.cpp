@@ -122,6 +122,11 @@ uint64_t parse_size(const std::string& text) {
   return static_cast<uint64_t>(value * static_cast<double>(uint64_t{1} << shift));
 }
 
+bool parse_switch(const std::string& name, const std::string& text) {
+  if (text != "0" && text != "1") fail(name + "=" + text + ": expected 0 or 1");
+  return text == "1";
+}
+
 void set_checks(EmulatorOptions& options, const std::string& words) {
   std::stringstream in(words);
   for (std::string word; std::getline(in, word, ',');) {
@@ -153,10 +158,7 @@ EmulatorOptions options_from_environment(EmulatorOptions base) {
   if (std::string v = read("JAL_EMU_FAULT"); !v.empty()) base.faults = v;
   if (std::string v = read("JAL_EMU_HBM"); !v.empty()) base.hbm_bytes = parse_size(v);
   if (std::string v = read("JAL_EMU_PROFILE"); !v.empty()) base.profile = v;
-  if (std::string v = read("JAL_EMU_PRECISE"); !v.empty()) {
-    if (v != "0" && v != "1") fail("JAL_EMU_PRECISE=" + v + ": expected 0 or 1");
-    base.precise = v == "1";
-  }
+  if (std::string v = read("JAL_EMU_PRECISE"); !v.empty()) base.precise = parse_switch("JAL_EMU_PRECISE", v);
   set_checks(base, read("JAL_EMU_CHECK"));
   number("JAL_EMU_THREADS", base.threads);
   number("JAL_EMU_WATCHDOG_MS", base.watchdog_ms);

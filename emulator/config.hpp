@@ -43,6 +43,8 @@ ChipConfig share_of(ChipConfig chip, uint32_t functions);
 EmulatorOptions options_from_environment(EmulatorOptions base = {});
 // "races,uninit,oob" into the three switches. Throws on an unknown word.
 void set_checks(EmulatorOptions& options, const std::string& words);
+// "0" or "1". Throws naming `name` when it is neither.
+bool parse_switch(const std::string& name, const std::string& text);
 // "512M", "8G", "1048576". Throws when it is not a size.
 uint64_t parse_size(const std::string& text);
 

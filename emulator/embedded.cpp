@@ -46,8 +46,8 @@ emu::EmulatorOptions parse(const std::string& text) {
       options.threads = number();
     else if (key == "watchdog_ms")
       options.watchdog_ms = number();
-    else if (key == "precise" && (value == "0" || value == "1"))
-      options.precise = value == "1";
+    else if (key == "precise")
+      options.precise = emu::parse_switch(key, value);
     else if (key == "config")
       options.config_file = value;
     else if (key == "fault")
@@ -55,8 +55,7 @@ emu::EmulatorOptions parse(const std::string& text) {
     else if (key == "check")
       emu::set_checks(options, value);
     else
-      throw std::runtime_error("\"" + word +
-                               "\": expected hbm, threads, watchdog_ms, precise (0 or 1), config, fault or check");
+      throw std::runtime_error("\"" + word + "\": expected hbm, threads, watchdog_ms, precise, config, fault or check");
   }
   return options;
 }

@@ -1,6 +1,5 @@
 // Graphs: what a stream recorded, and its executable form: a block of packets with their arguments in device memory,
 // run by one CALL. New arguments are written over the old ones.
-#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <span>
@@ -80,10 +79,7 @@ class GraphExec {
     if (nodes_.empty()) return;
     std::lock_guard lock(mutex_);
     stream.call(block_.address, nodes_.size());
-    for (Fence& l : launches_)
-      if (l.stream.lock().get() == &stream) return void(l = stream.fence());
-    std::erase_if(launches_, [](const Fence& l) { return l.passed(); });
-    launches_.push_back(stream.fence());
+    keep_last(launches_, stream.fence());
   }
   Context* owner() const { return context_.get(); }
 

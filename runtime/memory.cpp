@@ -78,6 +78,16 @@ bool Fence::passed() const {
   return s == nullptr || s->completed() >= value || s->context().device().lost();
 }
 
+void keep_last(std::vector<Fence>& fences, Fence fence) {
+  for (Fence& f : fences)
+    if (!f.stream.owner_before(fence.stream) && !fence.stream.owner_before(f.stream)) {
+      f.value = fence.value;
+      return;
+    }
+  std::erase_if(fences, [](const Fence& f) { return f.stream.expired(); });
+  fences.push_back(std::move(fence));
+}
+
 std::optional<Region> Pool::from_slabs(uint64_t bytes) {
   const uint64_t units = round_up(bytes, kUnit) / kUnit;
   for (auto& [address, slab] : slabs_)

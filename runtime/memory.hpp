@@ -62,6 +62,8 @@ struct Fence {
   uint64_t value = 0;
   bool passed() const;
 };
+// Of each stream only the last one; streams that are gone are forgotten.
+void keep_last(std::vector<Fence>& fences, Fence fence);
 
 // Device memory of one context: pages for large blocks, 256-byte units of shared pages for small ones.
 class Pool {

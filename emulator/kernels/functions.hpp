@@ -9,17 +9,6 @@
 namespace jalapeno::emu {
 namespace {
 
-inline double bits_to_double(uint64_t bits) {
-  double d;
-  std::memcpy(&d, &bits, 8);
-  return d;
-}
-inline uint64_t double_to_bits(double d) {
-  uint64_t bits;
-  std::memcpy(&bits, &d, 8);
-  return bits;
-}
-
 // exp within 2 ulp: 2^n * 2^f with f in [-0.5, 0.5], a polynomial for 2^f. No branches, so loops vectorise.
 inline float exp_fast(float v) {
   float clamped = std::min(std::max(v, -104.f), 89.f);

@@ -17,16 +17,17 @@ namespace {
 
 using hw::DType;
 
-inline float bits_to_float(uint32_t bits) {
-  float f;
-  std::memcpy(&f, &bits, 4);
-  return f;
+template <class To, class From>
+inline To same_bits(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
 }
-inline uint32_t float_to_bits(float f) {
-  uint32_t bits;
-  std::memcpy(&bits, &f, 4);
-  return bits;
-}
+inline float bits_to_float(uint32_t bits) { return same_bits<float>(bits); }
+inline uint32_t float_to_bits(float f) { return same_bits<uint32_t>(f); }
+inline double bits_to_double(uint64_t bits) { return same_bits<double>(bits); }
+inline uint64_t double_to_bits(double d) { return same_bits<uint64_t>(d); }
 
 inline float from_bf16(uint16_t h) { return bits_to_float(uint32_t{h} << 16); }
 inline uint16_t to_bf16(float f) {  // round to nearest even; a NaN stays a NaN

@@ -52,6 +52,16 @@ inline void transpose8(const float* in, size_t in_pitch, float* out, size_t out_
   }
 }
 
+// panel[k][column] = in[column][k]: f32, or other words of 32 bits.
+inline void transpose_panel(const float* in, size_t pitch, uint32_t rows, float* panel) {
+  uint32_t k = 0;
+  for (; k + 8 <= rows; k += 8)
+    for (uint32_t half = 0; half < kPanelColumns; half += 8)
+      transpose8(in + pitch * half + k, pitch, panel + k * kPanelColumns + half, kPanelColumns);
+  for (; k < rows; ++k)
+    for (uint32_t j = 0; j < kPanelColumns; ++j) std::memcpy(panel + k * kPanelColumns + j, in + pitch * j + k, 4);
+}
+
 // panel[k][column] from rows n.. of B [n, k], elements first.. of each.
 inline void pack_columns(const MultiplyArgs& x, uint32_t n, uint32_t columns, uint32_t first, uint32_t rows,
                          float* panel) {
@@ -66,12 +76,7 @@ inline void pack_columns(const MultiplyArgs& x, uint32_t n, uint32_t columns, ui
     for (uint32_t j = 0; j < columns; ++j) load(x.b_type, b + x.b_pitch * j, rows, wide + pitch * j);
     std::memset(wide + pitch * columns, 0, (kPanelColumns - columns) * pitch * 4);
   }
-  uint32_t k = 0;
-  for (; k + 8 <= rows; k += 8)
-    for (uint32_t half = 0; half < kPanelColumns; half += 8)
-      transpose8(in + pitch * half + k, pitch, panel + k * kPanelColumns + half, kPanelColumns);
-  for (; k < rows; ++k)
-    for (uint32_t j = 0; j < kPanelColumns; ++j) panel[k * kPanelColumns + j] = in[pitch * j + k];
+  transpose_panel(in, pitch, rows, panel);
 }
 
 // panel[k][column] from rows first.. of B [k, n], columns n.. of each.

@@ -51,13 +51,7 @@ inline void pack_pairs(uint32_t columns, uint32_t words, Widen widen, int32_t* p
   auto* in = reinterpret_cast<int32_t*>(wide);
   for (uint32_t j = 0; j < columns; ++j) widen(j, in + j * kPairWords);
   std::memset(in + columns * kPairWords, 0, (kPanelColumns - columns) * size_t{kPairWords} * 4);
-  uint32_t w = 0;
-  for (; w + 8 <= words; w += 8)
-    for (uint32_t half = 0; half < kPanelColumns; half += 8)
-      transpose8(wide + half * kPairWords + w, kPairWords, reinterpret_cast<float*>(panel) + w * kPanelColumns + half,
-                 kPanelColumns);
-  for (; w < words; ++w)
-    for (uint32_t j = 0; j < kPanelColumns; ++j) panel[w * kPanelColumns + j] = in[j * kPairWords + w];
+  transpose_panel(wide, kPairWords, words, reinterpret_cast<float*>(panel));
 }
 
 // Adds `words` words of kM rows of A times the panel. In assembly because GCC 12 otherwise keeps sums on the stack.

@@ -484,14 +484,7 @@ void Communicator::note(Stream& stream, const Call& call) {
   flight_->add(signature_of(call, algorithm(call)), call.count * call.element, stream.queue().number(),
                stream.submitted(), captured);
   last_stream_ = stream.weak_from_this();
-  auto known = std::find_if(fences_.begin(), fences_.end(), [&](const Fence& f) {
-    return !f.stream.owner_before(last_stream_) && !last_stream_.owner_before(f.stream);
-  });
-  if (known == fences_.end()) {
-    std::erase_if(fences_, [](const Fence& f) { return f.stream.expired(); });
-    known = fences_.insert(fences_.end(), Fence{last_stream_, 0});
-  }
-  known->value = stream.submitted();
+  keep_last(fences_, {last_stream_, stream.submitted()});
 }
 
 void Communicator::run(Stream& stream, const Call& call) {

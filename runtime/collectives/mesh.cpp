@@ -251,6 +251,11 @@ void Mesh::declare_lost(uint32_t rank, const std::string& evidence) {
   for (auto& l : all) l->lost(rank, evidence);
 }
 
+std::shared_ptr<Mesh::Listener> Mesh::listener_of(uint64_t channel) const {
+  const auto it = listeners_.find(channel);
+  return it != listeners_.end() ? it->second : nullptr;
+}
+
 void Mesh::handle(uint32_t rank, const Message& m, Blob body) {
   if (m.type == kBlob) {
     std::lock_guard lock(mutex_);
@@ -261,7 +266,7 @@ void Mesh::handle(uint32_t rank, const Message& m, Blob body) {
     std::shared_ptr<Listener> listener;
     {
       std::lock_guard lock(mutex_);
-      if (auto it = listeners_.find(m.channel); it != listeners_.end()) listener = it->second;
+      listener = listener_of(m.channel);
     }
     send(rank, kAnswer, m.channel, m.word, listener != nullptr ? listener->asked() : Blob{});
   } else if (m.type == kAnswer) {
@@ -279,10 +284,8 @@ void Mesh::handle(uint32_t rank, const Message& m, Blob body) {
     std::shared_ptr<Listener> listener;
     {
       std::lock_guard lock(mutex_);
-      if (auto it = listeners_.find(m.channel); it != listeners_.end())
-        listener = it->second;
-      else if (early_.size() < 65536)
-        early_.emplace(m.channel, e);
+      listener = listener_of(m.channel);
+      if (listener == nullptr && early_.size() < 65536) early_.emplace(m.channel, e);
     }
     if (listener == nullptr) return;
     e.left ? listener->left(e.rank, e.calls) : listener->failed(e.culprit, e.code, e.evidence);

@@ -82,6 +82,7 @@ class Mesh {
   void declare_lost(uint32_t rank, const std::string& evidence);
   void send(uint32_t rank, uint32_t type, uint64_t channel, uint64_t word, const Blob& body);
   void wake();
+  std::shared_ptr<Listener> listener_of(uint64_t channel) const;  // the caller holds mutex_; nullptr: nobody's
 
   uint32_t rank_;
   uint32_t grace_ms_;

@@ -20,6 +20,11 @@ class Faults : public OnDevice {
     EXPECT_EQ(jalStreamSynchronize(stream.get()), code) << jalGetLastErrorDetail();
     return stream.error_record();
   }
+  void launch_for(const Module& endless, uint32_t deadline_ms) {
+    jalLaunchConfig c{};
+    c.struct_size = sizeof c, c.grid[0] = c.grid[1] = c.grid[2] = 1, c.deadline_ms = deadline_ms;
+    check(jalLaunchKernelEx(endless.kernel("endless").get(), &c, nullptr, 0, stream.get()));
+  }
   void recover() {
     stream.reset();
     Buffer<float> a(device, std::vector<float>{1, 2}), b(device, std::vector<float>{3, 4}), c(device, 2);
@@ -28,6 +33,12 @@ class Faults : public OnDevice {
     EXPECT_EQ(c.to_host(), (std::vector<float>{4, 6}));
   }
 };
+
+jt::KernelCode endless() {
+  jt::Builder k("endless");
+  k.loop(0, INT64_MAX, [&](Reg) {});
+  return k.finish();
+}
 
 // A kernel that reads row `row` of its tensor, whatever the tensor's shape says.
 jt::KernelCode reader() {
@@ -89,12 +100,8 @@ TEST_F(Faults, DivisionByZeroNamesLineAndGridPosition) {
 }
 
 TEST_F(Faults, KernelWithoutEndMeetsItsDeadline) {
-  jt::Builder k("endless");
-  k.loop(0, INT64_MAX, [&](Reg) {});
-  const Module m = load(k.finish());
-  jalLaunchConfig c{};
-  c.struct_size = sizeof c, c.grid[0] = c.grid[1] = c.grid[2] = 1, c.deadline_ms = 50;
-  check(jalLaunchKernelEx(m.kernel("endless").get(), &c, nullptr, 0, stream.get()));
+  const Module m = load(endless());
+  launch_for(m, 50);
   const jalErrorRecord r = fail_with(jalErrorLaunchTimeout);
   EXPECT_NE(std::string(r.detail).find("50 ms"), std::string::npos);
   recover();
@@ -102,13 +109,9 @@ TEST_F(Faults, KernelWithoutEndMeetsItsDeadline) {
 
 // A reset that comes as a program begins ends it as one that comes later does.
 TEST_F(Faults, AResetAtAnyMomentEndsTheProgram) {
-  jt::Builder k("endless");
-  k.loop(0, INT64_MAX, [&](Reg) {});
-  const Module m = load(k.finish());
-  jalLaunchConfig c{};
-  c.struct_size = sizeof c, c.grid[0] = c.grid[1] = c.grid[2] = 1, c.deadline_ms = 600'000;
+  const Module m = load(endless());
   for (int turn = 0; turn < 300; ++turn) {
-    check(jalLaunchKernelEx(m.kernel("endless").get(), &c, nullptr, 0, stream.get()));
+    launch_for(m, 600'000);
     for (int spin = 0; spin < turn % 30 * 50; ++spin) (void)jalStreamQuery(stream.get());
     stream.reset();
   }
@@ -116,15 +119,11 @@ TEST_F(Faults, AResetAtAnyMomentEndsTheProgram) {
 }
 
 TEST_F(Faults, MemoryComesAndGoesWhileAProgramRuns) {
-  jt::Builder k("endless");
-  k.loop(0, INT64_MAX, [&](Reg) {});
-  const Module m = load(k.finish());
+  const Module m = load(endless());
   const uint64_t large = uint64_t{64} << 20;
   void* before = nullptr;
   check(jalMalloc(device.get(), &before, large));
-  jalLaunchConfig c{};
-  c.struct_size = sizeof c, c.grid[0] = c.grid[1] = c.grid[2] = 1, c.deadline_ms = 600'000;
-  check(jalLaunchKernelEx(m.kernel("endless").get(), &c, nullptr, 0, stream.get()));
+  launch_for(m, 600'000);
   void* during = nullptr;
   check(jalMalloc(device.get(), &during, large));
   check(jalFree(before)), check(jalFree(during));
