@@ -56,6 +56,7 @@ Chip::Chip(const EmulatorOptions& options)
       windows_(kWindowCount),
       interrupts_(kVectors, -1),
       pool_(config_, options_),
+      lowers_(options_.lower && !options_.precise && !options_.check()),
       port_(uuid_[0], memory_, [this](uint64_t key) { return lookup_export(key); }) {
   if (!options_.profile.empty()) try {
       write_profile();

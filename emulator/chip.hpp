@@ -15,6 +15,7 @@
 #include "core.hpp"
 #include "fabric.hpp"
 #include "faults.hpp"
+#include "lowered.hpp"
 #include "memory.hpp"
 #include "processors.hpp"
 #include "worker_pool.hpp"
@@ -82,6 +83,7 @@ class Chip final : private Processor {
     std::shared_ptr<const AddressMap> map;
     Memory memory;                                                          // through `map`
     std::unordered_map<uint64_t, std::unique_ptr<const Program>> programs;  // by code address
+    LoweredLaunches lowered;                                                // of them, through `map`
     const Program* last = nullptr;                                          // of them: what ran last
     uint64_t last_code = 0;
     std::unordered_map<uint64_t, GroupPlace> groups;  // by address; through `map`
@@ -143,8 +145,12 @@ class Chip final : private Processor {
   bool run_packet(Queue& queue, const hw::Packet& packet);  // false: blocked; throws Fault
   void launch(Queue& queue, const hw::LaunchPacket& packet);
   const Program& program_of(Context& context, const hw::LaunchPacket& packet);
-  Tally run_instances(Launch& launch, uint32_t count);
-  Tally run_untimed(Launch& launch, uint32_t count);
+  struct Done {
+    Tally total;
+    double longest;  // ns, in which the cores run all instances
+  };
+  Done run_instances(LoweredLaunches& lowered, Launch& launch, uint32_t count);
+  Done run_untimed(LoweredLaunches& lowered, Launch& launch, uint32_t count);
   void write_profile() const;
   void end_unwanted();
   double makespan(uint32_t count);  // ns, of the instances in durations_ on this chip's cores
@@ -259,6 +265,7 @@ class Chip final : private Processor {
   double power_energy_ = 0, power_time_ = 0, power_watts_ = 0;
 
   WorkerPool pool_;
+  const bool lowers_;  // launches that come again
   FabricPort port_;
 };
 

@@ -129,6 +129,7 @@ Memory& Chip::context_memory(Queue& queue) {
       stale.load(std::memory_order_relaxed) && stale.exchange(false, std::memory_order_acquire)) {
     c.map.reset();
     c.programs.clear(), c.last = nullptr;
+    c.lowered.clear();
   }
   const uint64_t epoch = host_epoch_.load();
   if (c.map == nullptr || c.epoch != epoch) {
@@ -142,6 +143,7 @@ Memory& Chip::context_memory(Queue& queue) {
     }
     c.map = memory_.build(c.root, windows), c.epoch = epoch;
     c.memory = Memory(c.map.get());
+    c.lowered.clear();
     c.groups.clear();
     c.last_group = nullptr;
   }
@@ -297,7 +299,7 @@ void Chip::launch(Queue& queue, const hw::LaunchPacket& packet) {
       throw Fault(Status::kWatchdog, "the core made no progress for %u ms", l.watchdog_ms).value(l.watchdog_ms);
     }
 
-    const Tally total = run_instances(l, static_cast<uint32_t>(count));
+    const auto [total, longest] = run_instances(context.lowered, l, static_cast<uint32_t>(count));
     add(counters_.instances, count);
     add(counters_.instructions, total.instructions);
     add(counters_.hbm_read, total.hbm_read), add(counters_.hbm_write, total.hbm_write),
@@ -307,7 +309,6 @@ void Chip::launch(Queue& queue, const hw::LaunchPacket& packet) {
     add(counters_.cores_ns, total.duration_ns), add(counters_.picojoules, total.picojoules);
     // HBM's rate bounds the instances all together.
     const double bandwidth = static_cast<double>(total.hbm_read + total.hbm_write) / config_.hbm_gbytes_per_second;
-    const double longest = count == 1 ? total.duration_ns : makespan(static_cast<uint32_t>(count));
     engine(queue, compute_free_ns_, config_.launch_ns + std::max(longest, bandwidth));
   } catch (Fault& f) {
     throw annotate(f);
@@ -320,6 +321,7 @@ const Program& Chip::program_of(Context& context, const hw::LaunchPacket& packet
     return *context.last;
   auto& program = context.programs[hw::raw(packet.code)];
   if (program == nullptr || program->steps.size() != packet.instructions) {
+    if (program != nullptr) context.lowered.clear();  // it names the old one
     std::vector<hw::Instruction> code(packet.instructions);
     context.memory.read(hw::raw(packet.code), code.data(), code.size() * sizeof(hw::Instruction), hw::kAccessExecute);
     program = std::make_unique<const Program>(prepare(code.data(), packet.instructions));
@@ -328,38 +330,63 @@ const Program& Chip::program_of(Context& context, const hw::LaunchPacket& packet
   return *program;
 }
 
-Tally Chip::run_instances(Launch& l, uint32_t count) {
-  if (options_.profile.empty()) return run_untimed(l, count);
+Chip::Done Chip::run_instances(LoweredLaunches& lowered, Launch& l, uint32_t count) {
+  if (options_.profile.empty()) return run_untimed(lowered, l, count);
   const uint64_t begin = host_now_ns();
-  const Tally t = run_untimed(l, count);
+  const Done done = run_untimed(lowered, l, count);
   count_launch(host_now_ns() - begin);
-  return t;
+  return done;
 }
 
-Tally Chip::run_untimed(Launch& l, uint32_t count) {
-  if (count == 1) return pool_.first().run(l, {0, 0, 0});  // nothing to share: no lock, no clock
-  durations_.resize(count);
+Chip::Done Chip::run_untimed(LoweredLaunches& lowered, Launch& l, uint32_t count) {
+  using Way = LoweredLaunches::Way;
+  const Way way = lowers_ ? lowered.way(l, count) : Way::kInterpret;
+  if (count == 1 && way == Way::kInterpret) {  // nothing to share: no lock, no clock
+    const Tally t = pool_.first().run(l, {0, 0, 0});
+    return {t, t.duration_ns};
+  }
+  const auto pid = [&l](uint32_t index) {
+    const uint32_t gx = l.grid[0], gy = l.grid[1];
+    return std::array<uint32_t, 3>{index % gx, index / gx % gy, index / gx / gy};
+  };
   std::mutex merge;
-  Tally total;
   std::atomic<uint64_t> failed_index{~uint64_t{0}};
   std::unique_ptr<Fault> first;
+  const auto failed = [&](uint32_t index, const Fault& f) {
+    std::lock_guard lock(merge);
+    if (index < failed_index.load()) failed_index.store(index), first = std::make_unique<Fault>(f);
+  };
+  if (way == Way::kReplay) {
+    const LoweredLaunch& known = lowered.found();
+    pool_.run(static_cast<uint32_t>(known.pieces.size()), [&](Core& core, uint32_t k) {
+      const LoweredLaunch::Piece& piece = known.pieces[k];
+      if (piece.instance < failed_index.load(std::memory_order_relaxed)) try {
+          core.replay(l, pid(piece.instance), piece.list);
+        } catch (Fault& f) {
+          failed(piece.instance, f);
+        }
+    });
+    if (first != nullptr) throw Fault(*first);
+    return {known.total, known.longest};
+  }
+  durations_.resize(count);
+  std::vector<CallList> lists(way == Way::kRecord ? count : 0);
+  Tally total;
   pool_.run(count, [&](Core& core, uint32_t index) {
     if (index > failed_index.load(std::memory_order_relaxed)) return;  // the launch failed before this instance
-    const uint32_t gx = l.grid[0], gy = l.grid[1];
     try {
-      Tally t = core.run(l, {index % gx, index / gx % gy, index / gx / gy});
+      const Tally t = core.run(l, pid(index), lists.empty() ? nullptr : &lists[index]);
       durations_[index] = t.duration_ns;
-      {
-        std::lock_guard lock(merge);
-        total += t;
-      }
-    } catch (Fault& f) {
       std::lock_guard lock(merge);
-      if (index < failed_index.load()) failed_index.store(index), first = std::make_unique<Fault>(f);
+      total += t;
+    } catch (Fault& f) {
+      failed(index, f);
     }
   });
   if (first != nullptr) throw Fault(*first);
-  return total;
+  const Done done{total, makespan(count)};
+  if (way == Way::kRecord) lowered.keep(l, std::move(lists), done.total, done.longest, pool_.threads());
+  return done;
 }
 
 // Instances go to the core that is free first.

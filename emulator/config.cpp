@@ -158,6 +158,7 @@ EmulatorOptions options_from_environment(EmulatorOptions base) {
   if (std::string v = read("JAL_EMU_FAULT"); !v.empty()) base.faults = v;
   if (std::string v = read("JAL_EMU_HBM"); !v.empty()) base.hbm_bytes = parse_size(v);
   if (std::string v = read("JAL_EMU_PROFILE"); !v.empty()) base.profile = v;
+  if (std::string v = read("JAL_EMU_LOWER"); !v.empty()) base.lower = parse_switch("JAL_EMU_LOWER", v);
   if (std::string v = read("JAL_EMU_PRECISE"); !v.empty()) base.precise = parse_switch("JAL_EMU_PRECISE", v);
   set_checks(base, read("JAL_EMU_CHECK"));
   number("JAL_EMU_THREADS", base.threads);

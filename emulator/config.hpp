@@ -27,6 +27,7 @@ struct EmulatorOptions {
   uint32_t functions = 1, function = 0;
   uint64_t serial = 0;   // of the chip, the same for all of them; 0: a new one
   bool precise = false;  // the same bits on every host: the portable kernels only
+  bool lower = true;     // launches that come again run as lists of calls; not where bits or accesses are watched
   std::string profile;   // file to write at the end: where the host's time went
   bool check_races = false, check_uninitialized = false, check_bounds = false;
   bool check() const { return check_races || check_uninitialized || check_bounds; }
@@ -39,7 +40,7 @@ ChipConfig load_config(const std::string& file);
 ChipConfig share_of(ChipConfig chip, uint32_t functions);
 
 // Reads JAL_EMU_CHECK, JAL_EMU_THREADS, JAL_EMU_WATCHDOG_MS, JAL_EMU_HBM, JAL_EMU_CONFIG, JAL_EMU_FAULT,
-// JAL_EMU_PRECISE and JAL_EMU_PROFILE over `base`.
+// JAL_EMU_PRECISE, JAL_EMU_LOWER and JAL_EMU_PROFILE over `base`.
 EmulatorOptions options_from_environment(EmulatorOptions base = {});
 // "races,uninit,oob" into the three switches. Throws on an unknown word.
 void set_checks(EmulatorOptions& options, const std::string& words);

@@ -170,6 +170,9 @@ Program prepare(const Instruction* code, uint32_t count) {
     }
     for (uint8_t t : x.t)
       if (t != hw::kNone) p.tiles = std::max<uint32_t>(p.tiles, t + 1u);
+    if (op->code == uint8_t(Op::LDS) || op->code == uint8_t(Op::DGATHER) || op->code == uint8_t(Op::DSCATTER) ||
+        (op->code == uint8_t(Op::SPR) && x.sub == uint8_t(hw::Special::kCore)))
+      p.lowers = false;
     bool plain = op->engine == hw::EngineClass::Control;
     for (uint8_t s : {x.wait[0], x.wait[1], x.signal[0], x.signal[1]})
       if (s != hw::kNone) plain = false, named[s] = true;
@@ -216,26 +219,37 @@ Core::~Core() {
   release(acc_, config_.acc_bytes);
 }
 
-Tally Core::run(const Launch& launch, std::array<uint32_t, 3> pid) {
-  launch_ = &launch, pid_ = pid, pc_ = 0, budget_ = 256, next_look_ns_ = 0, halted_ = false;
+void Core::begin(const Launch& launch, std::array<uint32_t, 3> pid) {
+  launch_ = &launch, pid_ = pid, pc_ = 0, budget_ = 256, next_look_ns_ = 0;
   memory_ = Memory(launch.map);
+  pending_ = {};
+}
+
+void Core::rethrow(Fault& f) const {
+  if (f.record.instruction == hw::kNoInstruction) f.record.instruction = pc_;
+  std::copy(pid_.begin(), pid_.end(), f.record.pid);
+  f.record.core = index_;
+  throw f;
+}
+
+Tally Core::run(const Launch& launch, std::array<uint32_t, 3> pid, CallList* record) {
+  begin(launch, pid);
+  list_ = record, recorded_ = halted_ = false;
   registers_.fill(0);
   std::fill_n(tiles_.begin(), launch.program->tiles, Tile{});
   for (uint8_t s : launch.program->semaphores) semaphores_[s].count = semaphores_[s].head = 0;
   loops_.clear();
   clock_.fill(0);
   finished_ = 0;
-  pending_ = {};
   tally_ = {};
   if (checker_) checker_->begin_instance();
   try {
     while (!halted_) execute();
   } catch (Fault& f) {
-    if (f.record.instruction == hw::kNoInstruction) f.record.instruction = pc_;
-    std::copy(pid.begin(), pid.end(), f.record.pid);
-    f.record.core = index_;
-    throw;
+    list_ = nullptr;
+    rethrow(f);
   }
+  list_ = nullptr;
   tally_.duration_ns = std::max(finished_, *std::max_element(clock_.begin(), clock_.end()));
   tally_.picojoules += static_cast<double>(tally_.instructions) * config_.pj_per_instruction;
   return tally_;
@@ -303,6 +317,7 @@ void Core::execute() {
     pc_ = at;
     throw;
   }
+  if (list_ != nullptr && step.unit != hw::EngineClass::Control) record(step);
   if (e != 0) clock_[0] += cycle_;  // the sequencer's issue slot
   clock_[e] = std::max(start, clock_[e]) + busy;
   const double done = clock_[e] + latency;
@@ -380,7 +395,8 @@ const Tile& Core::out(const Instruction& i, int t) {
 }
 
 bool Core::defer_load(const Tile& t, const std::byte* source, uint64_t stride, uint64_t row_bytes) {
-  if (checker_ || t.space != hw::Space::kSpm || row_bytes * t.rows < 4096) return false;
+  // A short one is copied as fast as remembered, unless what is remembered is used again.
+  if (checker_ || t.space != hw::Space::kSpm || (row_bytes * t.rows < 4096 && list_ == nullptr)) return false;
   PendingLoad& slot = pending_[next_pending_++ % pending_.size()];
   settle(slot);
   slot = {t.offset, t.pitch, t.rows, static_cast<uint32_t>(row_bytes), source, stride};
@@ -388,6 +404,9 @@ bool Core::defer_load(const Tile& t, const std::byte* source, uint64_t stride, u
 }
 
 void Core::settle(PendingLoad& load) {
+  if (list_ != nullptr && load.rows != 0)
+    list_->add(CopyCall{
+        Place::of(load.source), {Place::Base::kSpm, load.offset}, load.stride, load.pitch, load.rows, load.row_bytes});
   for (uint32_t r = 0; r < load.rows; ++r)
     std::memcpy(spm_ + load.offset + size_t{load.pitch} * r, load.source + load.stride * r, load.row_bytes);
   load.rows = 0;
@@ -423,9 +442,9 @@ Core::Operand Core::multiplicand(const Instruction& i, int t) {
   for (const PendingLoad& load : pending_)
     if (load.rows >= tile.rows && load.rows != 0 && load.offset == tile.offset && load.pitch == tile.pitch &&
         tile.space == hw::Space::kSpm && tile.row_bytes <= load.row_bytes)
-      return {tile, load.source, load.stride};
+      return {tile, load.source, load.stride, Place::of(load.source)};
   in(i, t);
-  return {tile, data(tile), tile.pitch};
+  return {tile, data(tile), tile.pitch, Place::of(tile)};
 }
 
 const float* Core::load_row(const Tile& t, uint32_t row, int scratch) {
@@ -536,6 +555,7 @@ void Core::control(const Instruction& i) {
       if (checker_) load ? checker_->read(t, i.t[0]) : checker_->write(t, i.t[0]);
       settle(t);
       if (!load) {
+        if (list_ != nullptr) record(launch_->program->steps[pc_ - 1]);  // pc_ is ahead by one
         int64_t v = reg(i.r[0]);
         std::memcpy(data(t), &v, d.bytes);
         return;
@@ -596,7 +616,8 @@ double Core::matrix(const Instruction& i) {
   switch (static_cast<Op>(i.op)) {
     case Op::MINIT: {
       const Tile& c = out(i, 0);
-      for (uint32_t r = 0; r < c.rows; ++r) std::memset(data(c, r), 0, hw::row_bytes(c.dtype, c.columns));
+      for (uint32_t r = 0; r < c.rows; ++r) std::memset(data(c, r), 0, c.row_bytes);
+      if (list_ != nullptr) record_instead(ZeroCall{c});
       return cycle_ * c.rows;
     }
     case Op::MMA: {
@@ -620,6 +641,7 @@ double Core::matrix(const Instruction& i) {
                      a.dtype,    b.dtype,     rows_are_k,
                      accumulate};
       host_.multiply(x);
+      if (list_ != nullptr) record_instead(MultiplyCall{x, left.place, right.place, Place::of(c)});
       // A weight-stationary array: each block of B is loaded once (array_rows cycles, hidden behind the
       // previous block) and A streams through, one row a cycle.
       const bool narrow = integer || hw::info(b.dtype).block > 1 || (hw::is_fp8(a.dtype) && hw::is_fp8(b.dtype));

@@ -11,9 +11,12 @@
 #include <memory>
 #include <vector>
 
+#include "call_list.hpp"
 #include "config.hpp"
+#include "fault.hpp"
 #include "kernels/kernels.hpp"
 #include "memory.hpp"
+#include "tile.hpp"
 
 namespace jalapeno::emu {
 
@@ -30,6 +33,7 @@ struct Program {
   std::vector<Step> steps;
   std::vector<uint8_t> semaphores;  // those it names
   uint32_t tiles = 0;               // how many it uses, from T0 on
+  bool lowers = true;               // what it does follows from its arguments: neither from data nor from the core
 };
 // Copies and checks instructions so that the core may index with every field. Throws Fault.
 Program prepare(const hw::Instruction* code, uint32_t count);
@@ -52,14 +56,6 @@ struct Tally {
   Tally& operator+=(const Tally& o);
 };
 
-struct Tile {
-  uint32_t offset = 0, pitch = 0, rows = 0, columns = 0;
-  hw::DType dtype = hw::DType::kF32;
-  hw::Space space = hw::Space::kSpm;
-  uint32_t row_bytes = 0;  // of its columns
-  uint64_t end() const { return offset + uint64_t{pitch} * (rows - 1) + row_bytes; }
-};
-
 class Core {
  public:
   Core(const ChipConfig& config, const EmulatorOptions& options, uint32_t index);
@@ -67,7 +63,9 @@ class Core {
   Core(const Core&) = delete;
   Core& operator=(const Core&) = delete;
 
-  Tally run(const Launch& launch, std::array<uint32_t, 3> pid);  // throws Fault with pid and instruction filled in
+  // Throws Fault with pid and instruction filled in. record: what it did is written there.
+  Tally run(const Launch& launch, std::array<uint32_t, 3> pid, CallList* record = nullptr);
+  void replay(const Launch& launch, std::array<uint32_t, 3> pid, const CallList& list);  // throws Fault, as run()
 
  private:
   struct Semaphore {
@@ -82,7 +80,20 @@ class Core {
   };
 
   void execute();
+  void begin(const Launch& launch, std::array<uint32_t, 3> pid);
+  [[noreturn]] void rethrow(Fault& f) const;
   void look_at_the_clock();
+  // In replay.cpp: what the instruction just did, unless its engine said so itself; and doing it again.
+  void record(const Step& step);
+  void record_store(const Tile& t, const hw::TensorDescriptor& x, uint64_t first, std::array<int64_t, 2> rows,
+                    std::array<int64_t, 2> columns, bool add);
+  void record_instead(Call call) { list_->add(std::move(call)), recorded_ = true; }
+  std::byte* at(const Place& p) const;
+  void play(const ZeroCall& call);
+  void play(const CopyCall& call);
+  void play(const MultiplyCall& call);
+  void play(const StoreCall& call);
+  void play(const StepCall& call);
   void control(const hw::Instruction& i);
   double dma(const hw::Instruction& i);
   double matrix(const hw::Instruction& i);
@@ -90,9 +101,14 @@ class Core {
 
   void dma_box(const hw::Instruction& i, bool store);
   void dma_rows(const hw::Instruction& i, bool store);
+  void move_indexed_row(const hw::TensorDescriptor& x, uint64_t first, int64_t row, std::byte* tile, const Tile& t,
+                        bool store, const hw::Instruction& i);
   void dma_copy(const hw::Instruction& i);
   void move_row(const hw::TensorDescriptor& tensor, uint64_t address, std::byte* tile, hw::DType tile_type,
                 uint32_t columns, bool store, bool add);
+  void load_converted(hw::DType type, const std::byte* memory, uint32_t columns, std::byte* tile, hw::DType tile_type);
+  void store_converted(hw::DType type, std::byte* memory, uint32_t columns, const std::byte* tile, hw::DType tile_type,
+                       bool add);
   hw::TensorDescriptor tensor(const hw::Instruction& i) const;
   void count_traffic(uint64_t address, uint64_t bytes, bool store);
   void top_k(const hw::Instruction& i);
@@ -124,6 +140,7 @@ class Core {
     const Tile& tile;
     const std::byte* data;
     size_t pitch;
+    Place place;
   };
   Operand multiplicand(const hw::Instruction& i, int t);
   bool defer_load(const Tile& t, const std::byte* source, uint64_t stride, uint64_t row_bytes);
@@ -165,6 +182,8 @@ class Core {
   std::array<PendingLoad, 4> pending_{};
   uint32_t next_pending_ = 0;
   Tally tally_;
+  CallList* list_ = nullptr;  // being recorded
+  bool recorded_ = false;     // the current instruction is in it, or need not be
 };
 
 }  // namespace jalapeno::emu

@@ -41,11 +41,36 @@ const float* Core::as_floats(hw::DType type, const std::byte* p, uint32_t column
   return scratch_[scratch].get();
 }
 
+void Core::load_converted(hw::DType type, const std::byte* memory, uint32_t columns, std::byte* tile,
+                          hw::DType tile_type) {
+  if (type == tile_type)
+    std::memcpy(tile, memory, hw::row_bytes(type, columns));
+  else if (tile_type == hw::DType::kF32)
+    host_.load(type, memory, columns, reinterpret_cast<float*>(tile));
+  else
+    host_.store(tile_type, as_floats(type, memory, columns, 0), columns, tile);
+}
+
+void Core::store_converted(hw::DType type, std::byte* memory, uint32_t columns, const std::byte* tile,
+                           hw::DType tile_type, bool add) {
+  if (type == tile_type && !add) {
+    std::memcpy(memory, tile, hw::row_bytes(type, columns));
+    return;
+  }
+  const float* values = as_floats(tile_type, tile, columns, 0);
+  if (add) {
+    const float* present = as_floats(type, memory, columns, 1);
+    float* sum = type == hw::DType::kF32 ? reinterpret_cast<float*>(memory) : scratch_[0].get();
+    host_.binary(hw::BinaryOp::kAdd, values, present, sum, columns);
+    values = sum;
+  }
+  if (reinterpret_cast<const std::byte*>(values) != memory) host_.store(type, values, columns, memory);
+}
+
 // One row between memory and scratchpad, types converted. `add` reads, adds and writes back.
 void Core::move_row(const hw::TensorDescriptor& tensor, uint64_t address, std::byte* tile, hw::DType tile_type,
                     uint32_t columns, bool store, bool add) {
   const uint64_t bytes = hw::row_bytes(tensor.dtype, columns);
-  const bool same = tensor.dtype == tile_type && !add;
   std::byte* memory = memory_.span(address, bytes, store ? hw::kAccessWrite : hw::kAccessRead);
   // Across two extents, or a fault: through a bounce buffer, which also finds the exact address.
   std::vector<std::byte> bounce;
@@ -54,28 +79,11 @@ void Core::move_row(const hw::TensorDescriptor& tensor, uint64_t address, std::b
     if (!store || add) memory_.read(address, bounce.data(), bytes);
     memory = bounce.data();
   }
-  if (!store) {
-    if (same)
-      std::memcpy(tile, memory, bytes);
-    else if (tile_type == hw::DType::kF32)
-      host_.load(tensor.dtype, memory, columns, reinterpret_cast<float*>(tile));
-    else
-      host_.store(tile_type, as_floats(tensor.dtype, memory, columns, 0), columns, tile);
-    return;
-  }
-  if (same) {
-    std::memcpy(memory, tile, bytes);
-  } else {
-    const float* values = as_floats(tile_type, tile, columns, 0);
-    if (add) {
-      const float* present = as_floats(tensor.dtype, memory, columns, 1);
-      float* sum = tensor.dtype == hw::DType::kF32 ? reinterpret_cast<float*>(memory) : scratch_[0].get();
-      host_.binary(hw::BinaryOp::kAdd, values, present, sum, columns);
-      values = sum;
-    }
-    if (reinterpret_cast<const std::byte*>(values) != memory) host_.store(tensor.dtype, values, columns, memory);
-  }
-  if (!bounce.empty()) memory_.write(address, bounce.data(), bytes);
+  if (store)
+    store_converted(tensor.dtype, memory, columns, tile, tile_type, add);
+  else
+    load_converted(tensor.dtype, memory, columns, tile, tile_type);
+  if (store && !bounce.empty()) memory_.write(address, bounce.data(), bytes);
 }
 
 namespace {
@@ -137,7 +145,13 @@ void Core::dma_box(const Instruction& i, bool store) {
         memory_.span(first + static_cast<uint64_t>(row0) * stride, stride * (t.rows - 1) + bytes, hw::kAccessRead);
     if (memory != nullptr) {
       count_traffic(base, bytes * t.rows, false);
-      if ((base & hw::kHostWindow) == 0 && defer_load(t, memory, stride, bytes)) return;
+      if ((base & hw::kHostWindow) == 0 && defer_load(t, memory, stride, bytes)) {
+        recorded_ = true;  // with whoever reads it
+        return;
+      }
+      if (list_ != nullptr)
+        record_instead(
+            CopyCall{Place::of(memory), Place::of(t), stride, t.pitch, t.rows, static_cast<uint32_t>(bytes)});
       if (stride == bytes && t.pitch == bytes)
         std::memcpy(data(t), memory, bytes * t.rows);
       else
@@ -155,12 +169,36 @@ void Core::dma_box(const Instruction& i, bool store) {
              static_cast<uint32_t>(valid), store, add);
     count_traffic(address, bytes * (add ? 2 : 1), store);
   }
+  if (store && list_ != nullptr) record_store(t, x, first, {row0, rows}, {skip, valid}, add);
+}
+
+// The part of the tile that is inside the tensor, in one piece of memory; otherwise it stays the instruction it is.
+void Core::record_store(const Tile& t, const hw::TensorDescriptor& x, uint64_t first, std::array<int64_t, 2> rows,
+                        std::array<int64_t, 2> columns, bool add) {
+  const auto [row0, all_rows] = rows;
+  const auto [skip, valid] = columns;
+  const int64_t begin = std::max<int64_t>(row0, 0), end = std::min<int64_t>(row0 + t.rows, all_rows);
+  if (valid <= 0 || end <= begin) {
+    recorded_ = true;  // nothing
+    return;
+  }
+  Tile part = t;
+  part.offset += static_cast<uint32_t>(begin - row0) * t.pitch +
+                 static_cast<uint32_t>(hw::row_bytes(t.dtype, static_cast<uint64_t>(skip)));
+  part.rows = static_cast<uint32_t>(end - begin), part.columns = static_cast<uint32_t>(valid);
+  part.row_bytes = static_cast<uint32_t>(hw::row_bytes(t.dtype, part.columns));
+  const uint64_t stride = x.rank >= 2 ? x.stride[x.rank - 2] : 0,
+                 address = first + static_cast<uint64_t>(begin) * stride,
+                 reach = stride * (part.rows - 1) + hw::row_bytes(x.dtype, part.columns);
+  std::byte* memory = memory_.span(address, reach, hw::kAccessWrite);
+  if (memory == nullptr || (add && memory_.span(address, reach, hw::kAccessRead) == nullptr)) return;
+  record_instead(StoreCall{part, memory, stride, x.dtype, add, (address & hw::kHostWindow) == 0});
 }
 
 void Core::dma_rows(const Instruction& i, bool store) {
   const hw::TensorDescriptor x = tensor(i);
   const Tile& index = in(i, 1);
-  if (store) settle_all();
+  store ? settle_all() : forget_overwritten(tiles_[i.t[0]]);
   const Tile& t = store ? in(i, 0) : out(i, 0);
   const uint32_t unit = static_cast<uint32_t>(i.imm1);
   const int64_t column0 = reg(i.r[0]);
@@ -173,25 +211,50 @@ void Core::dma_rows(const Instruction& i, bool store) {
                 store ? "DSCATTER" : "DGATHER", t.rows, t.columns, static_cast<long long>(column0), x.rank, x.shape[1],
                 index.rows, index.columns, hw::info(index.dtype).name, unit)
         .tile(i.t[1]);
-  const uint64_t bytes = hw::row_bytes(x.dtype, t.columns);
-  for (uint32_t r = 0; r < t.rows; ++r) {
-    const uint32_t k = r / unit;
-    int32_t which;
-    std::memcpy(&which, data(index, k / index.columns) + size_t{4} * (k % index.columns), 4);
-    const int64_t row = int64_t{which} * unit + r % unit;
-    if (which < 0 || row >= x.shape[0]) {  // outside: reads as zero, writes nothing
-      if (options_.check_bounds && which >= 0)
-        throw Fault(Status::kOutOfBounds, "index %d selects row %lld of a tensor of %u rows", which,
-                    static_cast<long long>(row), x.shape[0])
-            .tile(i.t[1]);
-      if (!store) fill_row(host_, scratch_[2].get(), data(t, r), t.dtype, t.columns, 0);
-      continue;
+  const uint64_t bytes = hw::row_bytes(x.dtype, t.columns), stride = x.stride[0],
+                 first = hw::raw(x.base) + hw::row_bytes(x.dtype, static_cast<uint64_t>(column0));
+  const auto which = [&](uint32_t k) {
+    int32_t v;
+    std::memcpy(&v, data(index, k / index.columns) + size_t{4} * (k % index.columns), 4);
+    return v;
+  };
+  // Units that follow each other in memory are one box: pages of a cache mostly do.
+  for (uint32_t r = 0; r < t.rows;) {
+    const int32_t begin = which(r / unit);
+    uint32_t rows = std::min(unit - r % unit, t.rows - r);
+    while (r + rows < t.rows && which((r + rows) / unit) == begin + static_cast<int64_t>((r + rows) / unit - r / unit))
+      rows += std::min(unit, t.rows - r - rows);
+    const int64_t row = int64_t{begin} * unit + r % unit, last = row + rows - 1;
+    const bool inside = begin >= 0 && last < x.shape[0];
+    std::byte* memory =
+        inside && !store && x.dtype == t.dtype
+            ? memory_.span(first + static_cast<uint64_t>(row) * stride, stride * (rows - 1) + bytes, hw::kAccessRead)
+            : nullptr;
+    if (memory != nullptr) {
+      count_traffic(hw::raw(x.base), bytes * rows, false);
+      if (rows == t.rows && !hw::is_host(x.base) && defer_load(t, memory, stride, bytes)) return;
+      for (uint32_t k = 0; k < rows; ++k) std::memcpy(data(t, r + k), memory + stride * k, bytes);
+    } else {
+      for (uint32_t k = 0; k < rows; ++k) move_indexed_row(x, first, row + k, data(t, r + k), t, store, i);
     }
-    const uint64_t address = hw::raw(x.base) + static_cast<uint64_t>(row) * x.stride[0] +
-                             hw::row_bytes(x.dtype, static_cast<uint64_t>(column0));
-    move_row(x, address, data(t, r), t.dtype, t.columns, store, false);
-    count_traffic(address, bytes, store);
+    r += rows;
   }
+}
+
+// Outside it reads as zero and writes nothing.
+void Core::move_indexed_row(const hw::TensorDescriptor& x, uint64_t first, int64_t row, std::byte* tile, const Tile& t,
+                            bool store, const Instruction& i) {
+  if (row < 0 || row >= x.shape[0]) {
+    if (options_.check_bounds && row >= 0)
+      throw Fault(Status::kOutOfBounds, "index %lld selects row %lld of a tensor of %u rows",
+                  static_cast<long long>(row / static_cast<int64_t>(i.imm1)), static_cast<long long>(row), x.shape[0])
+          .tile(i.t[1]);
+    if (!store) fill_row(host_, scratch_[2].get(), tile, t.dtype, t.columns, 0);
+    return;
+  }
+  const uint64_t address = first + static_cast<uint64_t>(row) * x.stride[0];
+  move_row(x, address, tile, t.dtype, t.columns, store, false);
+  count_traffic(address, hw::row_bytes(x.dtype, t.columns), store);
 }
 
 void Core::dma_copy(const Instruction& i) {

@@ -46,6 +46,8 @@ emu::EmulatorOptions parse(const std::string& text) {
       options.threads = number();
     else if (key == "watchdog_ms")
       options.watchdog_ms = number();
+    else if (key == "lower")
+      options.lower = emu::parse_switch(key, value);
     else if (key == "precise")
       options.precise = emu::parse_switch(key, value);
     else if (key == "config")
@@ -55,7 +57,8 @@ emu::EmulatorOptions parse(const std::string& text) {
     else if (key == "check")
       emu::set_checks(options, value);
     else
-      throw std::runtime_error("\"" + word + "\": expected hbm, threads, watchdog_ms, precise, config, fault or check");
+      throw std::runtime_error("\"" + word +
+                               "\": expected hbm, threads, watchdog_ms, lower, precise, config, fault or check");
   }
   return options;
 }

@@ -19,6 +19,7 @@ class WorkerPool {
 
   // Calls work(core, index) for every index below count, each once, on all threads; returns when all are done.
   void run(uint32_t count, const std::function<void(Core&, uint32_t)>& work);
+  uint32_t threads() const { return static_cast<uint32_t>(cores_.size()); }
   Core& first() { return *cores_[0]; }  // the caller's own
 
  private:

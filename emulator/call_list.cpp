@@ -1,0 +1,85 @@
+#include "call_list.hpp"
+
+#include "core.hpp"
+
+namespace jalapeno::emu {
+namespace {
+
+constexpr size_t kMostCalls = 2048;
+
+// A drain that changes nothing but the place.
+bool plain_drain(const StepCall& call) {
+  const hw::Instruction& i = call.step->instruction;
+  return i.op == uint8_t(hw::Op::MDRAIN) && i.sub == uint8_t(hw::ActOp::kNone) && i.r[0] == hw::kNone &&
+         i.t[2] == hw::kNone && i.t[3] == hw::kNone && call.tiles[0].dtype == hw::DType::kF32 &&
+         call.tiles[1].dtype == hw::DType::kF32;
+}
+
+// Whether what the multiplication reads may lie where the store writes.
+bool overlap(const Place& source, uint64_t bytes, const StoreCall& store) {
+  if (source.base != Place::Base::kMemory) return false;
+  const auto begin = reinterpret_cast<uintptr_t>(store.memory);
+  const uint64_t reach = store.stride * (store.tile.rows - 1) + store.tile.row_bytes;
+  return source.at < begin + reach && begin < source.at + bytes;
+}
+
+}  // namespace
+
+void CallList::add(Call call) {
+  if (!usable_) return;
+  if (calls_.size() == kMostCalls) {
+    calls_ = {}, usable_ = false;
+    return;
+  }
+  // The first multiplication into zeroed accumulators overwrites them.
+  if (auto* m = std::get_if<MultiplyCall>(&call); m != nullptr && m->args.accumulate && !calls_.empty())
+    if (const auto* zero = std::get_if<ZeroCall>(&calls_.back());
+        zero != nullptr && m->c == Place::of(zero->tile) && zero->tile.pitch == m->args.c_pitch &&
+        zero->tile.rows == m->args.m && zero->tile.columns == m->args.n) {
+      m->args.accumulate = false;
+      calls_.pop_back();
+    }
+  calls_.push_back(std::move(call));
+}
+
+void CallList::fuse() {
+  if (calls_.size() < 2) return;
+  auto* store = std::get_if<StoreCall>(&calls_.back());
+  const auto* drain = std::get_if<StepCall>(&calls_[calls_.size() - 2]);
+  if (store == nullptr || drain == nullptr || !plain_drain(*drain) || store->tile != drain->tiles[0]) return;
+  StoreCall direct = *store;
+  direct.tile = drain->tiles[1];
+  calls_.pop_back(), calls_.pop_back();
+  if (!calls_.empty() && !direct.add && direct.hbm && direct.type == hw::DType::kF32)
+    if (auto* m = std::get_if<MultiplyCall>(&calls_.back());
+        m != nullptr && !m->args.accumulate && m->c == Place::of(direct.tile) && m->args.m == direct.tile.rows &&
+        m->args.n == direct.tile.columns && reinterpret_cast<uintptr_t>(direct.memory) % 4 == 0 &&
+        direct.stride % 4 == 0) {
+      const MultiplyArgs& x = m->args;
+      const uint32_t b_rows = x.rows_are_k ? x.k : x.n;
+      if (!overlap(m->a, x.a_pitch * x.m, direct) && !overlap(m->b, x.b_pitch * b_rows, direct)) {
+        m->c = Place::of(direct.memory), m->args.c_pitch = direct.stride;
+        return;
+      }
+    }
+  calls_.emplace_back(direct);
+}
+
+bool CallList::absorb(const CallList& next) {
+  if (calls_.size() != 1 || next.calls_.size() != 1) return false;
+  auto* left = std::get_if<MultiplyCall>(&calls_[0]);
+  const auto* right = std::get_if<MultiplyCall>(&next.calls_[0]);
+  if (left == nullptr || right == nullptr) return false;
+  MultiplyArgs& x = left->args;
+  const MultiplyArgs& y = right->args;
+  if (x.rows_are_k || y.rows_are_k || x.accumulate || y.accumulate || x.m != y.m || x.k != y.k ||
+      x.a_type != y.a_type || x.b_type != y.b_type || x.a_pitch != y.a_pitch || x.b_pitch != y.b_pitch ||
+      x.c_pitch != y.c_pitch || left->a != right->a || left->b.base != Place::Base::kMemory ||
+      right->b != Place{Place::Base::kMemory, left->b.at + x.b_pitch * x.n} || left->c.base != Place::Base::kMemory ||
+      right->c != Place{Place::Base::kMemory, left->c.at + sizeof(float) * x.n})
+    return false;
+  x.n += y.n;
+  return true;
+}
+
+}  // namespace jalapeno::emu
