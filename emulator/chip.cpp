@@ -74,7 +74,7 @@ void Chip::write_profile() const {
   const HostTime t = host_time();
   std::ofstream out(options_.profile);
   out << "{\"launches\": " << t.launches << ", \"launches_ns\": " << t.launches_ns << ", \"kernel_calls\": " << t.calls
-      << ", \"kernels_ns\": " << t.calls_ns << "}\n";
+      << ", \"kernels_ns\": " << t.calls_ns << ", \"timer_ns\": " << t.timer_ns << "}\n";
   if (!out.flush()) throw std::runtime_error("profile " + options_.profile + ": " + std::strerror(errno));
 }
 

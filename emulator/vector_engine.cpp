@@ -53,6 +53,13 @@ bool special(hw::UnaryOp op) {
   return false;
 }
 
+// No NaN is.
+bool all_below(const float* x, uint32_t n, float limit) {
+  uint32_t others = 0;
+  for (uint32_t i = 0; i < n; ++i) others += x[i] < limit ? 0 : 1;
+  return others == 0;
+}
+
 // Philox4x32-10 (Salmon et al., SC'11).
 void philox(uint64_t seed, uint64_t counter, uint32_t block, uint32_t out[4]) {
   uint32_t c[4] = {block, 0, static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32)};
@@ -93,6 +100,11 @@ void Core::top_k(const Instruction& i) {
         if (n[c] >= 0) candidates_.emplace_back(v[c], n[c]);
     if (candidates_.size() == k) std::make_heap(candidates_.begin(), candidates_.end(), before);
     for (uint32_t c = 0; c < x.columns; ++c) {
+      // Most of a vocabulary is smaller than the least candidate: a look at many at once.
+      constexpr uint32_t kMany = 64;
+      while (candidates_.size() == k && c + kMany <= x.columns && all_below(row + c, kMany, candidates_.front().first))
+        c += kMany;
+      if (c == x.columns) break;
       if (row[c] == -std::numeric_limits<float>::infinity() || row[c] != row[c])
         continue;  // -inf is "absent", a NaN has no rank
       std::pair<float, int32_t> candidate(row[c], static_cast<int32_t>(base + c));

@@ -60,6 +60,7 @@ extern const HostKernels kAvx512Kernels;
 const HostKernels& kernels_for(bool precise, bool timed);
 struct HostTime {
   uint64_t launches, launches_ns, calls, calls_ns;
+  double timer_ns;  // what counting one call costs beside what it counts
 };
 HostTime host_time();
 void count_launch(uint64_t ns);

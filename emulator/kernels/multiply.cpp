@@ -1,5 +1,6 @@
 // Matrix multiplication of tiles. Compiled three times with different -m flags; everything but the entry has internal
 // linkage.
+#include "kernels/few_rows.hpp"
 #include "kernels/fp8.hpp"
 #include "kernels/kernels.hpp"
 #include "kernels/numbers.hpp"
@@ -250,6 +251,8 @@ void multiply(const MultiplyArgs& x) {
   if (!x.rows_are_k && x.b_type == DType::kBF16) return multiply_dot<true>(x);
   if (!x.rows_are_k && in_place(x.b_type, x.b, x.b_pitch)) return multiply_dot<false>(x);
 #endif
+  if (x.rows_are_k && x.b_type == DType::kBF16) return multiply_few_rows<true>(x);
+  if (x.rows_are_k && in_place(x.b_type, x.b, x.b_pitch)) return multiply_few_rows<false>(x);
   multiply_any(x);
 }
 

@@ -208,6 +208,11 @@ struct Scratch {
   ~Scratch() { std::free(data); }
 };
 
+// Can rows be read as f32 where they are? A program may lay a tile anywhere.
+[[maybe_unused]] inline bool in_place(DType type, const std::byte* p, size_t pitch) {
+  return type == DType::kF32 && (reinterpret_cast<uintptr_t>(p) | pitch) % 4 == 0;
+}
+
 // Rows of any type as f32, one behind the other.
 [[maybe_unused]] inline float* as_floats(DType type, const std::byte* from, size_t pitch, uint32_t rows,
                                          uint32_t columns, Scratch& memory) {

@@ -12,11 +12,6 @@ namespace {
 constexpr uint32_t kPanelColumns = 16, kPanelRows = 256;  // 16 KiB
 constexpr int kGroup = 6;  // rows of A that share a look at the panel: 12 sums, and the rest of the registers for B
 
-// Can rows be read as f32 where they are? A program may lay a tile anywhere.
-inline bool in_place(DType type, const std::byte* p, size_t pitch) {
-  return type == DType::kF32 && (reinterpret_cast<uintptr_t>(p) | pitch) % 4 == 0;
-}
-
 inline void put(const MultiplyArgs& x, uint32_t m, uint32_t n, float sum) {
   float& c = row(x.c, x.c_pitch, m)[n];
   c = x.accumulate ? c + sum : sum;
