@@ -7,7 +7,7 @@ namespace jalapeno::emu {
 namespace {
 
 constexpr uint64_t kMostBytes = 16 << 20;  // of lists; then it begins anew
-constexpr size_t kMostEntries = 1 << 14, kSeen = 1 << 12;
+constexpr size_t kMostEntries = 1 << 14, kSeen = 1 << 12, kBucket = 8;
 constexpr uint32_t kPiecesPerThread = 4;
 constexpr uint32_t kShort = 16;  // instructions, of all instances: looking it up costs as much
 
@@ -42,9 +42,9 @@ LoweredLaunches::Way LoweredLaunches::way(const Launch& launch, uint32_t count) 
     return Way::kReplay;
   }
   if (seen_.empty()) seen_.resize(kSeen);
-  uint64_t& seen = seen_[hash_ % kSeen];
-  if (seen == hash_) return Way::kRecord;
-  seen = hash_;
+  const auto bucket = seen_.begin() + static_cast<std::ptrdiff_t>(hash_ % kSeen / kBucket * kBucket);
+  if (std::find(bucket, bucket + kBucket, hash_) != bucket + kBucket) return Way::kRecord;
+  bucket[next_seen_++ % kBucket] = hash_;
   return Way::kInterpret;
 }
 

@@ -43,8 +43,9 @@ class LoweredLaunches {
     bool is(const Launch& launch) const;
   };
   std::unordered_map<uint64_t, Entry> entries_;  // by hash; of two with the same one the first stays
-  std::vector<uint64_t> seen_;                   // hashes of launches that came once, the newest in each place
-  uint64_t hash_ = 0, bytes_ = 0;                // of the launch that was asked for last; of all lists
+  std::vector<uint64_t> seen_;                   // hashes of launches that came once, in buckets: the newest of each
+  uint32_t next_seen_ = 0;
+  uint64_t hash_ = 0, bytes_ = 0;  // of the launch that was asked for last; of all lists
   const LoweredLaunch* found_ = nullptr;
 };
 
