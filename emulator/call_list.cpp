@@ -6,6 +6,7 @@ namespace jalapeno::emu {
 namespace {
 
 constexpr size_t kMostCalls = 2048;
+constexpr uint32_t kMostJoinedRows = 16;  // of A: more share a cache with a piece of B, not with all of it
 
 // A drain that changes nothing but the place.
 bool plain_drain(const StepCall& call) {
@@ -72,8 +73,8 @@ bool CallList::absorb(const CallList& next) {
   if (left == nullptr || right == nullptr) return false;
   MultiplyArgs& x = left->args;
   const MultiplyArgs& y = right->args;
-  if (x.rows_are_k || y.rows_are_k || x.accumulate || y.accumulate || x.m != y.m || x.k != y.k ||
-      x.a_type != y.a_type || x.b_type != y.b_type || x.a_pitch != y.a_pitch || x.b_pitch != y.b_pitch ||
+  if (x.m > kMostJoinedRows || x.rows_are_k || y.rows_are_k || x.accumulate || y.accumulate || x.m != y.m ||
+      x.k != y.k || x.a_type != y.a_type || x.b_type != y.b_type || x.a_pitch != y.a_pitch || x.b_pitch != y.b_pitch ||
       x.c_pitch != y.c_pitch || left->a != right->a || left->b.base != Place::Base::kMemory ||
       right->b != Place{Place::Base::kMemory, left->b.at + x.b_pitch * x.n} || left->c.base != Place::Base::kMemory ||
       right->c != Place{Place::Base::kMemory, left->c.at + sizeof(float) * x.n})

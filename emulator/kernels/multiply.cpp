@@ -118,21 +118,19 @@ inline void dot_rows(const MultiplyArgs& x, const Weights& weights, uint32_t m, 
   }
 }
 
-template <class Words, int M, int N, class Weights>
-void dot_all(const MultiplyArgs& x, const Weights& weights, uint32_t m) {
-  far_columns<N>(x.n,
-                 [&](auto some, uint32_t n, uint32_t apart) { dot_rows<Words, M, some>(x, weights, m, n, apart); });
-}
+// All rows of A meet a few columns while these are in the cache.
 template <class Words, class Weights = Words>
 void multiply_dot(const MultiplyArgs& x, const Weights& weights = {}) {
-  uint32_t m = 0;
-  for (; m + 4 <= x.m; m += 4) dot_all<Words, 4, 4>(x, weights, m);
-  for (; m < x.m; ++m) dot_all<Words, 1, 4>(x, weights, m);
+  far_columns<4>(x.n, [&](auto some, uint32_t n, uint32_t apart) {
+    uint32_t m = 0;
+    for (; m + 4 <= x.m; m += 4) dot_rows<Words, 4, some>(x, weights, m, n, apart);
+    for (; m < x.m; ++m) dot_rows<Words, 1, some>(x, weights, m, n, apart);
+  });
 }
 #endif
 
 #if defined(__AVX2__) && !defined(__AVX512F__)
-constexpr uint32_t kPackedBlockRows = 6;
+constexpr uint32_t kPackedBlockRows = 16;
 
 inline __m256i dot_bytes(__m256i a_signed, __m256i b_magnitude) {
   return _mm256_madd_epi16(_mm256_maddubs_epi16(b_magnitude, a_signed), _mm256_set1_epi16(1));
@@ -183,8 +181,8 @@ void multiply_blocks(const MultiplyArgs& x) {
       for (int j = 0; j < N; ++j)
         put(x, m + static_cast<uint32_t>(i), n + static_cast<uint32_t>(j) * apart, horizontal(sum[i][j]));
   };
-  row_blocks<4>(x.m, [&](auto rows, uint32_t m) {
-    far_columns<4>(x.n, [&](auto some, uint32_t n, uint32_t apart) { block(rows, some, m, n, apart); });
+  far_columns<4>(x.n, [&](auto some, uint32_t n, uint32_t apart) {
+    row_blocks<4>(x.m, [&](auto rows, uint32_t m) { block(rows, some, m, n, apart); });
   });
 }
 #endif
@@ -246,7 +244,7 @@ void multiply(const MultiplyArgs& x) {
   if (x.a_type == DType::kI8 && x.b_type == DType::kI8) return multiply_i8(x);
 #if defined(__AVX2__) && !defined(__AVX512F__)
   // Packing pays from some rows on; a block of B's columns may be no place to cut a row.
-  const bool few = x.m < 9 && !x.rows_are_k && (x.b_type == DType::kBF16 || in_place(x.b_type, x.b, x.b_pitch));
+  const bool few = x.m < 17 && !x.rows_are_k && (x.b_type == DType::kBF16 || in_place(x.b_type, x.b, x.b_pitch));
   if (x.m >= 4 && !few && !(x.rows_are_k && hw::info(x.b_type).block > 1)) return multiply_packed(x);
   if (!x.rows_are_k && x.b_type == DType::kBF16) return multiply_dot<true>(x);
   if (!x.rows_are_k && in_place(x.b_type, x.b, x.b_pitch)) return multiply_dot<false>(x);

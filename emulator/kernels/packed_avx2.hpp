@@ -111,6 +111,22 @@ inline void panel_rows(const MultiplyArgs& x, const float* a, size_t a_pitch, ui
   }
 }
 
+// Calls panel(n, columns, first, some) for all columns and all of the depth, `most` at a time. Few rows of A stay in
+// the cache, so that B is read along its rows; many do not, and its panels go down the columns.
+template <class Panel>
+inline void each_panel(const MultiplyArgs& x, uint32_t most, uint32_t depth, Panel panel) {
+  constexpr size_t kCached = 256 << 10;
+  const auto columns_of = [&](uint32_t n) { return std::min(x.n - n, kPanelColumns); };
+  if (size_t{x.m} * x.k * 4 <= kCached) {
+    for (uint32_t n = 0; n < x.n; n += kPanelColumns)
+      for (uint32_t first = 0; first < depth; first += most)
+        panel(n, columns_of(n), first, std::min(depth - first, most));
+  } else {
+    for (uint32_t first = 0; first < depth; first += most)
+      for (uint32_t n = 0; n < x.n; n += kPanelColumns) panel(n, columns_of(n), first, std::min(depth - first, most));
+  }
+}
+
 inline void multiply_packed(const MultiplyArgs& x) {
   static thread_local Scratch panel_memory, wide_memory;
   float* panel = panel_memory.reserve(kPanelRows * kPanelColumns);
@@ -118,16 +134,12 @@ inline void multiply_packed(const MultiplyArgs& x) {
   size_t a_pitch = x.a_pitch / 4;
   if (!in_place(x.a_type, x.a, x.a_pitch))
     a = as_floats(x.a_type, x.a, x.a_pitch, x.m, x.k, wide_memory), a_pitch = x.k;
-  for (uint32_t k = 0; k < x.k; k += kPanelRows) {
-    const uint32_t rows = std::min(x.k - k, kPanelRows);
-    for (uint32_t n = 0; n < x.n; n += kPanelColumns) {
-      const uint32_t columns = std::min(x.n - n, kPanelColumns);
-      x.rows_are_k ? pack_by_rows(x, n, columns, k, rows, panel) : pack_columns(x, n, columns, k, rows, panel);
-      row_blocks<kGroup>(x.m, [&](auto some, uint32_t m) {
-        panel_rows<some>(x, a + a_pitch * m + k, a_pitch, m, n, columns, rows, panel, x.accumulate || k > 0);
-      });
-    }
-  }
+  each_panel(x, kPanelRows, x.k, [&](uint32_t n, uint32_t columns, uint32_t k, uint32_t rows) {
+    x.rows_are_k ? pack_by_rows(x, n, columns, k, rows, panel) : pack_columns(x, n, columns, k, rows, panel);
+    row_blocks<kGroup>(x.m, [&](auto some, uint32_t m) {
+      panel_rows<some>(x, a + a_pitch * m + k, a_pitch, m, n, columns, rows, panel, x.accumulate || k > 0);
+    });
+  });
 }
 
 // A few rows of A: rows n, n + apart, .. of B [n, k] as inner products, straight from memory. A is f32, for bf16
@@ -189,9 +201,8 @@ void multiply_dot(const MultiplyArgs& x) {
       }
     a = wide, pitch = x.k;
   }
-  row_blocks<3>(x.m, [&](auto rows, uint32_t m) {
-    far_columns<4>(
-        x.n, [&](auto some, uint32_t n, uint32_t apart) { dot_rows<kHalf, rows, some>(x, a, pitch, m, n, apart); });
+  far_columns<4>(x.n, [&](auto some, uint32_t n, uint32_t apart) {
+    row_blocks<3>(x.m, [&](auto rows, uint32_t m) { dot_rows<kHalf, rows, some>(x, a, pitch, m, n, apart); });
   });
 }
 

@@ -95,19 +95,16 @@ inline void multiply_packed_bytes(const MultiplyArgs& x) {
   const uint32_t all = (x.k + 1) / 2;
   auto* a = reinterpret_cast<int32_t*>(wide_memory.reserve(size_t{x.m} * all));
   for (uint32_t m = 0; m < x.m; ++m) widen_bytes(x.a + x.a_pitch * m, x.k, a + size_t{m} * all);
-  for (uint32_t first = 0; first < all; first += kPairWords) {
-    const uint32_t words = std::min(all - first, kPairWords), bytes = std::min(x.k - first * 2, words * 2);
-    for (uint32_t n = 0; n < x.n; n += kPanelColumns) {
-      const uint32_t columns = std::min(x.n - n, kPanelColumns);
-      pack_pairs(
-          columns, words,
-          [&](uint32_t j, int32_t* out) { widen_bytes(x.b + x.b_pitch * (n + j) + size_t{first} * 2, bytes, out); },
-          panel);
-      row_blocks<kGroup>(x.m, [&](auto rows, uint32_t m) {
-        byte_rows<rows>(x, a + size_t{m} * all + first, all, m, n, columns, words, panel, x.accumulate || first > 0);
-      });
-    }
-  }
+  each_panel(x, kPairWords, all, [&](uint32_t n, uint32_t columns, uint32_t first, uint32_t words) {
+    const uint32_t bytes = std::min(x.k - first * 2, words * 2);
+    pack_pairs(
+        columns, words,
+        [&](uint32_t j, int32_t* out) { widen_bytes(x.b + x.b_pitch * (n + j) + size_t{first} * 2, bytes, out); },
+        panel);
+    row_blocks<kGroup>(x.m, [&](auto rows, uint32_t m) {
+      byte_rows<rows>(x, a + size_t{m} * all + first, all, m, n, columns, words, panel, x.accumulate || first > 0);
+    });
+  });
 }
 
 // A block of B for every column of the panel: its scale.
@@ -154,26 +151,22 @@ void multiply_packed_blocks(const MultiplyArgs& x) {
     for (uint32_t k = 0; k < blocks; ++k)
       scale[size_t{m} * blocks + k] =
           widen_block<false>(x.a + x.a_pitch * m + size_t{k} * 34, a + size_t{m} * all + size_t{k} * kBlockWords);
-  for (uint32_t first = 0; first < blocks; first += kBlocks) {
-    const uint32_t here = std::min(blocks - first, kBlocks);
-    for (uint32_t n = 0; n < x.n; n += kPanelColumns) {
-      const uint32_t columns = std::min(x.n - n, kPanelColumns);
-      alignas(32) Scales scales[kBlocks] = {};
-      pack_pairs(
-          columns, here * kBlockWords,
-          [&](uint32_t j, int32_t* out) {
-            const std::byte* p = x.b + x.b_pitch * (n + j) + first * kBytes;
-            for (uint32_t k = 0; k < here; ++k)
-              scales[k][j] = widen_block<kFourBit>(p + k * kBytes, out + k * kBlockWords);
-          },
-          panel);
-      row_blocks<kGroup>(x.m, [&](auto rows, uint32_t m) {
-        quantised_rows<rows>(x, a + size_t{m} * all + size_t{first} * kBlockWords, all,
-                             scale + size_t{m} * blocks + first, m, n, columns, here, panel, scales,
-                             x.accumulate || first > 0);
-      });
-    }
-  }
+  each_panel(x, kBlocks, blocks, [&](uint32_t n, uint32_t columns, uint32_t first, uint32_t here) {
+    alignas(32) Scales scales[kBlocks] = {};
+    pack_pairs(
+        columns, here * kBlockWords,
+        [&](uint32_t j, int32_t* out) {
+          const std::byte* p = x.b + x.b_pitch * (n + j) + first * kBytes;
+          for (uint32_t k = 0; k < here; ++k)
+            scales[k][j] = widen_block<kFourBit>(p + k * kBytes, out + k * kBlockWords);
+        },
+        panel);
+    row_blocks<kGroup>(x.m, [&](auto rows, uint32_t m) {
+      quantised_rows<rows>(x, a + size_t{m} * all + size_t{first} * kBlockWords, all,
+                           scale + size_t{m} * blocks + first, m, n, columns, here, panel, scales,
+                           x.accumulate || first > 0);
+    });
+  });
 }
 
 }  // namespace

@@ -211,12 +211,6 @@ inline void quantised_dot(const MultiplyArgs& x, const SpreadRows& a, uint32_t m
     }
 }
 
-template <bool kFourBit, int kM, int kN>
-void quantised_dot_all(const MultiplyArgs& x, const SpreadRows& a, uint32_t m) {
-  far_columns<kN>(x.n,
-                  [&](auto some, uint32_t n, uint32_t apart) { quantised_dot<kFourBit, kM, some>(x, a, m, n, apart); });
-}
-
 template <bool kFourBit>
 void multiply_quantised_dot(const MultiplyArgs& x) {
   static thread_local Scratch memory;
@@ -235,10 +229,12 @@ void multiply_quantised_dot(const MultiplyArgs& x) {
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(shift + at / 4), _mm256_sub_epi32(_mm256_setzero_si256(), sums));
     }
   const SpreadRows a{bytes, factor, shift};
-  uint32_t m = 0;
-  for (; m + 4 <= x.m; m += 4) quantised_dot_all<kFourBit, 4, 4>(x, a, m);
-  for (; m + 2 <= x.m; m += 2) quantised_dot_all<kFourBit, 2, 4>(x, a, m);
-  for (; m < x.m; ++m) quantised_dot_all<kFourBit, 1, 4>(x, a, m);
+  far_columns<4>(x.n, [&](auto some, uint32_t n, uint32_t apart) {
+    uint32_t m = 0;
+    for (; m + 4 <= x.m; m += 4) quantised_dot<kFourBit, 4, some>(x, a, m, n, apart);
+    for (; m + 2 <= x.m; m += 2) quantised_dot<kFourBit, 2, some>(x, a, m, n, apart);
+    for (; m < x.m; ++m) quantised_dot<kFourBit, 1, some>(x, a, m, n, apart);
+  });
 }
 
 }  // namespace

@@ -45,7 +45,8 @@ std::vector<std::byte> values(jalDType type, size_t count) {
       add(static_cast<int8_t>(noise(i) - 128));
     else if (i % 32 == 0) {  // a block: its scale in f16, then 32 or 16 bytes
       add(uint16_t{0x2000});
-      for (size_t b = 0; b < block; ++b) add(static_cast<uint8_t>(noise(i + b)));
+      // No quantiser makes -128 of q8_0.
+      for (size_t b = 0; b < block; ++b) add(static_cast<uint8_t>(noise(i + b) == 128 ? 129 : noise(i + b)));
     }
   }
   return out;
