@@ -86,7 +86,7 @@ void KernelImage::pack(const jalArg* args, uint32_t count, Context& context, std
       }
       case hw::ArgumentKind::kTensor: {
         const jalTensor& t = got.value.tensor;
-        if (static_cast<uint32_t>(t.dtype) >= hw::kDTypes)
+        if (static_cast<uint32_t>(t.dtype) >= hw::kDTypes || !hw::valid(static_cast<hw::DType>(t.dtype)))
           refuse(k, "dtype " + std::to_string(t.dtype) + " does not exist");
         const auto dtype = static_cast<hw::DType>(t.dtype);
         if (want.dtype != hw::kAnyDType && static_cast<uint32_t>(t.dtype) != want.dtype)

@@ -157,7 +157,9 @@ ParsedModule parse_module(std::span<const std::byte> file) {
       if (x.offset != used || bytes > r.argument_bytes - std::min(used, r.argument_bytes))
         Reader::refuse(argument_where + 8, "argument at offset " + std::to_string(x.offset) + ", expected " +
                                                std::to_string(used) + " within " + std::to_string(r.argument_bytes));
-      if (tensor && (x.rank < 1 || x.rank > 4 || (x.dtype != hw::kAnyDType && x.dtype >= hw::kDTypes)))
+      if (tensor &&
+          (x.rank < 1 || x.rank > 4 ||
+           (x.dtype != hw::kAnyDType && (x.dtype >= hw::kDTypes || !hw::valid(static_cast<hw::DType>(x.dtype))))))
         Reader::refuse(argument_where + 12,
                        "tensor of type " + std::to_string(x.dtype) + " and rank " + std::to_string(x.rank));
       used += bytes;

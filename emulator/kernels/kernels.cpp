@@ -22,6 +22,14 @@ inline void store_fp8(const float* source, uint32_t n, std::byte* out) {
   for (uint32_t i = 0; i < n; ++i) o[i] = Fp::to(source[i]);
 }
 
+// Of a block of 32 whose elements reach 2^most: the largest value just fits. A NaN makes it one.
+inline uint8_t shared_exponent(const float* s, int most) {
+  float peak = 0;
+  bool none = false;
+  for (int i = 0; i < 32; ++i) peak = std::max(peak, std::fabs(s[i])), none |= s[i] != s[i];
+  return none ? 0xFF : static_cast<uint8_t>(std::max(static_cast<int>(float_to_bits(peak) >> 23) - most, 0));
+}
+
 void store(DType type, const float* source, uint32_t n, std::byte* out) {
   switch (type) {
     case DType::kF32:
@@ -81,6 +89,32 @@ void store(DType type, const float* source, uint32_t n, std::byte* out) {
         std::memcpy(out, &h, 2);
         auto quantise = [&](float v) { return static_cast<uint8_t>(std::clamp(v * inverse + 8.5f, 0.f, 15.f)); };
         for (int i = 0; i < 16; ++i) out[2 + i] = std::byte(quantise(s[i]) | quantise(s[16 + i]) << 4);
+      }
+      return;
+    case DType::kMXFP4:
+      for (uint32_t block = 0; block < n / 32; ++block, out += 17) {
+        const float* s = source + block * 32;
+        const uint8_t e = shared_exponent(s, 2);
+        const float inverse = kE8m0[254 - std::min<size_t>(e, 254)];
+        // To nearest, ties to the even code, at most 6.
+        auto code = [&](float v) {
+          const float m = std::fabs(v) * inverse;
+          const int up = (m > 0.25f) + (m >= 0.75f) + (m > 1.25f) + (m >= 1.75f) + (m > 2.5f) + (m >= 3.5f) + (m > 5.f);
+          return static_cast<uint8_t>(up | (v < 0 && up != 0 ? 8 : 0));
+        };
+        out[0] = std::byte{e};
+        for (int i = 0; i < 16; ++i) out[1 + i] = std::byte(code(s[i]) | code(s[16 + i]) << 4);
+      }
+      return;
+    case DType::kMXFP8:
+      for (uint32_t block = 0; block < n / 32; ++block, out += 33) {
+        const float* s = source + block * 32;
+        const uint8_t e = shared_exponent(s, 8);
+        const float inverse = kE8m0[254 - std::min<size_t>(e, 254)];
+        float scaled[32];
+        for (int i = 0; i < 32; ++i) scaled[i] = s[i] * inverse;
+        out[0] = std::byte{e};
+        store_fp8<E4M3>(scaled, 32, out + 1);
       }
       return;
     case DType::kE4M3:

@@ -1,5 +1,6 @@
 // Matrix multiplication of tiles. Compiled three times with different -m flags; everything but the entry has internal
 // linkage.
+#include "kernels/blocks.hpp"
 #include "kernels/few_rows.hpp"
 #include "kernels/fp8.hpp"
 #include "kernels/kernels.hpp"
@@ -62,6 +63,23 @@ void multiply_i8(const MultiplyArgs& x) {
     }
   }
 }
+
+#if defined(__AVX2__)
+// Calls f with the kind of block. False: it is none.
+template <class F>
+inline bool with_block(DType type, F f) {
+  switch (type) {
+    case DType::kQ8_0:
+      return f(Q8_0{}), true;
+    case DType::kQ4_0:
+      return f(Q4_0{}), true;
+    case DType::kMXFP4:
+      return f(MxFp4{}), true;
+    default:
+      return false;
+  }
+}
+#endif
 
 #if defined(__AVX512F__)
 // Sums of four vectors at once.
@@ -142,15 +160,14 @@ inline bool has_lowest(const MultiplyArgs& x) {
   for (uint32_t m = 0; m < x.m; ++m)
     for (uint32_t k = 0; k < x.k / 32; ++k)
       any = _mm256_or_si256(
-          any, _mm256_cmpeq_epi8(block_bytes(x.a + x.a_pitch * m + size_t{k} * 34), _mm256_set1_epi8(-128)));
+          any, _mm256_cmpeq_epi8(signed_block<Q8_0>(x.a + x.a_pitch * m + size_t{k} * 34), _mm256_set1_epi8(-128)));
   return _mm256_movemask_epi8(any) != 0;
 }
 
 // A few rows of blocks by rows n, n + apart, .. of B, straight from memory: integer products inside a block, f32
 // between blocks.
-template <bool kFourBit>
+template <class Block>
 void multiply_blocks(const MultiplyArgs& x) {
-  constexpr size_t kBytes = kFourBit ? 18 : 34;
   auto block = [&](auto rows, auto columns, uint32_t m, uint32_t n, uint32_t apart) {
     constexpr int M = rows, N = columns;
     __m256 sum[M][N];
@@ -160,19 +177,19 @@ void multiply_blocks(const MultiplyArgs& x) {
       __m256i b[N], magnitude[N];
       float scale[N];
       for (int j = 0; j < N; ++j) {
-        const std::byte* p = x.b + x.b_pitch * (n + static_cast<uint32_t>(j) * apart) + k * kBytes;
-        b[j] = kFourBit ? block_nibbles(p) : block_bytes(p);
-        magnitude[j] = kFourBit ? b[j] : _mm256_abs_epi8(b[j]);
-        scale[j] = _cvtsh_ss(read16(p));
+        const std::byte* p = x.b + x.b_pitch * (n + static_cast<uint32_t>(j) * apart) + k * Block::bytes;
+        b[j] = Block::nibbles ? unsigned_block<Block>(p) : signed_block<Block>(p);
+        magnitude[j] = Block::nibbles ? b[j] : _mm256_abs_epi8(b[j]);
+        scale[j] = block_scale<Block>(p);
       }
       for (int i = 0; i < M; ++i) {
         const std::byte* p = x.a + x.a_pitch * (m + i) + size_t{k} * 34;
-        const __m256i a = block_bytes(p);
-        const __m256i excess = kFourBit ? dot_bytes(a, _mm256_set1_epi8(8)) : _mm256_setzero_si256();
+        const __m256i a = signed_block<Q8_0>(p);
+        const __m256i excess = Block::nibbles ? dot_bytes(a, _mm256_set1_epi8(Block::bias)) : _mm256_setzero_si256();
         float factor = _cvtsh_ss(read16(p));
         for (int j = 0; j < N; ++j) {
-          const __m256i dot = kFourBit ? _mm256_sub_epi32(dot_bytes(a, b[j]), excess)
-                                       : dot_bytes(_mm256_sign_epi8(a, b[j]), magnitude[j]);
+          const __m256i dot = Block::nibbles ? _mm256_sub_epi32(dot_bytes(a, b[j]), excess)
+                                             : dot_bytes(_mm256_sign_epi8(a, b[j]), magnitude[j]);
           sum[i][j] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), _mm256_set1_ps(factor * scale[j]), sum[i][j]);
         }
       }
@@ -214,14 +231,11 @@ bool multiply_avx512(const MultiplyArgs& x) {
 #if defined(__AVX512VNNI__)
   if (x.rows_are_k) return false;
   if (x.a_type == DType::kI8 && x.b_type == DType::kI8) return x.k % 4 == 0 && (multiply_packed<I8Words>(x), true);
-  if (x.a_type == DType::kQ8_0 && (x.b_type == DType::kQ8_0 || x.b_type == DType::kQ4_0)) {
-    const bool four = x.b_type == DType::kQ4_0;
-    if (x.m >= kPackedBlockRows)
-      four ? multiply_quantised<true>(x) : multiply_quantised<false>(x);
-    else
-      four ? multiply_quantised_dot<true>(x) : multiply_quantised_dot<false>(x);
-    return true;
-  }
+  if (x.a_type == DType::kQ8_0)
+    return with_block(x.b_type, [&](auto block) {
+      using Block = decltype(block);
+      x.m >= kPackedBlockRows ? multiply_quantised<Block>(x) : multiply_quantised_dot<Block>(x);
+    });
 #endif
   return false;
 }
@@ -231,23 +245,50 @@ bool multiply_avx512(const MultiplyArgs& x) {
 
 namespace JAL_KERNELS_ISA {
 
+void multiply(const MultiplyArgs& x);
+
+#if defined(__AVX2__)
+// Weights that are bf16 without loss become so, as many rows at a time as the cache holds.
+static void multiply_widened(const MultiplyArgs& x) {
+  constexpr uint32_t kCached = 160 << 10;  // elements
+  static thread_local Scratch wide_memory, memory;
+  const uint32_t most = std::max(16u, kCached / x.k);
+  float* wide = wide_memory.reserve(x.k);
+  auto* half = reinterpret_cast<std::byte*>(memory.reserve((size_t{most} * x.k + 1) / 2));
+  MultiplyArgs part = x;
+  part.b = half, part.b_pitch = size_t{x.k} * 2, part.b_type = DType::kBF16;
+  for (uint32_t n = 0; n < x.n; n += most) {
+    part.n = std::min(x.n - n, most), part.c = x.c + n;
+    for (uint32_t j = 0; j < part.n; ++j) {
+      load(x.b_type, x.b + x.b_pitch * (n + j), x.k, wide);
+      auto* out = reinterpret_cast<uint16_t*>(half + part.b_pitch * j);
+      for (uint32_t k = 0; k < x.k; ++k) out[k] = static_cast<uint16_t>(float_to_bits(wide[k]) >> 16);
+    }
+    multiply(part);
+  }
+}
+#endif
+
 void multiply(const MultiplyArgs& x) {
 #if defined(__AVX512F__)
+  if (!x.rows_are_k && x.b_type == DType::kMXFP8) return multiply_widened(x);
   if (multiply_avx512(x)) return;
 #elif defined(__AVX2__)
-  if (!x.rows_are_k && x.a_type == DType::kQ8_0 && x.b_type == DType::kQ8_0)
-    return x.m >= kPackedBlockRows || has_lowest(x) ? multiply_packed_blocks<false>(x) : multiply_blocks<false>(x);
-  if (!x.rows_are_k && x.a_type == DType::kQ8_0 && x.b_type == DType::kQ4_0)
-    return x.m >= kPackedBlockRows ? multiply_packed_blocks<true>(x) : multiply_blocks<true>(x);
+  if (!x.rows_are_k && x.a_type == DType::kQ8_0 && with_block(x.b_type, [&](auto block) {
+        using Block = decltype(block);
+        const bool packed = x.m >= kPackedBlockRows || (!Block::nibbles && has_lowest(x));
+        packed ? multiply_packed_blocks<Block>(x) : multiply_blocks<Block>(x);
+      }))
+    return;
   if (!x.rows_are_k && x.a_type == DType::kI8 && x.b_type == DType::kI8) return multiply_packed_bytes(x);
 #endif
   if (x.a_type == DType::kI8 && x.b_type == DType::kI8) return multiply_i8(x);
 #if defined(__AVX2__) && !defined(__AVX512F__)
   // Packing pays from some rows on; a block of B's columns may be no place to cut a row.
-  const bool few = x.m < 17 && !x.rows_are_k && (x.b_type == DType::kBF16 || in_place(x.b_type, x.b, x.b_pitch));
-  if (x.m >= 4 && !few && !(x.rows_are_k && hw::info(x.b_type).block > 1)) return multiply_packed(x);
-  if (!x.rows_are_k && x.b_type == DType::kBF16) return multiply_dot<true>(x);
-  if (!x.rows_are_k && in_place(x.b_type, x.b, x.b_pitch)) return multiply_dot<false>(x);
+  const bool eight = hw::is_fp8(x.b_type) || x.b_type == DType::kMXFP8;
+  if (eight && !x.rows_are_k && x.m > 3 && x.m < 17) return multiply_widened(x);
+  if (x.m < 17 && !x.rows_are_k && with_rows(x, [&](auto rows) { multiply_dot<decltype(rows)>(x); })) return;
+  if (x.m >= 4 && !(x.rows_are_k && hw::info(x.b_type).block > 1)) return multiply_packed(x);
 #endif
   if (x.rows_are_k && x.b_type == DType::kBF16) return multiply_few_rows<true>(x);
   if (x.rows_are_k && in_place(x.b_type, x.b, x.b_pitch)) return multiply_few_rows<false>(x);

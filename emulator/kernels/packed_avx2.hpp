@@ -142,9 +142,53 @@ inline void multiply_packed(const MultiplyArgs& x) {
   });
 }
 
-// A few rows of A: rows n, n + apart, .. of B [n, k] as inner products, straight from memory. A is f32, for bf16
-// weights in groups of sixteen with the eight even elements first: a word of two bf16 is two f32 without moving lanes.
-template <bool kHalf, int kM, int kN>
+// Rows of weights as f32, sixteen at a time from registers. kPairs: the eight even ones come first, because a word of
+// two bf16 is two f32 without moving lanes.
+struct F32Rows {
+  static constexpr bool kPairs = false;
+  static void sixteen(const std::byte* row, uint32_t k, __m256& b0, __m256& b1) {
+    const auto* p = reinterpret_cast<const float*>(row) + k;
+    b0 = _mm256_loadu_ps(p), b1 = _mm256_loadu_ps(p + 8);
+  }
+  static float one(const std::byte* row, uint32_t k) { return reinterpret_cast<const float*>(row)[k]; }
+};
+struct Bf16Rows {
+  static constexpr bool kPairs = true;
+  static void sixteen(const std::byte* row, uint32_t k, __m256& b0, __m256& b1) {
+    const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + size_t{k} * 2));
+    b0 = _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
+    b1 = _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32(static_cast<int>(0xFFFF0000))));
+  }
+  static float one(const std::byte* row, uint32_t k) { return from_bf16(read16(row + size_t{k} * 2)); }
+};
+template <class Fp>
+struct Fp8Rows {
+  static constexpr bool kPairs = false;
+  static void sixteen(const std::byte* row, uint32_t k, __m256& b0, __m256& b1) {
+    const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + k));
+    const __m256 factor = _mm256_set1_ps(Fp8Halves<Fp>::kFactor);
+    b0 = _mm256_mul_ps(_mm256_cvtph_ps(Fp8Halves<Fp>::of(codes)), factor);
+    b1 = _mm256_mul_ps(_mm256_cvtph_ps(Fp8Halves<Fp>::of(_mm_srli_si128(codes, 8))), factor);
+  }
+  static float one(const std::byte* row, uint32_t k) { return Fp::from(static_cast<uint8_t>(row[k])); }
+};
+struct MxFp8Rows {  // rows are whole blocks
+  static constexpr bool kPairs = false;
+  static void sixteen(const std::byte* row, uint32_t k, __m256& b0, __m256& b1) {
+    const std::byte* block = row + size_t{k} / 32 * 33;
+    const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(block + 1 + k % 32));
+    const __m256 factor = _mm256_set1_ps(kE8m0[static_cast<uint8_t>(*block)] * Fp8Halves<E4M3>::kFactor);
+    b0 = _mm256_mul_ps(_mm256_cvtph_ps(Fp8Halves<E4M3>::of(codes)), factor);
+    b1 = _mm256_mul_ps(_mm256_cvtph_ps(Fp8Halves<E4M3>::of(_mm_srli_si128(codes, 8))), factor);
+  }
+  static float one(const std::byte* row, uint32_t k) {
+    const std::byte* block = row + size_t{k} / 32 * 33;
+    return kE8m0[static_cast<uint8_t>(*block)] * E4M3::from(static_cast<uint8_t>(block[1 + k % 32]));
+  }
+};
+
+// A few rows of A, f32: rows n, n + apart, .. of B [n, k] as inner products, straight from memory.
+template <class Rows, int kM, int kN>
 inline void dot_rows(const MultiplyArgs& x, const float* a, size_t a_pitch, uint32_t m, uint32_t n, uint32_t apart) {
   const std::byte* b = x.b + x.b_pitch * n;
   const size_t stride = x.b_pitch * apart;
@@ -157,16 +201,8 @@ inline void dot_rows(const MultiplyArgs& x, const float* a, size_t a_pitch, uint
   for (uint32_t k = 0; k < whole; k += 16) {
 #pragma GCC unroll 4
     for (int j = 0; j < kN; ++j) {
-      const std::byte* p = b + stride * static_cast<size_t>(j) + size_t{k} * (kHalf ? 2 : 4);
       __m256 b0, b1;
-      if constexpr (kHalf) {
-        const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-        b0 = _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
-        b1 = _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32(static_cast<int>(0xFFFF0000))));
-      } else {
-        b0 = _mm256_loadu_ps(reinterpret_cast<const float*>(p));
-        b1 = _mm256_loadu_ps(reinterpret_cast<const float*>(p) + 8);
-      }
+      Rows::sixteen(b + stride * static_cast<size_t>(j), k, b0, b1);
 #pragma GCC unroll 4
       for (int i = 0; i < kM; ++i) {
         const float* av = a + a_pitch * (m + static_cast<uint32_t>(i)) + k;
@@ -178,22 +214,20 @@ inline void dot_rows(const MultiplyArgs& x, const float* a, size_t a_pitch, uint
   for (int i = 0; i < kM; ++i)
     for (int j = 0; j < kN; ++j) {
       float s = horizontal(sum[i][j]);
-      const std::byte* p = b + stride * static_cast<size_t>(j);
       for (uint32_t k = whole; k < x.k; ++k)
-        s += a[a_pitch * (m + static_cast<uint32_t>(i)) + k] *
-             (kHalf ? from_bf16(read16(p + size_t{k} * 2)) : reinterpret_cast<const float*>(p)[k]);
+        s += a[a_pitch * (m + static_cast<uint32_t>(i)) + k] * Rows::one(b + stride * static_cast<size_t>(j), k);
       put(x, m + static_cast<uint32_t>(i), n + static_cast<uint32_t>(j) * apart, s);
     }
 }
 
-template <bool kHalf>
+template <class Rows>
 void multiply_dot(const MultiplyArgs& x) {
   static thread_local Scratch memory;
   const float* a = reinterpret_cast<const float*>(x.a);
   size_t pitch = x.a_pitch / 4;
-  if (kHalf || !in_place(x.a_type, x.a, x.a_pitch)) {
+  if (Rows::kPairs || !in_place(x.a_type, x.a, x.a_pitch)) {
     float* wide = as_floats(x.a_type, x.a, x.a_pitch, x.m, x.k, memory);
-    for (uint32_t m = 0; kHalf && m < x.m; ++m)
+    for (uint32_t m = 0; Rows::kPairs && m < x.m; ++m)
       for (uint32_t k = 0; k + 16 <= x.k; k += 16) {
         float *out = wide + size_t{m} * x.k + k, plain[16];
         std::memcpy(plain, out, sizeof plain);
@@ -202,8 +236,27 @@ void multiply_dot(const MultiplyArgs& x) {
     a = wide, pitch = x.k;
   }
   far_columns<4>(x.n, [&](auto some, uint32_t n, uint32_t apart) {
-    row_blocks<3>(x.m, [&](auto rows, uint32_t m) { dot_rows<kHalf, rows, some>(x, a, pitch, m, n, apart); });
+    row_blocks<3>(x.m, [&](auto rows, uint32_t m) { dot_rows<Rows, rows, some>(x, a, pitch, m, n, apart); });
   });
+}
+
+// Calls f with how rows of B are read as they lie. False: they are not.
+template <class F>
+inline bool with_rows(const MultiplyArgs& x, F f) {
+  switch (x.b_type) {
+    case DType::kF32:
+      return in_place(x.b_type, x.b, x.b_pitch) && (f(F32Rows{}), true);
+    case DType::kBF16:
+      return f(Bf16Rows{}), true;
+    case DType::kE4M3:
+      return f(Fp8Rows<E4M3>{}), true;
+    case DType::kE5M2:
+      return f(Fp8Rows<E5M2>{}), true;
+    case DType::kMXFP8:
+      return f(MxFp8Rows{}), true;
+    default:
+      return false;
+  }
 }
 
 }  // namespace

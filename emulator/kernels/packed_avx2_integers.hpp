@@ -2,6 +2,7 @@
 // integers, which one instruction multiplies and adds up exactly. Otherwise as packed_avx2.hpp. Included by
 // multiply.cpp only.
 #pragma once
+#include "kernels/blocks.hpp"
 #include "kernels/packed_avx2.hpp"
 
 #if defined(__AVX2__) && !defined(__AVX512F__)
@@ -26,21 +27,13 @@ inline void widen_bytes(const std::byte* from, uint32_t n, int32_t* out) {
   }
 }
 
-// Of q4_0: value + 8, unsigned.
-inline __m256i block_nibbles(const std::byte* p) {
-  const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 2));
-  return _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(packed, 4), packed), _mm256_set1_epi8(15));
-}
-// Of q8_0.
-inline __m256i block_bytes(const std::byte* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 2)); }
-
 // A block's words, and its scale.
-template <bool kFourBit>
+template <class Block>
 inline float widen_block(const std::byte* p, int32_t* out) {
-  const __m256i v = kFourBit ? _mm256_sub_epi8(block_nibbles(p), _mm256_set1_epi8(8)) : block_bytes(p);
+  const __m256i v = signed_block<Block>(p);
   store_words(out, _mm256_cvtepi8_epi16(_mm256_castsi256_si128(v)));
   store_words(out + 8, _mm256_cvtepi8_epi16(_mm256_extracti128_si256(v, 1)));
-  return _cvtsh_ss(read16(p));
+  return block_scale<Block>(p);
 }
 
 // panel[word][column] from what widen(column, words) makes of each column.
@@ -137,11 +130,10 @@ inline void quantised_rows(const MultiplyArgs& x, const int32_t* a, size_t a_pit
   }
 }
 
-// A in blocks of q8_0, B, [n, k], in blocks of q8_0 or q4_0: integers inside a block, f32 between blocks.
-template <bool kFourBit>
+// A in blocks of q8_0, B, [n, k], in some blocks: integers inside a block, f32 between blocks.
+template <class Block>
 void multiply_packed_blocks(const MultiplyArgs& x) {
   constexpr uint32_t kBlocks = kPairWords / kBlockWords;
-  constexpr size_t kBytes = kFourBit ? 18 : 34;
   static thread_local Scratch panel_memory, wide_memory, scale_memory;
   auto* panel = reinterpret_cast<int32_t*>(panel_memory.reserve(kPairWords * kPanelColumns));
   const uint32_t blocks = x.k / 32, all = blocks * kBlockWords;
@@ -150,15 +142,15 @@ void multiply_packed_blocks(const MultiplyArgs& x) {
   for (uint32_t m = 0; m < x.m; ++m)
     for (uint32_t k = 0; k < blocks; ++k)
       scale[size_t{m} * blocks + k] =
-          widen_block<false>(x.a + x.a_pitch * m + size_t{k} * 34, a + size_t{m} * all + size_t{k} * kBlockWords);
+          widen_block<Q8_0>(x.a + x.a_pitch * m + size_t{k} * 34, a + size_t{m} * all + size_t{k} * kBlockWords);
   each_panel(x, kBlocks, blocks, [&](uint32_t n, uint32_t columns, uint32_t first, uint32_t here) {
     alignas(32) Scales scales[kBlocks] = {};
     pack_pairs(
         columns, here * kBlockWords,
         [&](uint32_t j, int32_t* out) {
-          const std::byte* p = x.b + x.b_pitch * (n + j) + first * kBytes;
+          const std::byte* p = x.b + x.b_pitch * (n + j) + first * Block::bytes;
           for (uint32_t k = 0; k < here; ++k)
-            scales[k][j] = widen_block<kFourBit>(p + k * kBytes, out + k * kBlockWords);
+            scales[k][j] = widen_block<Block>(p + k * Block::bytes, out + k * kBlockWords);
         },
         panel);
     row_blocks<kGroup>(x.m, [&](auto rows, uint32_t m) {

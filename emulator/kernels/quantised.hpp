@@ -1,7 +1,9 @@
-// Multiplication of blocks of integers (q8_0 by q8_0 or q4_0) for AVX-512 with VNNI: integer products inside a block,
-// f32 between blocks. VPDPBUSD takes unsigned by signed bytes, so weights are read as value + 128 (or + 8), and what
-// that adds, which depends on the activations only, is taken away at the start. Included by multiply.cpp only.
+// Multiplication of blocks of integers (q8_0 by q8_0, q4_0 or MXFP4) for AVX-512 with VNNI: integer products inside a
+// block, f32 between blocks. VPDPBUSD takes unsigned by signed bytes, so weights are read as value + 128 (or + 8, +
+// 12), and what that adds, which depends on the activations only, is taken away at the start. Included by multiply.cpp
+// only.
 #pragma once
+#include "kernels/blocks.hpp"
 #include "kernels/packed.hpp"
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
@@ -36,17 +38,6 @@ inline Quantised take_apart(const MultiplyArgs& x, int32_t bias) {
     }
   }
   return {bytes, scale, shift, x.k};
-}
-
-// Unsigned bytes of one block: value + 128 of q8_0, value + 8 of q4_0.
-template <bool kFourBit>
-inline __m256i unsigned_block(const std::byte* p) {
-  if constexpr (kFourBit) {
-    const __m256i both = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 2)));
-    return _mm256_and_si256(_mm256_srlv_epi32(both, _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4)), _mm256_set1_epi8(15));
-  } else {
-    return _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 2)), _mm256_set1_epi8(-128));
-  }
 }
 
 template <int kM>
@@ -90,16 +81,15 @@ inline void quantised_rows(const MultiplyArgs& x, const Quantised& a, uint32_t m
       put_vector(x, m + static_cast<uint32_t>(i), n + half * 16, sum[i][half], columns - half * 16, add);
 }
 
-template <bool kFourBit>
+template <class Block>
 void multiply_quantised(const MultiplyArgs& x) {
   constexpr uint32_t kBlocks = kPanelWords / 8;
-  constexpr size_t kBytes = kFourBit ? 18 : 34;
   static thread_local Scratch panel_memory, scale_memory;
   auto* panel = reinterpret_cast<int32_t*>(panel_memory.reserve(kPanelWords * kPanelColumns));
   auto* vectors = reinterpret_cast<__m512i*>(panel);
   float* scales = scale_memory.reserve(kBlocks * 32);
   alignas(64) std::byte plain[16][64];  // two blocks of sixteen rows
-  const Quantised a = take_apart(x, kFourBit ? 8 : 128);
+  const Quantised a = take_apart(x, kExcess<Block>);
   const uint32_t all = x.k / 32;
   for (uint32_t n = 0; n < x.n; n += kPanelColumns) {
     const uint32_t columns = std::min(x.n - n, kPanelColumns);
@@ -112,10 +102,10 @@ void multiply_quantised(const MultiplyArgs& x) {
           alignas(64) float scale[2][16] = {};
           for (uint32_t r = 0; r < rows; ++r)
             for (uint32_t j = 0; j < pair; ++j) {
-              const std::byte* p = x.b + x.b_pitch * (n + half * 16 + r) + kBytes * (first + block + j);
+              const std::byte* p = x.b + x.b_pitch * (n + half * 16 + r) + Block::bytes * (first + block + j);
               _mm_prefetch(reinterpret_cast<const char*>(p + x.b_pitch * kPanelColumns), _MM_HINT_T1);
-              _mm256_store_si256(reinterpret_cast<__m256i*>(plain[r] + j * 32), unsigned_block<kFourBit>(p));
-              scale[j][r] = _cvtsh_ss(read16(p));
+              _mm256_store_si256(reinterpret_cast<__m256i*>(plain[r] + j * 32), unsigned_block<Block>(p));
+              scale[j][r] = block_scale<Block>(p);
             }
           const Transposed t = transpose(PlainWords{}, plain[0], 64, rows, pair == 2 ? 0xFFFF : 0xFF);
           for (uint32_t w = 0; w < pair * 8; ++w) _mm512_store_si512(vectors + (block * 8 + w) * 2 + half, t.v[w]);
@@ -136,26 +126,40 @@ struct SpreadRows {
   const int32_t* shift;  // [m][k / 4]: what the lane's sum is too large by, negated
 };
 
-// Unsigned bytes of two blocks that follow each other.
-template <bool kFourBit>
+// Value + bias of two blocks that follow each other, and their scales, each in the lanes of its block.
+template <class Block>
 inline __m512i unsigned_pair(const std::byte* p) {
-  if constexpr (kFourBit) {
+  const auto* first = reinterpret_cast<const __m128i*>(p + Block::at);
+  const auto* second = reinterpret_cast<const __m128i*>(p + Block::at + Block::bytes);
+  if constexpr (Block::nibbles) {
     const __m512i both =
-        _mm512_mask_broadcast_i64x2(_mm512_broadcast_i64x2(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 2))),
-                                    0xF0, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 20)));
+        _mm512_mask_broadcast_i64x2(_mm512_broadcast_i64x2(_mm_loadu_si128(first)), 0xF0, _mm_loadu_si128(second));
     const __m512i right = _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4);
-    return _mm512_and_si512(_mm512_srlv_epi64(both, right), _mm512_set1_epi8(15));
+    const __m512i codes = _mm512_and_si512(_mm512_srlv_epi64(both, right), _mm512_set1_epi8(15));
+    if constexpr (std::is_same_v<Block, MxFp4>)
+      return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(mxfp4_plus_12()), codes);
+    else
+      return codes;
   } else {
     const __m512i both =
-        _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 2))),
-                           _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 36)), 1);
+        _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(first))),
+                           _mm256_loadu_si256(reinterpret_cast<const __m256i*>(second)), 1);
     return _mm512_xor_si512(both, _mm512_set1_epi8(-128));
   }
 }
+template <class Block>
+inline __m512 scale_pair(const std::byte* p) {
+  __m128 both;
+  if constexpr (std::is_same_v<Block, MxFp4>)
+    both = _mm_setr_ps(block_scale<Block>(p), block_scale<Block>(p + Block::bytes), 0, 0);
+  else
+    both = _mm_cvtph_ps(_mm_cvtsi32_si128(static_cast<int32_t>(read16(p) | uint32_t{read16(p + Block::bytes)} << 16)));
+  const __m512i spread = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+  return _mm512_permutexvar_ps(spread, _mm512_castps128_ps512(both));
+}
 
-template <bool kFourBit, int kM, int kN>
+template <class Block, int kM, int kN>
 inline void quantised_dot(const MultiplyArgs& x, const SpreadRows& a, uint32_t m, uint32_t n, uint32_t apart) {
-  constexpr size_t kBytes = kFourBit ? 18 : 34;
   const std::byte* b = x.b + x.b_pitch * n;
   const size_t stride = x.b_pitch * apart, blocks = x.k / 32, pairs = blocks / 2;
   __m512 sum[kM][kN];
@@ -163,17 +167,14 @@ inline void quantised_dot(const MultiplyArgs& x, const SpreadRows& a, uint32_t m
   for (int i = 0; i < kM; ++i)
 #pragma GCC unroll 4
     for (int j = 0; j < kN; ++j) sum[i][j] = _mm512_setzero_ps();
-  const __m512i spread = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
   for (size_t pair = 0; pair < pairs; ++pair) {
     __m512i bytes[kN];
     __m512 scale[kN];
 #pragma GCC unroll 4
     for (int j = 0; j < kN; ++j) {
-      const std::byte* p = b + stride * static_cast<size_t>(j) + pair * 2 * kBytes;
-      bytes[j] = unsigned_pair<kFourBit>(p);
-      const uint32_t two = read16(p) | uint32_t{read16(p + kBytes)} << 16;
-      scale[j] = _mm512_permutexvar_ps(
-          spread, _mm512_castps128_ps512(_mm_cvtph_ps(_mm_cvtsi32_si128(static_cast<int32_t>(two)))));
+      const std::byte* p = b + stride * static_cast<size_t>(j) + pair * 2 * Block::bytes;
+      bytes[j] = unsigned_pair<Block>(p);
+      scale[j] = scale_pair<Block>(p);
     }
 #pragma GCC unroll 8
     for (int i = 0; i < kM; ++i) {
@@ -194,9 +195,9 @@ inline void quantised_dot(const MultiplyArgs& x, const SpreadRows& a, uint32_t m
                     shift = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a.shift + at / 4));
 #pragma GCC unroll 4
       for (int j = 0; j < kN; ++j) {
-        const std::byte* p = b + stride * static_cast<size_t>(j) + pairs * 2 * kBytes;
-        const __m256 factors = _mm256_mul_ps(_mm256_set1_ps(_cvtsh_ss(read16(p))), _mm256_loadu_ps(a.factor + at / 4));
-        const __m256 dot = _mm256_cvtepi32_ps(_mm256_dpbusd_epi32(shift, unsigned_block<kFourBit>(p), av));
+        const std::byte* p = b + stride * static_cast<size_t>(j) + pairs * 2 * Block::bytes;
+        const __m256 factors = _mm256_mul_ps(_mm256_set1_ps(block_scale<Block>(p)), _mm256_loadu_ps(a.factor + at / 4));
+        const __m256 dot = _mm256_cvtepi32_ps(_mm256_dpbusd_epi32(shift, unsigned_block<Block>(p), av));
         sum[i][j] = _mm512_add_ps(sum[i][j], _mm512_zextps256_ps512(_mm256_mul_ps(dot, factors)));
       }
     }
@@ -211,7 +212,7 @@ inline void quantised_dot(const MultiplyArgs& x, const SpreadRows& a, uint32_t m
     }
 }
 
-template <bool kFourBit>
+template <class Block>
 void multiply_quantised_dot(const MultiplyArgs& x) {
   static thread_local Scratch memory;
   const size_t all = size_t{x.m} * x.k;
@@ -225,15 +226,15 @@ void multiply_quantised_dot(const MultiplyArgs& x) {
       const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 2));
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(bytes + at), v);
       _mm256_storeu_ps(factor + at / 4, _mm256_set1_ps(_cvtsh_ss(read16(p))));
-      const __m256i sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(kFourBit ? 8 : -128), v);
+      const __m256i sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(Block::bias), v);
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(shift + at / 4), _mm256_sub_epi32(_mm256_setzero_si256(), sums));
     }
   const SpreadRows a{bytes, factor, shift};
   far_columns<4>(x.n, [&](auto some, uint32_t n, uint32_t apart) {
     uint32_t m = 0;
-    for (; m + 4 <= x.m; m += 4) quantised_dot<kFourBit, 4, some>(x, a, m, n, apart);
-    for (; m + 2 <= x.m; m += 2) quantised_dot<kFourBit, 2, some>(x, a, m, n, apart);
-    for (; m < x.m; ++m) quantised_dot<kFourBit, 1, some>(x, a, m, n, apart);
+    for (; m + 4 <= x.m; m += 4) quantised_dot<Block, 4, some>(x, a, m, n, apart);
+    for (; m + 2 <= x.m; m += 2) quantised_dot<Block, 2, some>(x, a, m, n, apart);
+    for (; m < x.m; ++m) quantised_dot<Block, 1, some>(x, a, m, n, apart);
   });
 }
 

@@ -286,7 +286,9 @@ typedef enum jalDType {
   jalQ4_0 = 6,
   jalE4M3 = 7,
   jalE5M2 = 8,
-  jalI64 = 9 /* collectives only */
+  jalI64 = 9,    /* collectives only */
+  jalMXFP4 = 10, /* 32 elements in 17 bytes: a power of two (e8m0), then 4-bit floats (e2m1) */
+  jalMXFP8 = 11  /* 32 elements in 33 bytes: a power of two (e8m0), then e4m3 */
 } jalDType;
 typedef enum jalArgKind { jalArgI32 = 0, jalArgI64 = 1, jalArgF32 = 2, jalArgTensor = 3 } jalArgKind;
 

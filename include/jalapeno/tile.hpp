@@ -46,7 +46,8 @@ using hw::RopeOp;
 using hw::TernaryOp;
 using hw::UnaryOp;
 inline constexpr DType f32 = DType::kF32, bf16 = DType::kBF16, f16 = DType::kF16, i8 = DType::kI8, i32 = DType::kI32,
-                       q8_0 = DType::kQ8_0, q4_0 = DType::kQ4_0, e4m3 = DType::kE4M3, e5m2 = DType::kE5M2;
+                       q8_0 = DType::kQ8_0, q4_0 = DType::kQ4_0, e4m3 = DType::kE4M3, e5m2 = DType::kE5M2,
+                       mxfp4 = DType::kMXFP4, mxfp8 = DType::kMXFP8;
 
 // A place in a kernel's source: the caller's own, or one that another front end names (`file` must outlive the
 // Builder).

@@ -7,7 +7,7 @@
 
 namespace jalapeno::hw {
 
-inline constexpr uint32_t kIsaVersion = 1u << 16 | 0;  // major << 16 | minor
+inline constexpr uint32_t kIsaVersion = 1u << 16 | 1;  // major << 16 | minor
 
 inline constexpr uint32_t kRegisters = 32;   // 64-bit, R0 reads as zero
 inline constexpr uint32_t kTiles = 64;       // tile descriptors

@@ -26,8 +26,9 @@ constexpr uint64_t raw(Iova a) { return static_cast<uint64_t>(a); }
 constexpr DeviceAddr operator+(DeviceAddr a, uint64_t bytes) { return DeviceAddr{raw(a) + bytes}; }
 constexpr Iova operator+(Iova a, uint64_t bytes) { return Iova{raw(a) + bytes}; }
 
-// Element types of tiles and tensors. The block types are ggml's: 32 elements along a row share a scale. e4m3 and e5m2
-// are the OCP's eight-bit floats.
+// Element types of tiles and tensors. In block types 32 elements along a row share a scale: ggml's q8_0 and q4_0, and
+// the OCP's MXFP4 (stored as ggml does) and MXFP8. e4m3 and e5m2 are the OCP's eight-bit floats. 9 is i64, which only
+// the fabric has.
 enum class DType : uint8_t {
   kF32 = 0,
   kBF16 = 1,
@@ -37,9 +38,11 @@ enum class DType : uint8_t {
   kQ8_0 = 5,
   kQ4_0 = 6,
   kE4M3 = 7,
-  kE5M2 = 8
+  kE5M2 = 8,
+  kMXFP4 = 10,
+  kMXFP8 = 11
 };
-inline constexpr int kDTypes = 9;
+inline constexpr int kDTypes = 12;
 
 struct DTypeInfo {
   const char* name;
@@ -57,10 +60,13 @@ inline constexpr std::array<DTypeInfo, kDTypes> kDTypeInfo = {{
      18},  // f16 scale, 16 bytes: low nibbles are elements 0..15, high nibbles 16..31, value = (nibble - 8) * scale
     {"e4m3", 1, 1},
     {"e5m2", 1, 1},
+    {"i64", 1, 8},
+    {"mxfp4", 32, 17},  // e8m0 scale, then as q4_0; a nibble is an e2m1
+    {"mxfp8", 32, 33},  // e8m0 scale, e4m3[32]
 }};
 constexpr const DTypeInfo& info(DType t) { return kDTypeInfo[static_cast<size_t>(t)]; }
 constexpr bool is_fp8(DType t) { return t == DType::kE4M3 || t == DType::kE5M2; }
-constexpr bool valid(DType t) { return static_cast<size_t>(t) < kDTypes; }
+constexpr bool valid(DType t) { return static_cast<size_t>(t) < kDTypes && static_cast<size_t>(t) != 9; }
 constexpr uint64_t row_bytes(DType t, uint64_t columns) { return columns / info(t).block * info(t).bytes; }
 
 // How a packet or a kernel ended. Values are part of the interface and never change.

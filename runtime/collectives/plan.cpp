@@ -193,10 +193,8 @@ std::string signature_text(uint64_t s) {
   if (op == CollectiveOp::kBarrier) return text;
   const auto type = static_cast<uint32_t>(s >> 52 & 15);
   if (op != CollectiveOp::kAllToAllRanges)
-    text += " of " + std::to_string(s & 0xFFFFFFFF) + " " +
-            (type < hw::kDTypes ? hw::kDTypeInfo[type].name
-             : type == jalI64   ? "i64"
-                                : "unknown");
+    text +=
+        " of " + std::to_string(s & 0xFFFFFFFF) + " " + (type < hw::kDTypes ? hw::kDTypeInfo[type].name : "unknown");
   if (reduces(op)) text += std::string(" ") + kReduceNames[std::min<uint64_t>(s >> 48 & 15, 4)];
   if (rooted(op)) text += ", root " + std::to_string((s >> 32 & 0xFFFF) - 1);
   text += std::string(", ") + name_of(static_cast<Algorithm>(std::min<uint64_t>(s >> 60 & 7, 6)));

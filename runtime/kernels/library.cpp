@@ -36,7 +36,8 @@ KernelCode make(const std::string& name) {
   if (name == "argmax") return k::argmax();
   if (name == "sample_greedy") return k::sample_greedy();
   if (name == "matmul_i8") return k::matmul_i8();
-  for (DType t : {tile::f32, tile::bf16, tile::f16, tile::q8_0, tile::q4_0, tile::e4m3, tile::e5m2})
+  for (DType t :
+       {tile::f32, tile::bf16, tile::f16, tile::q8_0, tile::q4_0, tile::mxfp4, tile::mxfp8, tile::e4m3, tile::e5m2})
     for (bool add : {false, true})
       if (name == std::string("matmul_") + hw::info(t).name + (add ? "_add" : ""))
         return k::matmul(t, add);

@@ -21,8 +21,11 @@ Shape square(DType weight) {
 // Few rows: nothing is used twice, so steps as deep as rows of weights are long. Two stages are two megabytes.
 Shape thin(DType weight) { return {16, 128, weight == f32 ? 2048u : 4096u}; }
 
-// fp8 weights leave the activations their precision: bf16, which they are multiplied as anyhow.
-DType activation(DType weight) { return hw::info(weight).block > 1 ? q8_0 : hw::is_fp8(weight) ? bf16 : weight; }
+// Weights of eight-bit floats leave the activations their precision: bf16, which they are multiplied as anyhow.
+DType activation(DType weight) {
+  if (hw::is_fp8(weight) || weight == mxfp8) return bf16;
+  return hw::info(weight).block > 1 ? q8_0 : weight;
+}
 
 // How much of `all` one of `programs` takes at a time.
 Reg share(Builder& k, const Reg& all, const Reg& programs, uint32_t most) {

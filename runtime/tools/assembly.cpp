@@ -46,7 +46,7 @@ class Assembler {
   }
   uint32_t dtype(const std::string& text) const {
     for (uint32_t t = 0; t < hw::kDTypes; ++t)
-      if (text == hw::kDTypeInfo[t].name) return t;
+      if (text == hw::kDTypeInfo[t].name && hw::valid(static_cast<hw::DType>(t))) return t;
     fail("type \"" + text + "\" does not exist");
   }
   uint8_t numbered(const std::string& text, char prefix, uint32_t count) const {

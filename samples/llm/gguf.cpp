@@ -17,7 +17,8 @@ constexpr TypeSize kTypes[] = {{TensorType::kF32, "F32", 1, 4},
                                {TensorType::kF16, "F16", 1, 2},
                                {TensorType::kBF16, "BF16", 1, 2},
                                {TensorType::kQ8_0, "Q8_0", 32, 34},
-                               {TensorType::kQ4_0, "Q4_0", 32, 18}};
+                               {TensorType::kQ4_0, "Q4_0", 32, 18},
+                               {TensorType::kMXFP4, "MXFP4", 32, 17}};
 
 constexpr uint64_t kMaxText = 1 << 24, kMaxItems = 1 << 24;
 
@@ -166,7 +167,7 @@ Gguf::Gguf(const std::string& path) : path_(path) {
       if (static_cast<uint32_t>(s.type) == type) size = &s;
     if (size == nullptr)
       in.fail("tensor " + t.name + " has type " + std::to_string(type) +
-              ", supported are F32, F16, BF16, Q8_0 and Q4_0");
+              ", supported are F32, F16, BF16, Q8_0, Q4_0 and MXFP4");
     t.type = size->type, t.columns = shape[0], t.rows = shape[1];
     if (t.columns % size->block != 0)
       in.fail("tensor " + t.name + " has " + std::to_string(t.columns) + " columns, expected a multiple of " +

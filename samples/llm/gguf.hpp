@@ -8,7 +8,7 @@
 
 namespace llm {
 
-enum class TensorType : uint32_t { kF32 = 0, kF16 = 1, kQ4_0 = 2, kQ8_0 = 8, kBF16 = 30 };
+enum class TensorType : uint32_t { kF32 = 0, kF16 = 1, kQ4_0 = 2, kQ8_0 = 8, kBF16 = 30, kMXFP4 = 39 };
 
 struct TensorInfo {
   std::string name;

@@ -29,6 +29,8 @@ jalDType dtype_of(TensorType t) {
       return jalQ8_0;
     case TensorType::kQ4_0:
       return jalQ4_0;
+    case TensorType::kMXFP4:
+      return jalMXFP4;
   }
   return jalF32;
 }
@@ -49,6 +51,10 @@ const char* dtype_name(jalDType t) {
       return "q8_0";
     case jalQ4_0:
       return "q4_0";
+    case jalMXFP4:
+      return "mxfp4";
+    case jalMXFP8:
+      return "mxfp8";
     case jalE4M3:
       return "e4m3";
     case jalE5M2:
@@ -77,6 +83,10 @@ uint64_t row_bytes(jalDType t, uint64_t columns) {
       return columns / 32 * 34;
     case jalQ4_0:
       return columns / 32 * 18;
+    case jalMXFP4:
+      return columns / 32 * 17;
+    case jalMXFP8:
+      return columns / 32 * 33;
   }
   return 0;
 }
@@ -85,7 +95,7 @@ uint32_t blocks(uint32_t n, uint32_t size) { return (n + size - 1) / size; }
 
 }  // namespace
 
-jalDType Model::Weight::input() const { return dtype == jalQ4_0 ? jalQ8_0 : dtype; }
+jalDType Model::Weight::input() const { return dtype == jalQ4_0 || dtype == jalMXFP4 ? jalQ8_0 : dtype; }
 jalDType Model::Stack::input() const {
   return pieces.size() == 1 ? pieces[0].weight.input() : jalF32;  // of different types: each converts for itself
 }
@@ -205,7 +215,7 @@ Model::Model(const jalapeno::Device& device, const Gguf& file, uint32_t context,
   // Blocks of 32 elements are not cut.
   uint32_t unit = 1;
   for (const auto& [name, t] : file.tensors())
-    if (t.type == TensorType::kQ4_0 || t.type == TensorType::kQ8_0) unit = 32;
+    if (t.type == TensorType::kQ4_0 || t.type == TensorType::kQ8_0 || t.type == TensorType::kMXFP4) unit = 32;
   auto shares = [&](uint32_t n) {
     return h_.kv_heads % n == 0 && h_.ffn % (unit * n) == 0 && h_.heads / n * h_.head % unit == 0;
   };

@@ -25,6 +25,9 @@ constexpr Format kF32{"f32", jalF32, jalF32, Peak::kFma, Type::kF32, 1, 4, 0.9};
 constexpr Format kBf16{"bf16", jalBF16, jalBF16, Peak::kBf16, Type::kBf16, 1, 2, 0.92};
 constexpr Format kI8{"i8", jalI8, jalI8, Peak::kInt8, Type::kInt8, 1, 1, 0.85};
 constexpr Format kQ8{"q8_0", jalQ8_0, jalQ8_0, Peak::kInt8, std::nullopt, 32, 34, 0.85};
+constexpr Format kMx4{"mxfp4", jalMXFP4, jalQ8_0, Peak::kInt8, std::nullopt, 32, 17, 0.85};
+constexpr Format kMx8{"mxfp8", jalMXFP8, jalBF16, Peak::kBf16, std::nullopt, 32, 33, 0.92};
+constexpr Format kE4{"e4m3", jalE4M3, jalBF16, Peak::kBf16, std::nullopt, 1, 1, 0.92};
 constexpr Format kQ4{"q4_0", jalQ4_0, jalQ8_0, Peak::kInt8, std::nullopt, 32, 18, 0.85};
 
 std::vector<std::byte> values(jalDType type, size_t count) {

@@ -41,6 +41,14 @@ float fp8_value(uint8_t code, jalDType type) {  // finite codes only
   const float v = e == 0 ? std::ldexp(m, 1 - bias - bits) : std::ldexp(one + m, e - bias - bits);
   return code & 0x80 ? -v : v;
 }
+// The largest of the codes up to `last` whose value is not above x. Its neighbour would do as well.
+template <class Value>
+int code_below(int last, float x, Value value) {
+  int low = 0;
+  for (int step = 64; step > 0; step /= 2)
+    if (low + step <= last && value(low + step) <= x) low += step;
+  return low;
+}
 Stored store(const std::vector<float>& x, jalDType type) {
   Stored s;
   s.values = x;
@@ -55,8 +63,8 @@ Stored store(const std::vector<float>& x, jalDType type) {
     s.values[i] = type == jalF16 ? half_value(b) : std::bit_cast<float>(uint32_t{b} << 16);
   }
   for (size_t i = 0; (type == jalE4M3 || type == jalE5M2) && i < x.size(); ++i) {
-    uint8_t code = 0;  // the largest that is not above the value; any of its neighbours would do
-    while (code + 1 < 0x7C && fp8_value(static_cast<uint8_t>(code + 1), type) <= std::fabs(x[i])) ++code;
+    auto code = static_cast<uint8_t>(
+        code_below(0x7B, std::fabs(x[i]), [&](int c) { return fp8_value(static_cast<uint8_t>(c), type); }));
     if (x[i] < 0) code |= 0x80;
     put(&code, 1);
     s.values[i] = fp8_value(code, type);
@@ -81,6 +89,27 @@ Stored store(const std::vector<float>& x, jalDType type) {
     }
     if (type == jalQ4_0) put(nibbles, 16);
   }
+  for (size_t i = 0; (type == jalMXFP4 || type == jalMXFP8) && i < x.size(); i += 32) {
+    float peak = 0x1p-20f;
+    for (size_t k = 0; k < 32; ++k) peak = std::max(peak, std::fabs(x[i + k]));
+    const int e = std::ilogb(peak) - (type == jalMXFP4 ? 2 : 8);
+    const auto scale = static_cast<uint8_t>(e + 127);
+    put(&scale, 1);
+    uint8_t codes[32] = {};
+    for (size_t k = 0; k < 32; ++k) {
+      auto value = [&](int code) {
+        static constexpr float kTwos[] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
+        return std::ldexp(type == jalMXFP4 ? kTwos[code] : fp8_value(static_cast<uint8_t>(code), jalE4M3), e);
+      };
+      const int code = code_below(type == jalMXFP4 ? 7 : 0x7E, std::fabs(x[i + k]), value);
+      s.values[i + k] = x[i + k] < 0 ? -value(code) : value(code);
+      const int sign = type == jalMXFP4 ? 8 : 0x80;
+      codes[k] = static_cast<uint8_t>(code | (x[i + k] < 0 ? sign : 0));
+    }
+    if (type == jalMXFP4)
+      for (size_t k = 0; k < 16; ++k) codes[k] = static_cast<uint8_t>(codes[k] | codes[k + 16] << 4);
+    put(codes, type == jalMXFP4 ? 16 : 32);
+  }
   return s;
 }
 
@@ -96,12 +125,16 @@ TEST_F(Kernels, MatmulOfEveryWeightType) {
                               {"matmul_f16", jalF16, 0x1p-12},
                               {"matmul_q8_0", jalQ8_0, 1 / 254.0},
                               {"matmul_q4_0", jalQ4_0, 1 / 254.0},
+                              {"matmul_mxfp4", jalMXFP4, 1 / 254.0},
+                              {"matmul_mxfp8", jalMXFP8, 0x1p-9},
                               {"matmul_e4m3", jalE4M3, 0x1p-9},
                               {"matmul_e5m2", jalE5M2, 0x1p-9},
                               {"matvec_f32", jalF32, 0},
                               {"matvec_bf16", jalBF16, 0x1p-9},
                               {"matvec_q8_0", jalQ8_0, 1 / 254.0},
                               {"matvec_q4_0", jalQ4_0, 1 / 254.0},
+                              {"matvec_mxfp4", jalMXFP4, 1 / 254.0},
+                              {"matvec_mxfp8", jalMXFP8, 0x1p-9},
                               {"matvec_e4m3", jalE4M3, 0x1p-9},
                               {"matvec_e5m2", jalE5M2, 0x1p-9}})
     for (auto [m, n, k] : {std::array{1u, 1u, 32u},

@@ -257,28 +257,69 @@ TEST_P(HostKernelsTest, BlocksOfAnyBytesMeetIntegerProducts) {
   }
 }
 
+// The OCP's MX 1.0 by hand: a power of two, then values of two or eight bits of exponent and mantissa.
+TEST_P(HostKernelsTest, MxBlocksAreWhatTheOcpSays) {
+  const float twos[] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
+  std::vector<std::byte> block(17);
+  std::vector<float> out(32);
+  for (const auto& [scale, factor] : {std::pair{127, 1.0}, {130, 8.0}, {1, 0x1p-126}, {0, 0x1p-127}, {254, 0x1p127}}) {
+    block[0] = std::byte(scale);
+    for (size_t i = 0; i < 16; ++i) block[1 + i] = std::byte(i | (15 - i) << 4);
+    k_->load(DType::kMXFP4, block.data(), 32, out.data());
+    for (size_t i = 0; i < 16; ++i) {
+      const auto want = static_cast<float>(twos[i & 7] * factor) * (i < 8 ? 1.f : -1.f);
+      ASSERT_EQ(out[i], want) << scale << " " << i;
+      ASSERT_EQ(out[31 - i], want) << scale << " " << i;
+    }
+  }
+  block[0] = std::byte{0xFF};
+  k_->load(DType::kMXFP4, block.data(), 32, out.data());
+  for (float v : out) ASSERT_TRUE(std::isnan(v));
+
+  // The largest power of two in the block becomes 4; nearest value, ties to the even code, 6 at most.
+  std::vector<float> x(32, 0.f);
+  const float given[] = {7.9f, -5, 0.25f, 0.26f, 0.75f, 1.25f, 1.75f, 2.5f, 3.5f, -0.2f, 5.1f, 1.3f},
+              kept[] = {6, -4, 0, 0.5f, 1, 1, 2, 2, 4, 0, 6, 1.5f};
+  for (const float factor : {1.f, 0x1p-9f, 0x1p100f}) {
+    for (size_t i = 0; i < std::size(given); ++i) x[i * 2] = given[i] * factor;
+    k_->store(DType::kMXFP4, x.data(), 32, block.data());
+    ASSERT_EQ(static_cast<int>(block[0]), 127 + std::ilogb(factor));
+    k_->load(DType::kMXFP4, block.data(), 32, out.data());
+    for (size_t i = 0; i < std::size(given); ++i) ASSERT_EQ(out[i * 2], kept[i] * factor) << given[i] << " " << factor;
+  }
+  std::vector<std::byte> wide(33);
+  x.assign(32, 0.f), x[3] = 300, x[4] = -500, x[5] = 0x1p-9f, x[6] = 17;
+  k_->store(DType::kMXFP8, x.data(), 32, wide.data());
+  ASSERT_EQ(static_cast<int>(wide[0]), 127);  // 256 is the largest power of two in it, and e4m3's
+  k_->load(DType::kMXFP8, wide.data(), 32, out.data());
+  const std::vector<float> held(out.begin() + 3, out.begin() + 7);
+  ASSERT_EQ(held, (std::vector<float>{288, -448, 0x1p-9f, 16}));
+  for (DType type : {DType::kMXFP4, DType::kMXFP8}) {
+    x[9] = NAN;
+    k_->store(type, x.data(), 32, wide.data());
+    ASSERT_EQ(wide[0], std::byte{0xFF});
+    x[9] = 0;
+    k_->store(type, std::vector<float>(32, 0.f).data(), 32, wide.data());
+    k_->load(type, wide.data(), 32, out.data());
+    for (float v : out) ASSERT_EQ(v, 0);
+  }
+}
+
 TEST_P(HostKernelsTest, ProductsMeetDoublePrecision) {
   struct Case {
     DType a, b;
     bool rows_are_k;
   };
-  for (const Case& c : {Case{DType::kF32, DType::kF32, false},
-                        {DType::kBF16, DType::kBF16, false},
-                        {DType::kF16, DType::kF16, false},
-                        {DType::kQ8_0, DType::kQ8_0, false},
-                        {DType::kQ8_0, DType::kQ4_0, false},
-                        {DType::kF32, DType::kF32, true},
-                        {DType::kBF16, DType::kBF16, true},
-                        {DType::kE4M3, DType::kE4M3, false},
-                        {DType::kE5M2, DType::kE5M2, false},
-                        {DType::kE4M3, DType::kE5M2, false},
-                        {DType::kE5M2, DType::kE4M3, true},
-                        {DType::kBF16, DType::kE4M3, false},
-                        {DType::kBF16, DType::kE5M2, true},
-                        {DType::kE4M3, DType::kBF16, false},
-                        {DType::kF32, DType::kE4M3, false},
-                        {DType::kE5M2, DType::kF16, false},
-                        {DType::kF32, DType::kQ8_0, false}})
+  for (const Case& c : {Case{DType::kF32, DType::kF32, false}, {DType::kBF16, DType::kBF16, false},
+                        {DType::kF16, DType::kF16, false},     {DType::kQ8_0, DType::kQ8_0, false},
+                        {DType::kQ8_0, DType::kQ4_0, false},   {DType::kQ8_0, DType::kMXFP4, false},
+                        {DType::kBF16, DType::kMXFP8, false},  {DType::kF32, DType::kMXFP4, true},
+                        {DType::kF32, DType::kF32, true},      {DType::kBF16, DType::kBF16, true},
+                        {DType::kE4M3, DType::kE4M3, false},   {DType::kE5M2, DType::kE5M2, false},
+                        {DType::kE4M3, DType::kE5M2, false},   {DType::kE5M2, DType::kE4M3, true},
+                        {DType::kBF16, DType::kE4M3, false},   {DType::kBF16, DType::kE5M2, true},
+                        {DType::kE4M3, DType::kBF16, false},   {DType::kF32, DType::kE4M3, false},
+                        {DType::kE5M2, DType::kF16, false},    {DType::kF32, DType::kQ8_0, false}})
     for (auto [m, n, k] : {std::array{1u, 1u, 32u},
                            {1u, 7u, 96u},
                            {5u, 9u, 160u},

@@ -515,10 +515,10 @@ TEST(Modules, TheMachineNumberIsA1A7) {
   EXPECT_TRUE(stores(machine, {0xA7, 0xA1}));
 }
 
-TEST(Modules, TheNoteIsType1AndHoldsIsa10AndModuleVersion1) {
+TEST(Modules, TheNoteIsType1AndHoldsIsa11AndModuleVersion1) {
   EXPECT_EQ(hw::kNoteVersion, 1u);
   const uint32_t payload[2] = {hw::kIsaVersion, hw::kModuleVersion};
-  EXPECT_TRUE(stores(payload, {0x00, 0x00, 0x01, 0x00, 0x01, 0x00, 0x00, 0x00}));
+  EXPECT_TRUE(stores(payload, {0x01, 0x00, 0x01, 0x00, 0x01, 0x00, 0x00, 0x00}));
 }
 
 TEST(Modules, AKernelRecordIsThese64Bytes) {

@@ -39,24 +39,30 @@ TEST(Words, ElementTypesHaveTheDataSheetsNumbers) {
   EXPECT_EQ(number(DType::kQ4_0), 6u);
   EXPECT_EQ(number(DType::kE4M3), 7u);
   EXPECT_EQ(number(DType::kE5M2), 8u);
+  EXPECT_EQ(number(DType::kMXFP4), 10u);
+  EXPECT_EQ(number(DType::kMXFP8), 11u);
   EXPECT_EQ(sizeof(DType), 1u);
 }
 
-TEST(Words, ElementTypesPastTheLastAreNotValid) {
-  EXPECT_EQ(hw::kDTypes, 9);
-  for (int t = 0; t < 256; ++t) EXPECT_EQ(hw::valid(static_cast<DType>(t)), t <= 8) << t;
+TEST(Words, ElementTypesPastTheLastAreNotValidNorIsTheFabrics) {
+  EXPECT_EQ(hw::kDTypes, 12);
+  for (int t = 0; t < 256; ++t) EXPECT_EQ(hw::valid(static_cast<DType>(t)), t <= 11 && t != 9) << t;
 }
 
 TEST(Words, ElementTypesCarryTheDataSheetsNames) {
-  const char* const names[] = {"f32", "bf16", "f16", "i8", "i32", "q8_0", "q4_0", "e4m3", "e5m2"};
+  const char* const names[] = {"f32", "bf16", "f16", "i8", "i32", "q8_0", "q4_0", "e4m3", "e5m2", "i64", "mxfp4", "mxfp8"};
   for (size_t t = 0; t < std::size(names); ++t) EXPECT_STREQ(hw::info(static_cast<DType>(t)).name, names[t]);
 }
 
-TEST(Words, BlockTypesHold32ElementsIn34And18Bytes) {
+TEST(Words, BlockTypesHold32ElementsInTheirBytes) {
   EXPECT_EQ(hw::info(DType::kQ8_0).block, 32u);
   EXPECT_EQ(hw::info(DType::kQ8_0).bytes, 34u);
   EXPECT_EQ(hw::info(DType::kQ4_0).block, 32u);
   EXPECT_EQ(hw::info(DType::kQ4_0).bytes, 18u);
+  EXPECT_EQ(hw::info(DType::kMXFP4).block, 32u);
+  EXPECT_EQ(hw::info(DType::kMXFP4).bytes, 17u);
+  EXPECT_EQ(hw::info(DType::kMXFP8).block, 32u);
+  EXPECT_EQ(hw::info(DType::kMXFP8).bytes, 33u);
 }
 
 TEST(Words, PlainTypesHoldOneElementOfTheirWidth) {
@@ -81,6 +87,8 @@ TEST(Words, ARowTakesItsBlocksBytes) {
   EXPECT_EQ(hw::row_bytes(DType::kQ4_0, 96), 54u);
   EXPECT_EQ(hw::row_bytes(DType::kE4M3, 96), 96u);
   EXPECT_EQ(hw::row_bytes(DType::kE5M2, 96), 96u);
+  EXPECT_EQ(hw::row_bytes(DType::kMXFP4, 96), 51u);
+  EXPECT_EQ(hw::row_bytes(DType::kMXFP8, 96), 99u);
 }
 
 TEST(Words, ARowsBytesDoNotOverflow32Bits) {
@@ -151,7 +159,7 @@ TEST(PciFunction, IdentityAndBarsAreTheDataSheets) {
 
 TEST(PciFunction, VersionsAreMajorInTheUpperHalf) {
   EXPECT_EQ(hw::kInterfaceVersion, 0x0001'0002u);
-  EXPECT_EQ(hw::kIsaVersion, 0x0001'0000u);
+  EXPECT_EQ(hw::kIsaVersion, 0x0001'0001u);
 }
 
 // ---- Section 3: registers

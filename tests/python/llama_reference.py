@@ -11,8 +11,8 @@ import numpy as np
 
 SCALAR = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
-F32, F16, Q4_0, Q8_0, BF16 = 0, 1, 2, 8, 30
-BYTES_PER_32 = {F32: 128, F16: 64, Q4_0: 18, Q8_0: 34, BF16: 64}
+F32, F16, Q4_0, Q8_0, BF16, MXFP4 = 0, 1, 2, 8, 30, 39
+BYTES_PER_32 = {F32: 128, F16: 64, Q4_0: 18, Q8_0: 34, BF16: 64, MXFP4: 17}
 CONTROL, UNKNOWN, USER, BYTE = 3, 2, 4, 6  # tokenizer.ggml.token_type
 
 
@@ -82,6 +82,10 @@ class Gguf:
             x = raw.view("<f2").astype(np.float64)
         elif kind == BF16:
             x = (raw.view("<u2").astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+        elif kind == MXFP4:
+            blocks = raw.reshape(-1, BYTES_PER_32[kind])
+            e2m1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
+            x = e2m1[np.hstack([blocks[:, 1:] & 15, blocks[:, 1:] >> 4])] * 2.0 ** (blocks[:, :1].astype(np.float64) - 127)
         else:
             blocks = raw.reshape(-1, BYTES_PER_32[kind])
             scale = np.ascontiguousarray(blocks[:, :2]).view("<f2").astype(np.float64)

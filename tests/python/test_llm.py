@@ -22,7 +22,7 @@ SHIPPED = HERE.parents[1] / "samples" / "llm" / "model" / "storyteller-3m-bf16.g
 PROGRAM = os.environ.get("JALAPENO_LLM")
 pytestmark = pytest.mark.skipif(not PROGRAM, reason="JALAPENO_LLM, the path of jalapeno-llm, is not set")
 
-DTYPES, FAMILIES, LENGTHS = ["F32", "F16", "BF16", "Q8_0", "Q4_0"], ["bpe", "spm"], [1, 2, 17, 70, 300]
+DTYPES, FAMILIES, LENGTHS = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "MXFP4"], ["bpe", "spm"], [1, 2, 17, 70, 300]
 ROPE = {"linear": dict(linear_factor=4), "rope_freqs": dict(rope_freqs=True), "partial": dict(dimension_count=8),
         "large base": dict(freq_base=5e5), "all": dict(linear_factor=2.5, rope_freqs=True, dimension_count=12)}
 SHAPES = {"untied": dict(tied=False), "kv_heads = heads": dict(kv_heads=4), "one kv_head": dict(kv_heads=1),

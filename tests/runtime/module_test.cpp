@@ -72,7 +72,7 @@ TEST(ModuleParser, VersionsAndMachinesAreNamed) {
   EXPECT_NE(refusal(changed).find("module version 9"), std::string::npos);
   changed = bytes;
   changed[static_cast<size_t>(note - bytes.begin()) + 14] = std::byte{7};
-  EXPECT_NE(refusal(changed).find("instruction set 7.0"), std::string::npos);
+  EXPECT_NE(refusal(changed).find("instruction set 7.1"), std::string::npos);
   EXPECT_NE(refusal({}).find("ELF header"), std::string::npos);
 }
 

@@ -1,4 +1,4 @@
-"""Language models: any Llama-architecture GGUF file in F32, F16, BF16, Q8_0 or Q4_0, run by the code of samples/llm."""
+"""Language models: any Llama-architecture GGUF file in F32, F16, BF16, Q8_0, Q4_0 or MXFP4, run by the code of samples/llm."""
 from __future__ import annotations
 
 import codecs

@@ -1,13 +1,13 @@
 """Writes GGUF version 3 files from NumPy arrays. Owns the byte layout; knows nothing of models.
 
 Tensors are given as float32 arrays of shape [rows, columns] or [columns], and stored as `dtype`:
-F32, F16, BF16, Q8_0 or Q4_0 (blocks of 32 along the columns).
+F32, F16, BF16, Q8_0, Q4_0 or MXFP4 (blocks of 32 along the columns).
 """
 import struct
 
 import numpy as np
 
-TYPE_ID = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 8, "BF16": 30}
+TYPE_ID = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 8, "BF16": 30, "MXFP4": 39}
 ALIGNMENT = 32
 
 
@@ -38,7 +38,23 @@ def to_q4_0(x):
     return out
 
 
-ENCODE = {"F32": lambda x: x.astype("<f4"), "F16": lambda x: x.astype("<f2"), "BF16": to_bf16, "Q8_0": to_q8_0, "Q4_0": to_q4_0}
+def to_mxfp4(x):
+    """A power of two for each block (e8m0), then two e2m1 a byte: to nearest, ties to the even code, at most 6."""
+    blocks = x.astype(np.float32).reshape(-1, 32)
+    peak = np.abs(blocks).max(1)
+    exponent = np.clip(np.frexp(peak)[1] + 126 - 2, 0, 254)  # of the largest power of two in it, less that of 4
+    exponent[peak == 0] = 0
+    m = np.abs(blocks) / np.ldexp(np.float32(1), exponent - 127)[:, None]
+    code = sum((m > t if k % 2 == 0 else m >= t).astype(np.uint8) for k, t in enumerate((0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5)))
+    code |= ((blocks < 0) & (code != 0)).astype(np.uint8) << 3
+    out = np.zeros((len(blocks), 17), np.uint8)
+    out[:, 0] = exponent
+    out[:, 1:] = code[:, :16] | (code[:, 16:] << 4)
+    return out
+
+
+ENCODE = {"F32": lambda x: x.astype("<f4"), "F16": lambda x: x.astype("<f2"), "BF16": to_bf16, "Q8_0": to_q8_0, "Q4_0": to_q4_0,
+          "MXFP4": to_mxfp4}
 
 
 def _string(s):
