@@ -148,7 +148,7 @@ void multiply_dot(const MultiplyArgs& x, const Weights& weights = {}) {
 #endif
 
 #if defined(__AVX2__) && !defined(__AVX512F__)
-constexpr uint32_t kPackedBlockRows = 16;
+constexpr uint32_t kPackedBlockRows = 12;
 
 inline __m256i dot_bytes(__m256i a_signed, __m256i b_magnitude) {
   return _mm256_madd_epi16(_mm256_maddubs_epi16(b_magnitude, a_signed), _mm256_set1_epi16(1));

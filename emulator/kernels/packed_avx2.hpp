@@ -115,15 +115,12 @@ inline void panel_rows(const MultiplyArgs& x, const float* a, size_t a_pitch, ui
 // the cache, so that B is read along its rows; many do not, and its panels go down the columns.
 template <class Panel>
 inline void each_panel(const MultiplyArgs& x, uint32_t most, uint32_t depth, Panel panel) {
-  constexpr size_t kCached = 256 << 10;
-  const auto columns_of = [&](uint32_t n) { return std::min(x.n - n, kPanelColumns); };
-  if (size_t{x.m} * x.k * 4 <= kCached) {
-    for (uint32_t n = 0; n < x.n; n += kPanelColumns)
-      for (uint32_t first = 0; first < depth; first += most)
-        panel(n, columns_of(n), first, std::min(depth - first, most));
-  } else {
-    for (uint32_t first = 0; first < depth; first += most)
-      for (uint32_t n = 0; n < x.n; n += kPanelColumns) panel(n, columns_of(n), first, std::min(depth - first, most));
+  const bool along_rows = size_t{x.m} * x.k * 4 <= 256 << 10;
+  const uint32_t across = (x.n + kPanelColumns - 1) / kPanelColumns, down = (depth + most - 1) / most;
+  for (uint32_t i = 0; i < across * down; ++i) {
+    const uint32_t n = (along_rows ? i / down : i % across) * kPanelColumns,
+                   first = (along_rows ? i % down : i / across) * most;
+    panel(n, std::min(x.n - n, kPanelColumns), first, std::min(depth - first, most));
   }
 }
 

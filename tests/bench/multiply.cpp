@@ -37,7 +37,6 @@ std::vector<std::byte> values(jalDType type, size_t count) {
     const auto* p = reinterpret_cast<const std::byte*>(&v);
     out.insert(out.end(), p, p + sizeof v);
   };
-  const size_t block = type == jalQ8_0 ? 32 : 16;
   for (size_t i = 0; i < count; ++i) {
     const float f = (static_cast<float>(noise(i)) - 128) / 128;
     if (type == jalF32)
@@ -46,10 +45,18 @@ std::vector<std::byte> values(jalDType type, size_t count) {
       add(static_cast<uint16_t>(std::bit_cast<uint32_t>(f) >> 16));
     else if (type == jalI8)
       add(static_cast<int8_t>(noise(i) - 128));
-    else if (i % 32 == 0) {  // a block: its scale in f16, then 32 or 16 bytes
-      add(uint16_t{0x2000});
-      // No quantiser makes -128 of q8_0.
-      for (size_t b = 0; b < block; ++b) add(static_cast<uint8_t>(noise(i + b) == 128 ? 129 : noise(i + b)));
+    else if (type == jalE4M3)
+      add(static_cast<uint8_t>(noise(i) & 0xBF));  // no NaNs
+    else if (i % 32 == 0) {                        // a block: its scale, then 32 or 16 bytes
+      const bool wide = type == jalQ8_0 || type == jalMXFP8;
+      if (type == jalMXFP4 || type == jalMXFP8)
+        add(uint8_t{120});
+      else
+        add(uint16_t{0x2000});
+      for (size_t b = 0; b < (wide ? 32 : 16); ++b) {
+        const uint32_t v = noise(i + b);
+        add(static_cast<uint8_t>(type == jalMXFP8 ? v & 0xBF : v == 128 ? 129 : v));  // no quantiser makes -128 of q8_0
+      }
     }
   }
   return out;
@@ -181,7 +188,7 @@ std::vector<Case> multiply_cases(const Options& options) {
     add_cubes(kI8, {1024, 4096});
     add_cubes(kQ8, {1024, 4096});
     add_cubes(kF32, {2048});
-    for (const Format* f : {&kBf16, &kQ8, &kQ4})
+    for (const Format* f : {&kBf16, &kQ8, &kQ4, &kMx4, &kMx8, &kE4})
       for (uint32_t rows : {1u, 8u})
         out.push_back({std::string("multiply/") + f->name + "/rows" + std::to_string(rows) + end,
                        std::string(f->name) + ", " + std::to_string(rows) + " row(s), weights from memory, " +
