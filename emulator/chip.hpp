@@ -155,6 +155,7 @@ class Chip final : private Processor {
   void end_unwanted();
   double makespan(uint32_t count);  // ns, of the instances in durations_ on this chip's cores
   void copy(Queue& queue, const hw::CopyPacket& packet);
+  void populate(std::byte* at, uint64_t bytes);  // by all threads
   void copy_bytes(Memory& memory, uint64_t source, uint64_t destination, uint64_t bytes, bool around_caches = false);
   void charge_copy(Queue& queue, uint64_t bytes, bool host);
   bool wait(Queue& queue, const hw::TimelinePacket& packet);

@@ -200,7 +200,7 @@ bool Chip::run_packet(Queue& queue, const hw::Packet& packet) {
                     p.pattern_bytes);
       context_memory(queue).each(
           hw::raw(p.destination), p.bytes, hw::kAccessWrite, [&](std::byte* at, uint64_t bytes, uint64_t) {
-            if (bytes >= kLarge) memory_.populate(at, bytes);
+            if (bytes >= kLarge) populate(at, bytes);
             if (n == 1)
               std::memset(at, static_cast<int>(p.pattern & 255), bytes);
             else if (n == 2)
@@ -404,6 +404,12 @@ double Chip::makespan(uint32_t count) {
   return longest;
 }
 
+void Chip::populate(std::byte* at, uint64_t bytes) {
+  const auto pages = memory_.missing_pages(at, bytes);
+  if (pages.empty()) return;
+  pool_.run(static_cast<uint32_t>(pages.size()), [&](Core&, uint32_t k) { Populated::bring_in(pages[k]); });
+}
+
 void Chip::copy_bytes(Memory& memory, uint64_t source, uint64_t destination, uint64_t bytes, bool around_caches) {
   if (bytes == 0) return;
   const auto large = around_caches ? host_kernels().copy_around_caches
@@ -413,8 +419,8 @@ void Chip::copy_bytes(Memory& memory, uint64_t source, uint64_t destination, uin
     other.each(destination + at, n, hw::kAccessWrite, [&](std::byte* to, uint64_t m, uint64_t inner) {
       constexpr uint64_t kPiece = 1 << 20;
       const std::byte* begin = from + inner;
-      if (m >= kLarge) memory_.populate(to, m);
-      if ((m < 4 * kPiece && !around_caches) || (begin < to + m && to < begin + m)) {
+      if (m >= kLarge) populate(to, m);
+      if ((m < 2 * kPiece && !around_caches) || (begin < to + m && to < begin + m)) {
         std::memmove(to, begin, m);
         return;
       }

@@ -40,7 +40,7 @@ std::byte* Chip::reach(Memory& memory, uint64_t address, uint64_t bytes, hw::Acc
     if (RemoteContext* r = remote_of(address))
       r->populate(p, bytes);
     else if (access == hw::kAccessWrite)
-      memory_.populate(p, bytes);
+      populate(p, bytes);
   }
   return p;
 }

@@ -40,17 +40,30 @@ Mapping::Mapping(int fd, uint64_t offset, uint64_t bytes, bool writable) : bytes
 
 Mapping::~Mapping() { munmap(data_, bytes_); }
 
-void Populated::range(const Mapping& hbm, std::byte* at, uint64_t bytes) {
-#if defined(MADV_POPULATE_WRITE)
-  if (at < hbm.data() || at >= hbm.data() + hbm.bytes()) return;
+std::vector<std::byte*> Populated::take(const Mapping& hbm, std::byte* at, uint64_t bytes) {
+  constexpr uint64_t kAhead = 4;  // pages of a group: enough to share out among threads
+  std::vector<std::byte*> missing;
+  if (at < hbm.data() || at >= hbm.data() + hbm.bytes()) return missing;
   const auto offset = static_cast<uint64_t>(at - hbm.data());
-  for (uint64_t page = offset / hw::kPageBytes; page <= (offset + bytes - 1) / hw::kPageBytes; ++page) {
+  const uint64_t first = offset / hw::kPageBytes, last = (offset + bytes - 1) / hw::kPageBytes;
+  bool any = false;
+  for (uint64_t page = first; page <= last; ++page) any = any || !pages_[page];
+  if (!any) return missing;
+  const uint64_t end = std::min(last / kAhead * kAhead + kAhead, pages_.size());
+  for (uint64_t page = first; page < end; ++page) {
     if (pages_[page]) continue;
-    pages_[page] = true;  // also when an older kernel does not know how: then the faults come one by one
-    (void)madvise(hbm.data() + page * hw::kPageBytes, hw::kPageBytes, MADV_POPULATE_WRITE);
+    pages_[page] = true;
+    missing.push_back(hbm.data() + page * hw::kPageBytes);
   }
+  return missing;
+}
+
+void Populated::bring_in(std::byte* page) {
+#if defined(MADV_POPULATE_WRITE)
+  // An older kernel does not know how: then the faults come one by one.
+  (void)madvise(page, hw::kPageBytes, MADV_POPULATE_WRITE);
 #else
-  (void)hbm, (void)at, (void)bytes;
+  (void)page;
 #endif
 }
 
@@ -140,6 +153,7 @@ MemorySystem::MemorySystem(uint64_t hbm_bytes) : hbm_bytes_(hbm_bytes) {
   // The client maps it too: it must not be able to shrink it under us.
   if (fcntl(hbm_fd_, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) fail("sealing HBM");
   hbm_ = std::make_shared<Mapping>(hbm_fd_, 0, hbm_bytes, true);
+  (void)madvise(hbm_->data(), hbm_bytes, MADV_HUGEPAGE);  // where the system lets shared memory have them
   populated_ = Populated(*hbm_);
 }
 

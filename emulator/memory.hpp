@@ -34,13 +34,18 @@ class Mapping {
   uint64_t bytes_;
 };
 
-// Which pages of a mapped HBM are there already. Large writes are about to go somewhere: range() brings host memory
-// behind it in at once, where it was not yet. One page fault for every 4 KiB costs many times as much. Not thread-safe.
+// Which pages of a mapped HBM are there already. Large writes are about to go somewhere: host memory is brought in
+// behind it at once, where it was not yet. One page fault for every 4 KiB costs many times as much. Not thread-safe.
 class Populated {
  public:
   Populated() = default;
   explicit Populated(const Mapping& hbm) : pages_(hbm.bytes() / hw::kPageBytes) {}
-  void range(const Mapping& hbm, std::byte* at, uint64_t bytes);  // nothing outside of it
+  // Pages to bring in for a range, none outside of it, and some behind it where writes go on; they count as there.
+  std::vector<std::byte*> take(const Mapping& hbm, std::byte* at, uint64_t bytes);
+  static void bring_in(std::byte* page);  // by any thread
+  void range(const Mapping& hbm, std::byte* at, uint64_t bytes) {
+    for (std::byte* page : take(hbm, at, bytes)) bring_in(page);
+  }
 
  private:
   std::vector<bool> pages_;
@@ -152,8 +157,8 @@ class MemorySystem {
   uint64_t hbm_bytes() const { return hbm_bytes_; }
   const std::shared_ptr<Mapping>& hbm() const { return hbm_; }
   void scrub();  // HBM reads as zero again
-  // Large writes are about to go there. Only the processor's thread calls it.
-  void populate(std::byte* at, uint64_t bytes) { populated_.range(*hbm_, at, bytes); }
+  // Large writes are about to go there: the pages to bring in first. Only the processor's thread calls it.
+  std::vector<std::byte*> missing_pages(std::byte* at, uint64_t bytes) { return populated_.take(*hbm_, at, bytes); }
 
   // fd stays the caller's. Throws std::runtime_error when the file is smaller than the range or can shrink.
   void map_host(int fd, uint64_t offset, uint64_t iova, uint64_t bytes, bool read, bool write);

@@ -12,8 +12,8 @@
 namespace llm {
 namespace {
 
-constexpr uint64_t kChunk = 1 << 20;
-constexpr unsigned kDepth = 8;
+constexpr uint64_t kChunk = 2 << 20;
+constexpr unsigned kDepth = 4;
 
 struct File {
   int fd;

@@ -118,7 +118,7 @@ Model::Weight Model::take(const Gguf& file, const std::string& name, uint64_t ro
   const uint64_t bytes = part == Part::kAll ? t->bytes : t->bytes / ranks_, row = t->bytes / t->rows;
   if (place == nullptr) place = storage_.emplace_back(device_, bytes).data();
   weight_bytes_ += bytes;
-  if (part == Part::kColumns) {
+  if (part == Part::kColumns && ranks_ > 1) {
     for (uint64_t r = 0; r < rows; ++r)
       wishes_.push_back(
           {t->offset + r * row + rank_ * (row / ranks_), row / ranks_, static_cast<char*>(place) + r * (row / ranks_)});
