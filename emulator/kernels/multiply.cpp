@@ -290,8 +290,9 @@ void multiply(const MultiplyArgs& x) {
   if (x.m < 17 && !x.rows_are_k && with_rows(x, [&](auto rows) { multiply_dot<decltype(rows)>(x); })) return;
   if (x.m >= 4 && !(x.rows_are_k && hw::info(x.b_type).block > 1)) return multiply_packed(x);
 #endif
-  if (x.rows_are_k && x.b_type == DType::kBF16) return multiply_few_rows<true>(x);
-  if (x.rows_are_k && in_place(x.b_type, x.b, x.b_pitch)) return multiply_few_rows<false>(x);
+  if (x.rows_are_k && x.b_type == DType::kBF16) return multiply_few_rows<DType::kBF16>(x);
+  if (x.rows_are_k && x.b_type == DType::kQ8_0) return multiply_few_rows<DType::kQ8_0>(x);
+  if (x.rows_are_k && in_place(x.b_type, x.b, x.b_pitch)) return multiply_few_rows<DType::kF32>(x);
   multiply_any(x);
 }
 

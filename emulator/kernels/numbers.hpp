@@ -132,6 +132,14 @@ inline uint16_t read16(const std::byte* p) {
   return h;
 }
 
+inline float half_at(const std::byte* p) {
+#if defined(__F16C__)
+  return _cvtsh_ss(read16(p));
+#else
+  return from_f16(read16(p));
+#endif
+}
+
 [[maybe_unused]] void load(DType type, const std::byte* source, uint32_t n, float* out) {
   switch (type) {
     case DType::kF32:

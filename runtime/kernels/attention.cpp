@@ -11,6 +11,9 @@ namespace {
 
 constexpr float kMinus = -std::numeric_limits<float>::infinity();
 
+// Probabilities are multiplied along the keys, which the blocks of a head do not follow.
+DType probability(DType kv) { return hw::info(kv).block > 1 ? bf16 : kv; }
+
 // Everything one row block needs; both kernels differ only in what a row is.
 struct Steps {
   Builder& k;
@@ -24,7 +27,7 @@ struct Steps {
         most(step),
         query(k.spm(kv, rows, head)),
         scores(k.acc(rows, step)),
-        p(k.spm(kv, rows, step)),
+        p(k.spm(probability(kv), rows, step)),
         state(k.spm(f32, rows, 4)),
         output(k.acc(rows, head)),
         result(k.spm(f32, rows, head)),
@@ -32,18 +35,19 @@ struct Steps {
         values(k.spm(kv, step, head, Stages(2))),
         pages(k.spm(i32, 1, step / kPage)) {}
 
-  // rows of q, whose element r sees keys below limit + r * step; `count` keys in all. fetch loads a block.
-  void run(const Reg& rows, const Reg& limit, uint32_t step, const Reg& count, const Reg& scale, uint32_t head,
-           const std::function<void(const Tile&, const Tile&, const Reg&)>& fetch) {
-    Tile q = k.slice(query, 0, 0, rows, head);
-    Tile st = k.slice(state, 0, 0, rows, 4), o = k.slice(output, 0, 0, rows, head),
-         out = k.slice(result, 0, 0, rows, head);
-    Tile peak = k.slice(state, 0, 0, rows, 1), sum = k.slice(state, 0, 1, rows, 1),
+  using Fetch = std::function<void(const Tile&, const Tile&, const Reg&)>;
+
+  // rows of q, whose element r sees keys below limit + r * step; `count` keys in all, of which it looks at blocks begin
+  // to end. fetch loads a block. Leaves sums weighted by exp(score - peak) in output, peak and their total in state.
+  void accumulate(const Reg& rows, const Reg& limit, uint32_t step, const Reg& count, const Value& begin,
+                  const Value& end, const Reg& scale, uint32_t head, const Fetch& fetch) {
+    Tile q = k.slice(query, 0, 0, rows, head), o = k.slice(output, 0, 0, rows, head);
+    Tile st = k.slice(state, 0, 0, rows, 4), peak = k.slice(state, 0, 0, rows, 1),
          correction = k.slice(state, 0, 2, rows, 1);
     k.fill(st, 0);
     k.fill(peak, kMinus);
     k.zero(o);
-    k.loop(0, k.cdiv(count, most), [&](Reg block) {
+    k.loop(begin, end, [&](Reg block) {
       // The last block is often short: whole pages, but no more than there are keys.
       Reg key0 = block * most, here = k.min(k.cdiv(count - key0, kPage) * kPage, most);
       Tile s = k.slice(scores, 0, 0, rows, here), pt = k.slice(p, 0, 0, rows, here);
@@ -55,10 +59,16 @@ struct Steps {
       k.binary(BinaryOp::kMul, o, o, correction);
       k.mma(o, pt, vt, {.accumulate = true, .rows_are_k = true});
     });
+  }
+  // All keys, into result.
+  void run(const Reg& rows, const Reg& limit, uint32_t step, const Reg& count, const Reg& scale, uint32_t head,
+           const Fetch& fetch) {
+    accumulate(rows, limit, step, count, 0, k.cdiv(count, most), scale, head, fetch);
+    Tile sum = k.slice(state, 0, 1, rows, 1);
     k.unary(UnaryOp::kRcp, sum, sum);
     DrainOptions normalise;
     normalise.column_scale = &sum;
-    k.drain(out, o, normalise);
+    k.drain(k.slice(result, 0, 0, rows, head), k.slice(output, 0, 0, rows, head), normalise);
   }
 };
 
@@ -103,28 +113,88 @@ KernelCode attention(DType kv, uint32_t head, bool paged) {
   return k.finish();
 }
 
-// q and out are [sequences, heads, head]; position[s] is the place of sequence s's token, table[s] its pages.
-KernelCode attention_decode(DType kv, uint32_t head) {
-  Builder k(std::string("attention_decode_") + hw::info(kv).name + "_d" + std::to_string(head));
+// q and out are [sequences, heads, head]; position[s] is the place of sequence s's token, table[s] its pages. split:
+// each share of the keys leaves what it found in partial and state, [shares * sequences, heads, head or 4], for
+// attention_merge.
+KernelCode attention_decode(DType kv, uint32_t head, bool split) {
+  Builder k(std::string(split ? "attention_split_" : "attention_decode_") + hw::info(kv).name + "_d" +
+            std::to_string(head));
   constexpr uint32_t kRows = 32, kKeys = 128;  // rows: heads that share a KV head
   auto Q = k.tensor("q", f32, 3), K = k.tensor("k_cache", kv, 2), V = k.tensor("v_cache", kv, 2);
-  auto position = k.tensor("position", i32, 1), table = k.tensor("table", i32, 2), O = k.any_tensor("out", 3);
+  auto position = k.tensor("position", i32, 1), table = k.tensor("table", i32, 2);
+  Tensor O = split ? k.tensor("partial", f32, 3) : k.any_tensor("out", 3), S;
+  if (split) S = k.tensor("state", f32, 3);
   Reg group = k.scalar_i32("group"), scale = k.scalar_f32("scale");
   auto here = k.spm(i32, 1, 1);
   Steps steps(k, kv, kRows, head, kKeys);
-  Reg kv_heads = Q.dim(1) / group;
-  k.loop(k.pid_y(), Q.dim(0), k.grid_y(), [&](Reg sequence) {
+  Reg sequences = Q.dim(0), kv_heads = Q.dim(1) / group;
+  k.loop(k.pid_y(), sequences, k.grid_y(), [&](Reg sequence) {
     k.load(here, position, {sequence});
     Reg count = k.read(here, 0, 0) + 1;
     k.loop(k.pid_x(), kv_heads, k.grid_x(), [&](Reg h) {
-      Tile q = k.slice(steps.query, 0, 0, group, head);
-      k.load(q, Q, {sequence, h * group, 0});
-      steps.run(group, count, 0, count, scale, head, [&](const Tile& kt, const Tile& vt, const Reg& key0) {
+      k.load(k.slice(steps.query, 0, 0, group, head), Q, {sequence, h * group, 0});
+      auto fetch = [&](const Tile& kt, const Tile& vt, const Reg& key0) {
         k.load(steps.pages, table, {sequence, key0 / kPage}, -1);
         k.gather(kt, K, steps.pages, h * head, kPage);
         k.gather(vt, V, steps.pages, h * head, kPage);
+      };
+      if (!split) {
+        steps.run(group, count, 0, count, scale, head, fetch);
+        k.store(O, {sequence, h * group, 0}, k.slice(steps.result, 0, 0, group, head));
+        return;
+      }
+      Reg shares = O.dim(0) / sequences, blocks = k.cdiv(count, kKeys), each = k.cdiv(blocks, shares);
+      k.loop(k.pid_z(), shares, k.grid_z(), [&](Reg share) {
+        Reg begin = share * each, row = share * sequences + sequence;
+        steps.accumulate(group, count, 0, count, begin, k.min(begin + each, blocks), scale, head, fetch);
+        Tile out = k.slice(steps.result, 0, 0, group, head);
+        k.drain(out, k.slice(steps.output, 0, 0, group, head));
+        k.store(O, {row, h * group, 0}, out);
+        k.store(S, {row, h * group, 0}, k.slice(steps.state, 0, 0, group, 4));
       });
-      k.store(O, {sequence, h * group, 0}, k.slice(steps.result, 0, 0, group, head));
+    });
+  });
+  return k.finish();
+}
+
+// Joins the shares of attention_split: each weighs exp(its peak - the highest).
+KernelCode attention_merge(uint32_t head) {
+  Builder k("attention_merge_d" + std::to_string(head));
+  constexpr uint32_t kRows = 64;  // heads at a time
+  auto P = k.tensor("partial", f32, 3), S = k.tensor("state", f32, 3), O = k.any_tensor("out", 3);
+  auto sum_tile = k.spm(f32, kRows, head), next_tile = k.spm(f32, kRows, head), state = k.spm(f32, kRows, 4),
+       next_state = k.spm(f32, kRows, 4), peak_tile = k.spm(f32, kRows, 1);
+  Reg sequences = O.dim(0), heads = O.dim(1), shares = P.dim(0) / sequences;
+  k.loop(k.pid_y(), sequences, k.grid_y(), [&](Reg sequence) {
+    k.loop(k.pid_x(), k.cdiv(heads, kRows), k.grid_x(), [&](Reg piece) {
+      Reg h0 = piece * kRows, rows = k.min(heads - h0, kRows);
+      Tile o = k.slice(sum_tile, 0, 0, rows, head), p = k.slice(next_tile, 0, 0, rows, head),
+           st = k.slice(state, 0, 0, rows, 4), ns = k.slice(next_state, 0, 0, rows, 4),
+           peak = k.slice(peak_tile, 0, 0, rows, 1);
+      Tile mine = k.slice(state, 0, 0, rows, 1), total = k.slice(state, 0, 1, rows, 1),
+           theirs = k.slice(next_state, 0, 0, rows, 1), more = k.slice(next_state, 0, 1, rows, 1);
+      k.load(o, P, {sequence, h0, 0});  // the first share has the first key: its peak is finite
+      k.load(st, S, {sequence, h0, 0});
+      k.loop(1, shares, [&](Reg share) {
+        Reg row = share * sequences + sequence;
+        k.load(p, P, {row, h0, 0});
+        k.load(ns, S, {row, h0, 0});
+        k.binary(BinaryOp::kMax, peak, mine, theirs);
+        for (const Tile& t : {mine, theirs}) {
+          k.binary(BinaryOp::kSub, t, t, peak);
+          k.unary(UnaryOp::kExp, t, t);
+        }
+        k.binary(BinaryOp::kMul, o, o, mine);
+        k.binary(BinaryOp::kMul, p, p, theirs);
+        k.binary(BinaryOp::kAdd, o, o, p);
+        k.binary(BinaryOp::kMul, total, total, mine);
+        k.binary(BinaryOp::kMul, more, more, theirs);
+        k.binary(BinaryOp::kAdd, total, total, more);
+        k.unary(UnaryOp::kCopy, mine, peak);
+      });
+      k.unary(UnaryOp::kRcp, total, total);
+      k.binary(BinaryOp::kMul, o, o, total);
+      k.store(O, {sequence, h0, 0}, o);
     });
   });
   return k.finish();

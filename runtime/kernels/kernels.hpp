@@ -19,8 +19,9 @@ tile::KernelCode add();
 tile::KernelCode softmax();
 tile::KernelCode rope(tile::RopeOp mode, uint32_t head, uint32_t rotated);
 tile::KernelCode rope_kv(tile::RopeOp mode, uint32_t head, uint32_t rotated);
-tile::KernelCode attention(tile::DType kv, uint32_t head, bool paged);  // many rows of one sequence, causal
-tile::KernelCode attention_decode(tile::DType kv, uint32_t head);       // one token of many sequences, paged
+tile::KernelCode attention(tile::DType kv, uint32_t head, bool paged);         // many rows of one sequence, causal
+tile::KernelCode attention_decode(tile::DType kv, uint32_t head, bool split);  // one token of many sequences, paged
+tile::KernelCode attention_merge(uint32_t head);
 tile::KernelCode argmax();
 tile::KernelCode topk(uint32_t k);
 tile::KernelCode sample(uint32_t k);

@@ -55,12 +55,16 @@ KernelCode make(const std::string& name) {
       if (starts(name, "rope_kv_" + mode_name + "_d")) return k::rope_kv(mode, head, rotated);
       if (starts(name, "rope_" + mode_name + "_d")) return k::rope(mode, head, rotated);
     }
-    for (const char* base : {"attention_causal_", "attention_paged_", "attention_decode_"}) {
+    for (const char* base : {"attention_causal_", "attention_paged_", "attention_decode_", "attention_split_"}) {
       if (!starts(name, base)) continue;
       const DType kv = dtype_in(name, base);
-      if (kv != tile::f32 && kv != tile::bf16 && kv != tile::f16) continue;
-      return base[10] == 'd' ? k::attention_decode(kv, head) : k::attention(kv, head, base[10] == 'p');
+      const bool whole_blocks = kv == tile::q8_0 && head % 32 == 0;
+      if (kv != tile::f32 && kv != tile::bf16 && kv != tile::f16 && !whole_blocks) continue;
+      const char kind = base[10];
+      return kind == 'd' || kind == 's' ? k::attention_decode(kv, head, kind == 's')
+                                        : k::attention(kv, head, kind == 'p');
     }
+    if (starts(name, "attention_merge_")) return k::attention_merge(head);
   }
   fail(jalErrorNotFound, "the kernel library has no \"" + name + "\"; docs/kernels.md lists its names");
 }

@@ -13,12 +13,9 @@ struct TypeSize {
   const char* name;
   uint64_t block, bytes;
 };
-constexpr TypeSize kTypes[] = {{TensorType::kF32, "F32", 1, 4},
-                               {TensorType::kF16, "F16", 1, 2},
-                               {TensorType::kBF16, "BF16", 1, 2},
-                               {TensorType::kQ8_0, "Q8_0", 32, 34},
-                               {TensorType::kQ4_0, "Q4_0", 32, 18},
-                               {TensorType::kMXFP4, "MXFP4", 32, 17}};
+constexpr TypeSize kTypes[] = {{TensorType::kF32, "F32", 1, 4},     {TensorType::kF16, "F16", 1, 2},
+                               {TensorType::kBF16, "BF16", 1, 2},   {TensorType::kQ8_0, "Q8_0", 32, 34},
+                               {TensorType::kQ4_0, "Q4_0", 32, 18}, {TensorType::kMXFP4, "MXFP4", 32, 17}};
 
 constexpr uint64_t kMaxText = 1 << 24, kMaxItems = 1 << 24;
 

@@ -213,7 +213,7 @@ Run run_batch(const jalapeno::Device& device, llm::Model& model, const llm::Toke
 
 int main(int argc, char** argv) try {
   CLI::App app{"Runs a Llama-architecture GGUF model on a Jalapeno device or its emulator."};
-  std::string model_path, prompt, prompts_path, tokens_text, dump_path, tokenize, uri;
+  std::string model_path, prompt, prompts_path, tokens_text, dump_path, tokenize, uri, kv;
   uint32_t count = 128, context = 0, parallel = 1, chips = 1;
   llm::Sampling sampling;
   bool json = false, ignore_end = false;
@@ -228,6 +228,7 @@ int main(int argc, char** argv) try {
   app.add_option("--seed", sampling.seed, "of the random numbers (only with a temperature)");
   app.add_option("--context", context, "tokens the KV cache holds (default: the model's, at most 4096)")
       ->check(CLI::Range(1, 1 << 24));
+  app.add_option("--kv", kv, "type of the KV cache: f32, bf16, f16 or q8_0 (default: as the weights)");
   app.add_option("--device", uri, "device URI (default: the first device, or an embedded emulator)");
   auto* tokens_option = app.add_option("--tokens", tokens_text, "token ids instead of a prompt, as in 1,2,3");
   app.add_option("--dump-logits", dump_path, "write the logits of every position as .npy (float32, [n, vocabulary])");
@@ -272,7 +273,7 @@ int main(int argc, char** argv) try {
   auto run = [&](const jalapeno::Device& device, const jalapeno::Communicator* comm, bool speaks) {
     const auto load_start = Clock::now();
     llm::Model model(
-        device, file, context, parallel, speaks ? progress_bar : [](uint64_t, uint64_t) {}, comm);
+        device, file, context, parallel, speaks ? progress_bar : [](uint64_t, uint64_t) {}, comm, kv);
     const double load_seconds = seconds(load_start, Clock::now());
     if (!dump_path.empty()) {
       if (tokens.empty()) throw std::runtime_error("--dump-logits needs at least one token");

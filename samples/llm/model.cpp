@@ -15,7 +15,8 @@ using jalapeno::tensor;
 
 namespace {
 
-constexpr uint32_t kPage = 16, kChunk = 512;  // tokens
+constexpr uint32_t kPage = 16, kChunk = 512;       // tokens
+constexpr uint32_t kLong = 2048, kMostShares = 8;  // a context whose keys are shared out; parts
 
 jalDType dtype_of(TensorType t) {
   switch (t) {
@@ -158,7 +159,8 @@ jalapeno::Kernel Model::kernel(const std::string& name) {
 }
 
 Model::Model(const jalapeno::Device& device, const Gguf& file, uint32_t context, uint32_t sequences,
-             const std::function<void(uint64_t, uint64_t)>& progress, const jalapeno::Communicator* ranks)
+             const std::function<void(uint64_t, uint64_t)>& progress, const jalapeno::Communicator* ranks,
+             const std::string& kv)
     : device_(device), comm_(ranks), stream_(device), cores_(device.properties().cores), sequences_(sequences) {
   if (comm_ != nullptr) {
     const jalCommInfo info = comm_->info();
@@ -266,13 +268,21 @@ Model::Model(const jalapeno::Device& device, const Gguf& file, uint32_t context,
     if (known.count(name) == 0)
       throw std::runtime_error(file.path() + ": tensor " + name + " belongs to a variant this program does not run");
   kv_type_ = all_f32 ? jalF32 : any_f16 ? jalF16 : jalBF16;
+  if (!kv.empty()) {
+    bool known_type = false;
+    for (jalDType t : {jalF32, jalBF16, jalF16, jalQ8_0})
+      if (kv == dtype_name(t)) kv_type_ = t, known_type = true;
+    if (!known_type) throw std::runtime_error("a KV cache of type \"" + kv + "\", expected f32, bf16, f16 or q8_0");
+    if (kv_type_ == jalQ8_0 && h_.head % 32 != 0)
+      throw std::runtime_error("a KV cache of q8_0 has blocks of 32, a head of this model " + std::to_string(h_.head));
+  }
 
   std::vector<Piece> pieces;
   for (const Wish& w : wishes_) pieces.push_back({w.offset, w.bytes, w.destination});
   load_weights(device_, stream_, file.path(), pieces, progress);
 
   pages_ = blocks(h_.context, kPage);
-  const uint64_t cache_bytes = uint64_t{sequences_} * pages_ * kPage * kv_width * (kv_type_ == jalF32 ? 4 : 2);
+  const uint64_t cache_bytes = uint64_t{sequences_} * pages_ * kPage * row_bytes(kv_type_, kv_width);
   for (Layer& l : layers_) {
     l.keys = jalapeno::Buffer<uint8_t>(device_, cache_bytes),
     l.values = jalapeno::Buffer<uint8_t>(device_, cache_bytes);
@@ -286,6 +296,10 @@ Model::Model(const jalapeno::Device& device, const Gguf& file, uint32_t context,
   x_ = floats(uint64_t{most} * h_.width), norm_ = bytes(uint64_t{most} * h_.width);
   qkv_ = floats(most * (q_width + 2 * kv_width)), attention_ = bytes(most * q_width);
   gate_up_ = floats(uint64_t{most} * h_.ffn * 2), hidden_ = bytes(uint64_t{most} * h_.ffn);
+  uint32_t parts = 0;
+  for (uint32_t n = 1; n <= sequences_; ++n)
+    if (key_shares(n) > 1) parts = std::max(parts, key_shares(n) * n);
+  if (parts > 0) partial_ = floats(uint64_t{parts} * q_width), state_ = floats(uint64_t{parts} * h_.heads * 4);
   // Logits of a whole chunk are only asked for by logits(), which makes room itself.
   logits_ = floats(uint64_t{sequences_} * h_.vocabulary);
   prompt_ = jalapeno::Buffer<int32_t>(device_, chunk_), prompt_position_ = jalapeno::Buffer<int32_t>(device_, 1);
@@ -359,6 +373,11 @@ void Model::add_product(const Weight& w, const jalTensor& in, const jalTensor& x
                       jalSum, stream_);
 }
 
+// Few KV heads leave cores idle, the longer the more.
+uint32_t Model::key_shares(uint32_t n) const {
+  return h_.context < kLong ? 1 : std::clamp(cores_ / (h_.kv_heads * n), 1u, kMostShares);
+}
+
 Model::Pass Model::prompt_pass(uint32_t n, uint32_t s) const {
   return {n, false, tensor(prompt_.data(), jalI32, {n}), tensor(prompt_position_.data(), jalI32, {1}),
           tensor(table_.data() + size_t{s} * pages_, jalI32, {1, pages_})};
@@ -408,7 +427,13 @@ void Model::forward(const Pass& pass, bool all_logits) {
     const jalTensor attended = tensor(attention_.data(), attended_type, {n, q_width});
     // Many rows use each block of keys longer, as long as the cores are full.
     const uint32_t rows = h_.heads * blocks(n, 128) >= cores_ ? 128 : 64;
-    if (pass.step)
+    if (const uint32_t parts = pass.step ? key_shares(n) : 1; parts > 1) {
+      const jalTensor partial = tensor(partial_.data(), jalF32, {parts * n, h_.heads, h_.head}),
+                      state = tensor(state_.data(), jalF32, {parts * n, h_.heads, 4});
+      launch(stream_, {h_.kv_heads, n, parts}, kernel("attention_split_" + attention_suffix), heads(q), keys, values,
+             pass.position, pass.table, partial, state, group, scale);
+      launch(stream_, {1, n}, kernel("attention_merge_d" + std::to_string(h_.head)), partial, state, heads(attended));
+    } else if (pass.step)
       launch(stream_, {h_.kv_heads, n}, kernel("attention_decode_" + attention_suffix), heads(q), keys, values,
              pass.position, pass.table, heads(attended), group, scale);
     else

@@ -30,8 +30,10 @@ class Model {
   // jalapeno::Error. progress as in load_weights.
   // ranks: not null, and this is one rank's part of the model: heads and the feed-forward layer are shared out, and
   // every rank makes the same calls. All of them get the same tokens, because the sums they share are the same bits.
+  // kv: the type of the KV cache, f32, bf16, f16 or q8_0; empty: f32 or f16 as the weights are, otherwise bf16.
   Model(const jalapeno::Device& device, const Gguf& file, uint32_t context, uint32_t sequences,
-        const std::function<void(uint64_t, uint64_t)>& progress, const jalapeno::Communicator* ranks = nullptr);
+        const std::function<void(uint64_t, uint64_t)>& progress, const jalapeno::Communicator* ranks = nullptr,
+        const std::string& kv = "");
 
   const Hyperparameters& parameters() const { return h_; }  // heads and ffn: this rank's
   uint64_t weight_bytes() const { return weight_bytes_; }
@@ -93,6 +95,7 @@ class Model {
     bool step;
     jalTensor tokens, position, table;
   };
+  uint32_t key_shares(uint32_t n) const;  // of the keys, in a step of n sequences
   Pass prompt_pass(uint32_t n, uint32_t s) const;
   Pass step_pass(uint32_t n) const;
   void forward(const Pass& pass, bool all_logits);
@@ -127,6 +130,7 @@ class Model {
   Weight embedding_, output_norm_, output_;
   std::vector<Layer> layers_;
   jalapeno::Buffer<float> cosine_, sine_, x_, qkv_, gate_up_, logits_;
+  jalapeno::Buffer<float> partial_, state_;              // of the shares
   jalapeno::Buffer<uint8_t> norm_, attention_, hidden_;  // in the type the next multiplication takes
   // Of prompts, and of the sequences: each one's token to be fed, its position, and the pages of its cache.
   jalapeno::Buffer<int32_t> prompt_, prompt_position_, tokens_, position_device_, table_;

@@ -130,7 +130,7 @@ TEST_F(Api, ForkedChildGetsACleanErrorAndTheParentGoesOn) {
 TEST_F(Api, LibraryNamesThatDoNotExistAreNamed) {
   jalKernel_t k{};
   for (const char* name : {"", "matmul", "matmul_f64", "topk_k0", "topk_k2000", "rope_interleaved_d64_r7",
-                           "attention_causal_q8_0_d64", "topk_k40junk"}) {
+                           "attention_causal_q8_0_d48", "attention_causal_q4_0_d64", "topk_k40junk"}) {
     EXPECT_EQ(jalLibraryGetKernel(device.get(), name, &k), jalErrorNotFound) << name;
     EXPECT_NE(detail().find(name), std::string::npos);
   }

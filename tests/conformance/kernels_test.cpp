@@ -403,9 +403,10 @@ class AttentionTest : public Kernels {
     const auto group = static_cast<int32_t>(heads / kv_heads);
     const std::string suffix = std::string(type == jalF32   ? "f32"
                                            : type == jalF16 ? "f16"
-                                                            : "bf16") +
+                                           : type == jalBF16 ? "bf16"
+                                                            : "q8_0") +
                                "_d" + std::to_string(head);
-    Buffer<int32_t> position(device, std::vector<int32_t>{static_cast<int32_t>(kind == "decode" ? total - 1 : past)});
+    Buffer<int32_t> position(device, std::vector<int32_t>{static_cast<int32_t>(kind == "decode" || kind == "split" ? total - 1 : past)});
     auto view = [&](const Buffer<float>& b) {
       jalTensor t = b.as({heads, tokens, head});
       t.stride[0] = head * 4, t.stride[1] = uint64_t{heads} * head * 4;
@@ -414,7 +415,16 @@ class AttentionTest : public Kernels {
     if (kind == "decode")
       launch(stream, {2, 1}, get("attention_decode_" + suffix), qv.as({1, heads, head}), kt, vt, position,
              tensor(tb.data(), jalI32, {1, pages}), out.as({1, heads, head}), group, scale);
-    else if (kind == "paged")
+    else if (kind == "split") {  // more shares than blocks of keys: some find none
+      constexpr uint32_t kShares = 5;
+      Buffer<float> partial(device, kShares * q.size()), state(device, size_t{kShares} * heads * 4);
+      launch(stream, {2, 1, 3}, get("attention_split_" + suffix), qv.as({1, heads, head}), kt, vt, position,
+             tensor(tb.data(), jalI32, {1, pages}), partial.as({kShares, heads, head}), state.as({kShares, heads, 4}),
+             group, scale);
+      launch(stream, {1, 1}, get("attention_merge_d" + std::to_string(head)), partial.as({kShares, heads, head}),
+             state.as({kShares, heads, 4}), out.as({1, heads, head}));
+      stream.synchronize();
+    } else if (kind == "paged")
       launch(stream, {2, 2}, get("attention_paged_" + suffix), view(qv), kt, vt, position, tb, view(out), group, scale);
     else
       launch(stream, {3, 1}, get("attention_causal_" + suffix), view(qv), kt, vt, position, view(out), group, scale);
@@ -447,13 +457,16 @@ TEST_F(AttentionTest, CausalPagedAndDecode) {
     jalDType type;
     double tolerance;
   };
-  for (const Type& t : {Type{jalF32, 2e-6}, {jalBF16, 2e-2}, {jalF16, 3e-3}}) {
-    run("causal", t.type, 0, 1, 2, 1, 16, t.tolerance);
+  for (const Type& t : {Type{jalF32, 2e-6}, {jalBF16, 2e-2}, {jalF16, 3e-3}, {jalQ8_0, 2e-2}}) {
+    if (t.type != jalQ8_0) run("causal", t.type, 0, 1, 2, 1, 16, t.tolerance);  // no whole block
     run("causal", t.type, 0, 130, 4, 2, 32, t.tolerance);
     run("paged", t.type, 37, 70, 6, 3, 64, t.tolerance);
     run("paged", t.type, 200, 3, 2, 2, 32, t.tolerance);
     run("decode", t.type, 0, 1, 4, 4, 32, t.tolerance);
     run("decode", t.type, 300, 1, 9, 3, 64, t.tolerance);
+    run("split", t.type, 0, 1, 4, 4, 32, t.tolerance);
+    run("split", t.type, 300, 1, 9, 3, 64, t.tolerance);
+    run("split", t.type, 1500, 1, 4, 2, 32, t.tolerance);
   }
 }
 

@@ -313,7 +313,7 @@ TEST_P(HostKernelsTest, ProductsMeetDoublePrecision) {
   for (const Case& c : {Case{DType::kF32, DType::kF32, false}, {DType::kBF16, DType::kBF16, false},
                         {DType::kF16, DType::kF16, false},     {DType::kQ8_0, DType::kQ8_0, false},
                         {DType::kQ8_0, DType::kQ4_0, false},   {DType::kQ8_0, DType::kMXFP4, false},
-                        {DType::kBF16, DType::kMXFP8, false},  {DType::kF32, DType::kMXFP4, true},
+                        {DType::kBF16, DType::kMXFP8, false},  {DType::kF32, DType::kMXFP4, true}, {DType::kBF16, DType::kQ8_0, true},
                         {DType::kF32, DType::kF32, true},      {DType::kBF16, DType::kBF16, true},
                         {DType::kE4M3, DType::kE4M3, false},   {DType::kE5M2, DType::kE5M2, false},
                         {DType::kE4M3, DType::kE5M2, false},   {DType::kE5M2, DType::kE4M3, true},

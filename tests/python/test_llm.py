@@ -86,14 +86,14 @@ def shipped():
     return SHIPPED, reference.Model(SHIPPED)
 
 
-def check_logits(path, model, lengths, limit, out):
+def check_logits(path, model, lengths, limit, out, *options):
     """Largest error as a share of the reference's range, at most `limit`. One reference run serves all lengths, as
     positions see no later tokens."""
     tokens = some_tokens(len(model.metadata["tokenizer.ggml.tokens"]), max(lengths))
     expected = model.logits(tokens)
     errors = {}
     for n in lengths:
-        succeed("--model", path, "--tokens", comma(tokens[:n]), "--dump-logits", out)
+        succeed("--model", path, "--tokens", comma(tokens[:n]), "--dump-logits", out, *options)
         seen = np.load(out)
         assert seen.dtype == np.float32 and seen.shape == expected[:n].shape
         errors[n] = np.abs(seen - expected[:n]).max() / np.ptp(expected[:n])
@@ -104,6 +104,18 @@ def check_logits(path, model, lengths, limit, out):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_logits(make, folder, dtype, family):
     check_logits(*make(dtype=dtype, family=family), LENGTHS, 1e-3 if dtype == "F32" else 0.02, folder / "logits.npy")
+
+
+@pytest.mark.parametrize("kv", ["f32", "bf16", "f16", "q8_0"])
+def test_logits_by_type_of_the_cache(make, folder, kv):
+    check_logits(*make(head_size=32, seed=7), [2, 300], 1e-3 if kv == "f32" else 0.02, folder / "logits.npy", "--kv", kv)
+
+
+def test_types_of_the_cache_that_cannot_be(make):
+    path, _ = make()
+    for kv, said in (("q4_0", b'"q4_0", expected f32, bf16, f16 or q8_0'), ("q8_0", b"blocks of 32, a head of this model 16")):
+        result = run("--model", path, "--prompt", "a", "-n", 1, "--kv", kv)
+        assert result.returncode == 1 and said in result.stderr, result.stderr
 
 
 @pytest.mark.parametrize("name", [*ROPE, *SHAPES])
@@ -138,6 +150,20 @@ def margin(model, tokens, n):
     """The least lead, in logits, that the most likely of the n last tokens had."""
     top = np.sort(model.logits(tokens)[-n - 1:-1])
     return (top[:, -1] - top[:, -2]).min()
+
+
+def test_a_long_context_shares_out_its_keys(make):
+    """From a context of 2,048 on a step's attention is split over keys: the tokens stay the same."""
+    path, model = make(context=4096, seed=6)
+    prompt = some_tokens(250, 400)
+    expected = model.greedy(prompt, 24)
+    assert margin(model, prompt + expected, 24) > 1e-3, "choose another seed: a tie says nothing"
+    modelled = []
+    for context in (1024, 4096):
+        text, report = generate(path, "--tokens", comma(prompt), "-n", 24, "--temperature", 0, "--context", context)
+        assert text == reference.decode(model.metadata, expected), context
+        modelled.append(report["decode"]["modelled_chip"]["tokens_per_second"])
+    assert modelled[0] != modelled[1], "both contexts ran the same kernels"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

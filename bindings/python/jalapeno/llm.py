@@ -28,13 +28,14 @@ class Model:
 
     @classmethod
     def load(cls, path: str | os.PathLike, device: Device | None = None, *, context: int = 0,
-             progress: Callable[[int, int], None] | None = None) -> Model:
+             progress: Callable[[int, int], None] | None = None, kv: str | None = None) -> Model:
         """Reads a GGUF file. context: tokens the cache holds (0: the model's, at most 4096). progress(done, all) is told the bytes.
+        kv: type of the cache, f32, bf16, f16 or q8_0 (None: f32 or f16 as the weights are, otherwise bf16).
         Blocks without the GIL; Ctrl-C ends it, and so does an exception in progress. Raises InvalidValueError naming the file and
         the field that is wrong, OutOfMemoryError."""
         if not 0 <= operator.index(context) < 2**31:
             raise ValueError(f"context is {context}, expected at least 0")
-        return cls(_core.LanguageModel(device or default_device(), os.fspath(path), context, 1, progress))
+        return cls(_core.LanguageModel(device or default_device(), os.fspath(path), context, 1, progress, kv or ""))
 
     @property
     def device(self) -> Device:

@@ -29,7 +29,8 @@ auto told(F f) {
 
 // Calls wait for one another: a model is one state.
 struct Model {
-  Model(DeviceRef d, const std::string& path, uint32_t context, uint32_t sequences, const py::object& progress)
+  Model(DeviceRef d, const std::string& path, uint32_t context, uint32_t sequences, const py::object& progress,
+        const std::string& kv)
       : device(std::move(d)), view(device->get()) {
     std::exception_ptr interrupted;
     auto tell = [&](uint64_t done, uint64_t all) {
@@ -47,7 +48,7 @@ struct Model {
         const Released released;
         const llm::Gguf file(path);
         tokenizer = llm::Tokenizer::create(file);
-        model = std::make_unique<llm::Model>(view, file, context, sequences, tell);
+        model = std::make_unique<llm::Model>(view, file, context, sequences, tell, nullptr, kv);
       });
     } catch (...) {
       (void)view.release();
@@ -93,8 +94,9 @@ llm::Sampling sampling(float temperature, uint32_t top_k, float top_p, int64_t s
 
 void define_llm(py::module_& m) {
   py::class_<Model>(m, "LanguageModel", "Use jalapeno.llm.Model.")
-      .def(py::init<DeviceRef, const std::string&, uint32_t, uint32_t, const py::object&>(), py::arg("device"),
-           py::arg("path"), py::arg("context"), py::arg("sequences"), py::arg("progress"))
+      .def(py::init<DeviceRef, const std::string&, uint32_t, uint32_t, const py::object&, const std::string&>(),
+           py::arg("device"), py::arg("path"), py::arg("context"), py::arg("sequences"), py::arg("progress"),
+           py::arg("kv"))
       .def_property_readonly(
           "device", [](const Model& x) { return x.device; }, "Where it runs.")
       .def_property_readonly(
