@@ -5,7 +5,6 @@
 namespace jalapeno::emu {
 namespace {
 
-constexpr size_t kMostCalls = 2048;
 constexpr uint32_t kMostJoinedRows = 16;  // of A: more share a cache with a piece of B, not with all of it
 
 // A drain that changes nothing but the place.
@@ -16,19 +15,32 @@ bool plain_drain(const StepCall& call) {
          call.tiles[1].dtype == hw::DType::kF32;
 }
 
-// Whether what the multiplication reads may lie where the store writes.
-bool overlap(const Place& source, uint64_t bytes, const StoreCall& store) {
+// Whether rows that the multiplication reads may lie where the store writes.
+bool overlap(const Place& source, size_t pitch, uint32_t rows, uint64_t row_bytes, const StoreCall& store) {
   if (source.base != Place::Base::kMemory) return false;
   const auto begin = reinterpret_cast<uintptr_t>(store.memory);
   const uint64_t reach = store.stride * (store.tile.rows - 1) + store.tile.row_bytes;
-  return source.at < begin + reach && begin < source.at + bytes;
+  return source.at < begin + reach && begin < source.at + pitch * (rows - 1) + row_bytes;
+}
+
+// Whether the multiplication may leave its result where the store would have brought it: from the same rows, which do
+// not overlap there, nor are they read on the way.
+bool may_write_at_once(const MultiplyCall& m, const StoreCall& store) {
+  const MultiplyArgs& x = m.args;
+  const Tile& t = store.tile;
+  const bool same = !x.accumulate && m.c == Place::of(t) && x.m == t.rows && x.n == t.columns;
+  const bool apart = t.rows == 1 || (x.c_pitch == t.pitch && store.stride >= t.row_bytes);
+  const bool plain = !store.add && store.hbm && store.type == hw::DType::kF32 &&
+                     reinterpret_cast<uintptr_t>(store.memory) % 4 == 0 && store.stride % 4 == 0;
+  return same && apart && plain && !overlap(m.a, x.a_pitch, x.m, hw::row_bytes(x.a_type, x.k), store) &&
+         !overlap(m.b, x.b_pitch, x.rows_are_k ? x.k : x.n, hw::row_bytes(x.b_type, x.rows_are_k ? x.n : x.k), store);
 }
 
 }  // namespace
 
 void CallList::add(Call call) {
   if (!usable_) return;
-  if (calls_.size() == kMostCalls) {
+  if (calls_.size() == most_) {
     calls_ = {}, usable_ = false;
     return;
   }
@@ -51,17 +63,10 @@ void CallList::fuse() {
   StoreCall direct = *store;
   direct.tile = drain->tiles[1];
   calls_.pop_back(), calls_.pop_back();
-  if (!calls_.empty() && !direct.add && direct.hbm && direct.type == hw::DType::kF32)
-    if (auto* m = std::get_if<MultiplyCall>(&calls_.back());
-        m != nullptr && !m->args.accumulate && m->c == Place::of(direct.tile) && m->args.m == direct.tile.rows &&
-        m->args.n == direct.tile.columns && reinterpret_cast<uintptr_t>(direct.memory) % 4 == 0 &&
-        direct.stride % 4 == 0) {
-      const MultiplyArgs& x = m->args;
-      const uint32_t b_rows = x.rows_are_k ? x.k : x.n;
-      if (!overlap(m->a, x.a_pitch * x.m, direct) && !overlap(m->b, x.b_pitch * b_rows, direct)) {
-        m->c = Place::of(direct.memory), m->args.c_pitch = direct.stride;
-        return;
-      }
+  if (!calls_.empty())
+    if (auto* m = std::get_if<MultiplyCall>(&calls_.back()); m != nullptr && may_write_at_once(*m, direct)) {
+      m->c = Place::of(direct.memory), m->args.c_pitch = direct.stride;
+      return;
     }
   calls_.emplace_back(direct);
 }
@@ -73,9 +78,10 @@ bool CallList::absorb(const CallList& next) {
   if (left == nullptr || right == nullptr) return false;
   MultiplyArgs& x = left->args;
   const MultiplyArgs& y = right->args;
-  if (x.m > kMostJoinedRows || x.rows_are_k || y.rows_are_k || x.accumulate || y.accumulate || x.m != y.m ||
-      x.k != y.k || x.a_type != y.a_type || x.b_type != y.b_type || x.a_pitch != y.a_pitch || x.b_pitch != y.b_pitch ||
-      x.c_pitch != y.c_pitch || left->a != right->a || left->b.base != Place::Base::kMemory ||
+  // Four columns at a time have a sum of their own: those that are left over would have another.
+  if (x.n % 4 != 0 || x.m > kMostJoinedRows || x.rows_are_k || y.rows_are_k || x.accumulate || y.accumulate ||
+      x.m != y.m || x.k != y.k || x.a_type != y.a_type || x.b_type != y.b_type || x.a_pitch != y.a_pitch ||
+      x.b_pitch != y.b_pitch || x.c_pitch != y.c_pitch || left->a != right->a || left->b.base != Place::Base::kMemory ||
       right->b != Place{Place::Base::kMemory, left->b.at + x.b_pitch * x.n} || left->c.base != Place::Base::kMemory ||
       right->c != Place{Place::Base::kMemory, left->c.at + sizeof(float) * x.n})
     return false;

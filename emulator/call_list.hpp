@@ -54,6 +54,7 @@ using Call = std::variant<ZeroCall, CopyCall, MultiplyCall, StoreCall, StepCall>
 
 class CallList {
  public:
+  explicit CallList(size_t most) : most_(most) {}
   void add(Call call);  // one too many makes it unusable
   // Joins what an instance's end allows: results go to memory from where the multiplication leaves them, or at once.
   // What scratchpad and accumulators hold between instances is nobody's business.
@@ -67,6 +68,7 @@ class CallList {
 
  private:
   std::vector<Call> calls_;
+  size_t most_;
   bool usable_ = true;
 };
 

@@ -370,7 +370,7 @@ Chip::Done Chip::run_untimed(LoweredLaunches& lowered, Launch& l, uint32_t count
     return {known.total, known.longest};
   }
   durations_.resize(count);
-  std::vector<CallList> lists(way == Way::kRecord ? count : 0);
+  std::vector<CallList> lists = way == Way::kRecord ? LoweredLaunches::lists(count) : std::vector<CallList>();
   Tally total;
   pool_.run(count, [&](Core& core, uint32_t index) {
     if (index > failed_index.load(std::memory_order_relaxed)) return;  // the launch failed before this instance

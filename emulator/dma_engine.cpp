@@ -13,6 +13,17 @@ using hw::Instruction;
 using hw::Op;
 using hw::Status;
 
+namespace {
+// Bytes from the begin of the first row to the end of the last. A stride is the client's: as many as there are where
+// that is more, which no extent has.
+uint64_t reach_of(uint64_t stride, uint64_t rows, uint64_t bytes) {
+  uint64_t reach;
+  if (__builtin_mul_overflow(stride, rows - 1, &reach) || __builtin_add_overflow(reach, bytes, &reach))
+    return UINT64_MAX;
+  return reach;
+}
+}  // namespace
+
 hw::TensorDescriptor Core::tensor(const Instruction& i) const {
   if (i.imm0 > launch_->argument_bytes || sizeof(hw::TensorDescriptor) > launch_->argument_bytes - i.imm0)
     throw Fault(Status::kIllegalInstruction, "tensor argument at %llu, but the launch has %u bytes",
@@ -129,7 +140,7 @@ void Core::dma_box(const Instruction& i, bool store) {
   const bool add = store && (i.flags & hw::kFlagAccumulate);
   if (store && valid > 0) {  // it may write what a pending load has yet to read
     const int64_t begin = std::max<int64_t>(row0, 0), end = std::min<int64_t>(row0 + t.rows, rows);
-    const uint64_t reach = end > begin ? stride * static_cast<uint64_t>(end - begin - 1) + bytes : 0;
+    const uint64_t reach = end > begin ? reach_of(stride, static_cast<uint64_t>(end - begin), bytes) : 0;
     const bool hbm = (base & hw::kHostWindow) == 0;  // host memory may be mapped at two addresses: no overlap is seen
     const std::byte* p =
         hbm ? memory_.span(first + static_cast<uint64_t>(begin) * stride, reach, hw::kAccessWrite) : nullptr;
@@ -142,7 +153,7 @@ void Core::dma_box(const Instruction& i, bool store) {
   // The common load: whole rows, same type, one extent.
   if (!store && x.dtype == t.dtype && valid == t.columns && row0 >= 0 && row0 + t.rows <= rows) {
     const std::byte* memory =
-        memory_.span(first + static_cast<uint64_t>(row0) * stride, stride * (t.rows - 1) + bytes, hw::kAccessRead);
+        memory_.span(first + static_cast<uint64_t>(row0) * stride, reach_of(stride, t.rows, bytes), hw::kAccessRead);
     if (memory != nullptr) {
       count_traffic(base, bytes * t.rows, false);
       if ((base & hw::kHostWindow) == 0 && defer_load(t, memory, stride, bytes)) {
@@ -189,7 +200,7 @@ void Core::record_store(const Tile& t, const hw::TensorDescriptor& x, uint64_t f
   part.row_bytes = static_cast<uint32_t>(hw::row_bytes(t.dtype, part.columns));
   const uint64_t stride = x.rank >= 2 ? x.stride[x.rank - 2] : 0,
                  address = first + static_cast<uint64_t>(begin) * stride,
-                 reach = stride * (part.rows - 1) + hw::row_bytes(x.dtype, part.columns);
+                 reach = reach_of(stride, part.rows, hw::row_bytes(x.dtype, part.columns));
   std::byte* memory = memory_.span(address, reach, hw::kAccessWrite);
   if (memory == nullptr || (add && memory_.span(address, reach, hw::kAccessRead) == nullptr)) return;
   record_instead(StoreCall{part, memory, stride, x.dtype, add, (address & hw::kHostWindow) == 0});
@@ -228,7 +239,7 @@ void Core::dma_rows(const Instruction& i, bool store) {
     const bool inside = begin >= 0 && last < x.shape[0];
     std::byte* memory =
         inside && !store && x.dtype == t.dtype
-            ? memory_.span(first + static_cast<uint64_t>(row) * stride, stride * (rows - 1) + bytes, hw::kAccessRead)
+            ? memory_.span(first + static_cast<uint64_t>(row) * stride, reach_of(stride, rows, bytes), hw::kAccessRead)
             : nullptr;
     if (memory != nullptr) {
       count_traffic(hw::raw(x.base), bytes * rows, false);

@@ -7,6 +7,8 @@ namespace jalapeno::emu {
 namespace {
 
 constexpr uint64_t kMostBytes = 16 << 20;  // of lists; then it begins anew
+constexpr uint64_t kMostCalls = 2048;      // of an instance
+constexpr uint32_t kMostInstances = 1 << 14;
 constexpr size_t kMostEntries = 1 << 14, kSeen = 1 << 12, kBucket = 8;
 constexpr uint32_t kPiecesPerThread = 4;
 constexpr uint32_t kShort = 16;  // instructions, of all instances: looking it up costs as much
@@ -34,7 +36,8 @@ bool LoweredLaunches::Entry::is(const Launch& l) const {
 }
 
 LoweredLaunches::Way LoweredLaunches::way(const Launch& launch, uint32_t count) {
-  if (!launch.program->lowers || uint64_t{count} * launch.program->steps.size() < kShort) return Way::kInterpret;
+  if (!launch.program->lowers || count > kMostInstances || uint64_t{count} * launch.program->steps.size() < kShort)
+    return Way::kInterpret;
   hash_ = hash_of(launch);
   if (const auto known = entries_.find(hash_); known != entries_.end()) {
     if (known->second.lowered == nullptr || !known->second.is(launch)) return Way::kInterpret;
@@ -48,6 +51,10 @@ LoweredLaunches::Way LoweredLaunches::way(const Launch& launch, uint32_t count) 
   return Way::kInterpret;
 }
 
+std::vector<CallList> LoweredLaunches::lists(uint32_t count) {
+  return std::vector<CallList>(count, CallList(std::min<uint64_t>(kMostCalls, kMostBytes / sizeof(Call) / count)));
+}
+
 void LoweredLaunches::keep(const Launch& launch, std::vector<CallList>&& instances, const Tally& total, double longest,
                            uint32_t threads) {
   auto lowered = std::make_unique<LoweredLaunch>();
@@ -55,11 +62,10 @@ void LoweredLaunches::keep(const Launch& launch, std::vector<CallList>&& instanc
   // Several pieces for each thread: they are not equally fast.
   const auto count = static_cast<uint32_t>(instances.size());
   const uint32_t most = threads == 1 ? count : std::max(1u, count / (threads * kPiecesPerThread));
-  uint64_t bytes = 0;
-  bool usable = true;
-  for (uint32_t k = 0, in_piece = 0; k < count; ++k) {
+  uint64_t bytes = launch.argument_bytes;
+  const bool usable = std::all_of(instances.begin(), instances.end(), [](const CallList& l) { return l.usable(); });
+  for (uint32_t k = 0, in_piece = 0; usable && k < count; ++k) {
     CallList& list = instances[k];
-    usable = usable && list.usable();
     list.fuse();
     if (in_piece > 0 && in_piece < most && lowered->pieces.back().list.absorb(list)) {
       ++in_piece;
@@ -69,10 +75,12 @@ void LoweredLaunches::keep(const Launch& launch, std::vector<CallList>&& instanc
     bytes += sizeof(LoweredLaunch::Piece) + list.calls().capacity() * sizeof(Call);
     lowered->pieces.push_back({k, std::move(list)});
   }
-  if (bytes_ + bytes > kMostBytes || entries_.size() == kMostEntries) clear();
+  // One that cannot be kept takes nobody's place.
+  const bool kept = usable && bytes <= kMostBytes;
+  if ((kept && bytes_ + bytes > kMostBytes) || entries_.size() == kMostEntries) clear();
   Entry& e = entries_[hash_];
   e.program = launch.program, e.grid = launch.grid;
-  if (!usable || bytes > kMostBytes) return;
+  if (!kept) return;
   e.arguments.assign(launch.arguments.begin(), launch.arguments.begin() + launch.argument_bytes);
   e.lowered = std::move(lowered);
   bytes_ += bytes;

@@ -27,6 +27,8 @@ class LoweredLaunches {
   enum class Way { kInterpret, kRecord, kReplay };
   // What to do with a launch of so many instances. Remembers that it was asked.
   Way way(const Launch& launch, uint32_t count);
+  // After kRecord: where to write what each instance does. Together they take no more than may be kept.
+  static std::vector<CallList> lists(uint32_t count);
   // After kReplay: what was recorded. After kRecord: keeps a list of each instance, where all are usable, joined to
   // pieces for so many threads.
   const LoweredLaunch& found() const { return *found_; }

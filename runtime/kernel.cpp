@@ -113,7 +113,7 @@ void KernelImage::pack(const jalArg* args, uint32_t count, Context& context, std
         std::memcpy(d.shape, t.shape, sizeof d.shape);
         if (!empty) {
           if (t.data == nullptr) refuse(k, "data is NULL");
-          const uint64_t align = info.block > 1 ? 2 : info.bytes;
+          const uint64_t align = info.block == 1 ? info.bytes : info.bytes % 2 == 0 ? 2 : 1;  // a block's f16 scale
           if (reinterpret_cast<uint64_t>(t.data) % align != 0)
             fail(jalErrorMisalignedAddress, "kernel " + name + ", argument " + std::to_string(k) + " (" + want.name +
                                                 "): data is not aligned to " + std::to_string(align) + " bytes");

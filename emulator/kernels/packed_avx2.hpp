@@ -174,9 +174,11 @@ struct MxFp8Rows {  // rows are whole blocks
   static void sixteen(const std::byte* row, uint32_t k, __m256& b0, __m256& b1) {
     const std::byte* block = row + size_t{k} / 32 * 33;
     const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(block + 1 + k % 32));
-    const __m256 factor = _mm256_set1_ps(kE8m0[static_cast<uint8_t>(*block)] * Fp8Halves<E4M3>::kFactor);
-    b0 = _mm256_mul_ps(_mm256_cvtph_ps(Fp8Halves<E4M3>::of(codes)), factor);
-    b1 = _mm256_mul_ps(_mm256_cvtph_ps(Fp8Halves<E4M3>::of(_mm_srli_si128(codes, 8))), factor);
+    // In two steps: the two factors' product may be too large.
+    const __m256 factor = _mm256_set1_ps(Fp8Halves<E4M3>::kFactor),
+                 scale = _mm256_set1_ps(kE8m0[static_cast<uint8_t>(*block)]);
+    b0 = _mm256_mul_ps(_mm256_mul_ps(_mm256_cvtph_ps(Fp8Halves<E4M3>::of(codes)), factor), scale);
+    b1 = _mm256_mul_ps(_mm256_mul_ps(_mm256_cvtph_ps(Fp8Halves<E4M3>::of(_mm_srli_si128(codes, 8))), factor), scale);
   }
   static float one(const std::byte* row, uint32_t k) {
     const std::byte* block = row + size_t{k} / 32 * 33;

@@ -186,6 +186,24 @@ TEST(Repeat, ControlThatFollowsData) {
   }
 }
 
+// More instances than lists are kept of.
+TEST(Repeat, AGridOfManyInstances) {
+  Repeat r("");
+  constexpr uint32_t kCount = 40000;
+  jt::Builder k("many");
+  auto Y = k.tensor("y", jt::f32, 2);
+  auto y = k.spm(jt::f32, 1, 4);
+  k.load(y, Y, {k.pid_x(), 0});
+  for (int i = 0; i < 6; ++i) k.binary(jt::BinaryOp::kAdd, y, y, 1.f);
+  k.store(Y, {k.pid_x(), 0}, y);
+  const Kernel kernel = r.build(k.finish());
+  Buffer<float> out(r.device, size_t{kCount} * 4);
+  r.stream.fill(out.data(), 0, out.bytes());
+  for (int times = 0; times < 4; ++times) launch(r.stream, {kCount}, kernel, out.as({kCount, 4}));
+  r.stream.synchronize();
+  for (const float v : out.to_host()) ASSERT_EQ(v, 24);
+}
+
 // The same addresses, freed and used again for another program and other data.
 TEST(Repeat, MemoryAndModulesThatChangeTheirOwner) {
   Device device{uri()};

@@ -38,7 +38,9 @@ Instruction tdef(uint8_t t, uint32_t offset, uint16_t rows, uint16_t columns) {
 class CoreTest : public ::testing::Test {
  protected:
   // One instance over `memory` at device address 0x200000, which is also the tensor at argument 0.
-  Tally run(const std::vector<Instruction>& code, EmulatorOptions options = {}, uint32_t watchdog_ms = 10000) {
+  // A list: the instance is written down there and run again from it, with `stop_after` as the flag that ends it.
+  Tally run(const std::vector<Instruction>& code, EmulatorOptions options = {}, uint32_t watchdog_ms = 10000,
+            CallList* list = nullptr, bool stop_after = false) {
     Core core(config_, options, 0);
     Launch launch;
     const Program program = prepare(code.data(), static_cast<uint32_t>(code.size()));
@@ -51,12 +53,17 @@ class CoreTest : public ::testing::Test {
     launch.map = &map;
     hw::TensorDescriptor t{};
     t.base = hw::DeviceAddr{0x200000}, t.dtype = hw::DType::kF32, t.rank = 2;
-    t.shape[0] = rows_, t.shape[1] = 64, t.stride[0] = 256;
+    t.shape[0] = rows_, t.shape[1] = 64, t.stride[0] = stride_;
     std::memcpy(launch.arguments.data(), &t, sizeof t);
     launch.argument_bytes = sizeof t;
     launch.grid = {1, 1, 1};
     launch.stop = &stop_, launch.watchdog_ms = watchdog_ms;
-    return core.run(launch, {0, 0, 0});
+    const Tally tally = core.run(launch, {0, 0, 0}, list);
+    if (list != nullptr) {
+      stop_ = stop_after;
+      core.replay(launch, {0, 0, 0}, *list);
+    }
+    return tally;
   }
   hw::FaultRecord fault(const std::vector<Instruction>& code, EmulatorOptions options = {},
                         uint32_t watchdog_ms = 10000) {
@@ -72,6 +79,7 @@ class CoreTest : public ::testing::Test {
   ChipConfig config_ = load_config("");
   std::vector<float> memory_ = std::vector<float>(64 * 64, 1.f);
   uint32_t rows_ = 64;
+  uint64_t stride_ = 256;
   std::atomic<bool> stop_{false};
 };
 
@@ -141,6 +149,43 @@ TEST_F(CoreTest, DmaOutsideEveryMappingNamesTheAddress) {
   EXPECT_EQ(status(r), Status::kAddressFault);
   EXPECT_EQ(r.address, 0x200000u + 70 * 256);
   EXPECT_EQ(r.access, hw::kAccessRead);
+}
+
+// The second row lies before the first, outside the mapping: rows' addresses wrap, and so would their reach.
+TEST_F(CoreTest, StridesThatWrapReachNothingOutside) {
+  stride_ = uint64_t{0} - 256;
+  Instruction load = make(Op::DLD), store = make(Op::DST), gather = make(Op::DGATHER), index = tdef(1, 4096, 1, 1);
+  for (Instruction* i : {&load, &store}) i->t[0] = 0, i->r[0] = 1, i->r[1] = 1;
+  gather.t[0] = 0, gather.t[1] = 1, gather.r[0] = 1, gather.imm1 = 2;
+  hw::TileDescriptor d{4096, 4, 1, 1, hw::DType::kI32, hw::Space::kSpm, 0};
+  std::memcpy(&index.imm0, &d, 8);
+  std::memcpy(&index.imm1, reinterpret_cast<const char*>(&d) + 8, 8);
+  for (const Instruction& i : {load, store, gather}) {
+    const auto r = fault({movi(1, 0), tdef(0, 0, 2, 64), index, i, make(Op::HALT)});
+    EXPECT_EQ(status(r), Status::kAddressFault) << static_cast<int>(i.op);
+    EXPECT_EQ(r.address, 0x200000u - 256) << static_cast<int>(i.op);
+  }
+}
+
+TEST_F(CoreTest, AListDoesWhatTheProgramDidAndEndsWhenItIsTold) {
+  Instruction load = make(Op::DLD), add = make(Op::VBIN), store = make(Op::DST);
+  for (Instruction* i : {&load, &store}) i->t[0] = 0, i->r[0] = 1, i->r[1] = 1;
+  add.sub = static_cast<uint8_t>(hw::BinaryOp::kAdd), add.flags = hw::kFlagScalar;
+  add.t[0] = add.t[1] = 0, add.imm0 = std::bit_cast<uint32_t>(2.f);
+  const std::vector<Instruction> code{movi(1, 0), tdef(0, 0, 4, 64), load, add, store, make(Op::HALT)};
+  CallList list(100);
+  run(code, {}, 10000, &list);
+  EXPECT_TRUE(list.usable());
+  EXPECT_EQ(memory_[0], 5.f);  // twice
+  EXPECT_EQ(memory_[4 * 64 - 1], 5.f);
+  EXPECT_EQ(memory_[4 * 64], 1.f);
+  CallList again(100), few(2);
+  EXPECT_THROW(run(code, {}, 10000, &again, true), Fault);
+  EXPECT_EQ(memory_[0], 7.f);  // the program did, the list did not
+  stop_ = false;
+  run(code, {}, 10000, &few);
+  EXPECT_FALSE(few.usable());
+  EXPECT_TRUE(few.calls().empty());
 }
 
 TEST_F(CoreTest, ReadsOutsideATensorFillAndStoresAreClipped) {

@@ -305,6 +305,19 @@ TEST_P(HostKernelsTest, MxBlocksAreWhatTheOcpSays) {
   }
 }
 
+// A scale of 2^120 beside zeros: nothing on the way may be larger than the value.
+TEST_P(HostKernelsTest, MxFp8KeepsItsLargestScales) {
+  std::vector<std::byte> b(33);
+  b[0] = std::byte{247}, b[1] = std::byte{0x38};
+  for (const uint32_t m : {1u, 3u, 5u, 20u}) {
+    std::vector<uint16_t> a(size_t{m} * 32, 0x3F80);
+    std::vector<float> out(m);
+    k_->multiply({reinterpret_cast<std::byte*>(a.data()), b.data(), out.data(), 64, 33, 4, m, 1, 32, DType::kBF16,
+                  DType::kMXFP8, false, false});
+    for (float v : out) ASSERT_EQ(v, 0x1p120f) << m;
+  }
+}
+
 TEST_P(HostKernelsTest, ProductsMeetDoublePrecision) {
   struct Case {
     DType a, b;
@@ -313,13 +326,14 @@ TEST_P(HostKernelsTest, ProductsMeetDoublePrecision) {
   for (const Case& c : {Case{DType::kF32, DType::kF32, false}, {DType::kBF16, DType::kBF16, false},
                         {DType::kF16, DType::kF16, false},     {DType::kQ8_0, DType::kQ8_0, false},
                         {DType::kQ8_0, DType::kQ4_0, false},   {DType::kQ8_0, DType::kMXFP4, false},
-                        {DType::kBF16, DType::kMXFP8, false},  {DType::kF32, DType::kMXFP4, true}, {DType::kBF16, DType::kQ8_0, true},
-                        {DType::kF32, DType::kF32, true},      {DType::kBF16, DType::kBF16, true},
-                        {DType::kE4M3, DType::kE4M3, false},   {DType::kE5M2, DType::kE5M2, false},
-                        {DType::kE4M3, DType::kE5M2, false},   {DType::kE5M2, DType::kE4M3, true},
-                        {DType::kBF16, DType::kE4M3, false},   {DType::kBF16, DType::kE5M2, true},
-                        {DType::kE4M3, DType::kBF16, false},   {DType::kF32, DType::kE4M3, false},
-                        {DType::kE5M2, DType::kF16, false},    {DType::kF32, DType::kQ8_0, false}})
+                        {DType::kBF16, DType::kMXFP8, false},  {DType::kF32, DType::kMXFP4, true},
+                        {DType::kBF16, DType::kQ8_0, true},    {DType::kF32, DType::kF32, true},
+                        {DType::kBF16, DType::kBF16, true},    {DType::kE4M3, DType::kE4M3, false},
+                        {DType::kE5M2, DType::kE5M2, false},   {DType::kE4M3, DType::kE5M2, false},
+                        {DType::kE5M2, DType::kE4M3, true},    {DType::kBF16, DType::kE4M3, false},
+                        {DType::kBF16, DType::kE5M2, true},    {DType::kE4M3, DType::kBF16, false},
+                        {DType::kF32, DType::kE4M3, false},    {DType::kE5M2, DType::kF16, false},
+                        {DType::kF32, DType::kQ8_0, false}})
     for (auto [m, n, k] : {std::array{1u, 1u, 32u},
                            {1u, 7u, 96u},
                            {5u, 9u, 160u},
