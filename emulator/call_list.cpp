@@ -52,7 +52,7 @@ void CallList::add(Call call) {
       m->args.accumulate = false;
       calls_.pop_back();
     }
-  calls_.push_back(std::move(call));
+  calls_.push_back(call);
 }
 
 void CallList::fuse() {

@@ -87,7 +87,7 @@ class Core {
   void record(const Step& step);
   void record_store(const Tile& t, const hw::TensorDescriptor& x, uint64_t first, std::array<int64_t, 2> rows,
                     std::array<int64_t, 2> columns, bool add);
-  void record_instead(Call call) { list_->add(std::move(call)), recorded_ = true; }
+  void record_instead(const Call& call) { list_->add(call), recorded_ = true; }
   std::byte* at(const Place& p) const;
   void play(const ZeroCall& call);
   void play(const CopyCall& call);

@@ -132,8 +132,8 @@ void Core::dma_box(const Instruction& i, bool store) {
                 static_cast<long long>(rows), static_cast<long long>(columns))
         .tile(i.t[0]);
   if (d.block > 1 && valid > 0 && (column0 % d.block != 0 || valid % d.block != 0 || skip % d.block != 0))
-    throw Fault(Status::kTileFault, "column %lld of a %s tensor is inside a block of %u",
-                static_cast<long long>(column0), d.name, d.block)
+    throw Fault(Status::kTileFault, "columns %lld to %lld of a %s tensor begin or end inside a block of %u",
+                static_cast<long long>(column0 + skip), static_cast<long long>(column0 + skip + valid), d.name, d.block)
         .tile(i.t[0]);
   const uint64_t first = base + hw::row_bytes(x.dtype, static_cast<uint64_t>(std::max<int64_t>(column0, 0)));
   const uint64_t bytes = hw::row_bytes(x.dtype, static_cast<uint64_t>(valid));

@@ -92,7 +92,7 @@ void progress_bar(uint64_t done, uint64_t all) {
 }
 
 nlohmann::json report_json(const jalDeviceProperties& p, const Phase& prefill, const Phase& decode, double load_seconds,
-                           uint32_t chips) {
+                           uint32_t chips, const std::string& cache_type, uint64_t cache_bytes) {
   auto phase = [&](const Phase& x) {
     // Of all chips, which do the same: rank 0's, times their number.
     const double watts = x.device_s > 0 ? x.joules * chips / x.device_s : 0;
@@ -114,7 +114,8 @@ nlohmann::json report_json(const jalDeviceProperties& p, const Phase& prefill, c
           {"assumed", p.assumed != 0},
           {"prefill", phase(prefill)},
           {"decode", phase(decode)},
-          {"load", {{"seconds", load_seconds}}}};
+          {"load", {{"seconds", load_seconds}}},
+          {"kv_cache", {{"type", cache_type}, {"bytes", cache_bytes}}}};
 }
 
 void print_report(const nlohmann::json& r) {
@@ -127,6 +128,8 @@ void print_report(const nlohmann::json& r) {
     std::fprintf(stderr, "  %-8s %6.0f tokens  %9.1f tokens/s\n", name, x["tokens"].get<double>(),
                  x["this_machine"]["tokens_per_second"].get<double>());
   }
+  std::fprintf(stderr, "  KV cache %.1f MiB of %s\n", r["kv_cache"]["bytes"].get<double>() / (1 << 20),
+               r["kv_cache"]["type"].get<std::string>().c_str());
   const uint32_t chips = r["chips"];
   std::fprintf(stderr, "%s %s, configuration %s%s\n", emulated ? "Modelled" : "The",
                chips == 1 ? "chip" : (std::to_string(chips) + " chips").c_str(),
@@ -154,18 +157,21 @@ Run run_one(const jalapeno::Device& device, llm::Model& model, const llm::Tokeni
   Run run;
   Meter prefill_meter(device);
   model.prefill(tokens);
+  int32_t token = count > 0 ? model.first(sampling) : 0;  // the prompt's logits tell it: no step of decoding
   run.prefill = prefill_meter.stop(static_cast<double>(tokens.size()));
   std::string pending;  // bytes of a character that is not complete yet
   std::fprintf(out, "%s", prompt.c_str());
   Meter decode_meter(device);
   uint32_t made = 0;
   while (made < count) {
-    // The last place of the context can be predicted from, but not fed.
-    if (made > 0 && model.position() >= model.parameters().context) {
-      std::fprintf(stderr, "\nthe context of %u tokens is full\n", model.parameters().context);
-      break;
+    if (made > 0) {
+      // The last place of the context can be predicted from, but not fed.
+      if (model.position() >= model.parameters().context) {
+        std::fprintf(stderr, "\nthe context of %u tokens is full\n", model.parameters().context);
+        break;
+      }
+      token = model.step(sampling)[0];
     }
-    const int32_t token = made == 0 ? model.first(sampling) : model.step(sampling)[0];
     ++made;
     if (tokenizer.ends_text(token) && !ignore_end) break;
     pending += tokenizer.decode(token);
@@ -174,7 +180,7 @@ Run run_one(const jalapeno::Device& device, llm::Model& model, const llm::Tokeni
     std::fflush(out);
     pending.erase(0, whole);
   }
-  run.decode = decode_meter.stop(made);
+  run.decode = decode_meter.stop(made > 0 ? made - 1 : 0);
   std::fprintf(out, "%s\n", pending.c_str());
   std::fflush(out);
   return run;
@@ -228,7 +234,8 @@ int main(int argc, char** argv) try {
   app.add_option("--seed", sampling.seed, "of the random numbers (only with a temperature)");
   app.add_option("--context", context, "tokens the KV cache holds (default: the model's, at most 4096)")
       ->check(CLI::Range(1, 1 << 24));
-  app.add_option("--kv", kv, "type of the KV cache: f32, bf16, f16 or q8_0 (default: as the weights)");
+  app.add_option("--kv", kv,
+                 "type of the KV cache: f32, bf16, f16 or q8_0 (default: f32 or f16 as the weights are, else bf16)");
   app.add_option("--device", uri, "device URI (default: the first device, or an embedded emulator)");
   auto* tokens_option = app.add_option("--tokens", tokens_text, "token ids instead of a prompt, as in 1,2,3");
   app.add_option("--dump-logits", dump_path, "write the logits of every position as .npy (float32, [n, vocabulary])");
@@ -292,7 +299,8 @@ int main(int argc, char** argv) try {
                                    sampling, out);
     if (!speaks) return;
     const nlohmann::json report = report_json(device.properties(), cost.prefill, cost.decode, load_seconds,
-                                              comm != nullptr ? static_cast<uint32_t>(comm->ranks()) : 1);
+                                              comm != nullptr ? static_cast<uint32_t>(comm->ranks()) : 1,
+                                              model.cache_type(), model.cache_bytes());
     if (json)
       std::printf("%s\n", report.dump().c_str());
     else

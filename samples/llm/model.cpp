@@ -373,6 +373,11 @@ void Model::add_product(const Weight& w, const jalTensor& in, const jalTensor& x
                       jalSum, stream_);
 }
 
+std::string Model::cache_type() const { return dtype_name(kv_type_); }
+uint64_t Model::cache_bytes() const {
+  return uint64_t{2} * h_.layers * sequences_ * pages_ * kPage * row_bytes(kv_type_, uint64_t{h_.kv_heads} * h_.head);
+}
+
 // Few KV heads leave cores idle, the longer the more.
 uint32_t Model::key_shares(uint32_t n) const {
   return h_.context < kLong ? 1 : std::clamp(cores_ / (h_.kv_heads * n), 1u, kMostShares);

@@ -37,6 +37,8 @@ class Model {
 
   const Hyperparameters& parameters() const { return h_; }  // heads and ffn: this rank's
   uint64_t weight_bytes() const { return weight_bytes_; }
+  std::string cache_type() const;  // of this rank's KV cache, and all its bytes
+  uint64_t cache_bytes() const;
 
   // Runs the tokens as sequence `s`, from position 0 on. Throws when they do not fit the context.
   void prefill(std::span<const int32_t> tokens, uint32_t s = 0);

@@ -401,12 +401,13 @@ class AttentionTest : public Kernels {
     Buffer<int32_t> tb(device, std::span<const int32_t>(table));
     const float scale = 1 / std::sqrt(static_cast<float>(head));
     const auto group = static_cast<int32_t>(heads / kv_heads);
-    const std::string suffix = std::string(type == jalF32   ? "f32"
-                                           : type == jalF16 ? "f16"
+    const std::string suffix = std::string(type == jalF32    ? "f32"
+                                           : type == jalF16  ? "f16"
                                            : type == jalBF16 ? "bf16"
-                                                            : "q8_0") +
+                                                             : "q8_0") +
                                "_d" + std::to_string(head);
-    Buffer<int32_t> position(device, std::vector<int32_t>{static_cast<int32_t>(kind == "decode" || kind == "split" ? total - 1 : past)});
+    Buffer<int32_t> position(
+        device, std::vector<int32_t>{static_cast<int32_t>(kind == "decode" || kind == "split" ? total - 1 : past)});
     auto view = [&](const Buffer<float>& b) {
       jalTensor t = b.as({heads, tokens, head});
       t.stride[0] = head * 4, t.stride[1] = uint64_t{heads} * head * 4;

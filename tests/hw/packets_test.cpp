@@ -50,7 +50,8 @@ TEST(Words, ElementTypesPastTheLastAreNotValidNorIsTheFabrics) {
 }
 
 TEST(Words, ElementTypesCarryTheDataSheetsNames) {
-  const char* const names[] = {"f32", "bf16", "f16", "i8", "i32", "q8_0", "q4_0", "e4m3", "e5m2", "i64", "mxfp4", "mxfp8"};
+  const char* const names[] = {"f32",  "bf16", "f16",  "i8",  "i32",   "q8_0",
+                               "q4_0", "e4m3", "e5m2", "i64", "mxfp4", "mxfp8"};
   for (size_t t = 0; t < std::size(names); ++t) EXPECT_STREQ(hw::info(static_cast<DType>(t)).name, names[t]);
 }
 
