@@ -282,12 +282,11 @@ Model::Model(const jalapeno::Device& device, const Gguf& file, uint32_t context,
   load_weights(device_, stream_, file.path(), pieces, progress);
 
   pages_ = blocks(h_.context, kPage);
-  const uint64_t cache_bytes = uint64_t{sequences_} * pages_ * kPage * row_bytes(kv_type_, kv_width);
+  const uint64_t each = cache_bytes() / (2 * h_.layers);
   for (Layer& l : layers_) {
-    l.keys = jalapeno::Buffer<uint8_t>(device_, cache_bytes),
-    l.values = jalapeno::Buffer<uint8_t>(device_, cache_bytes);
-    stream_.fill(l.keys.data(), 0, cache_bytes),
-        stream_.fill(l.values.data(), 0, cache_bytes);  // masked keys are multiplied by 0: they must not be NaN
+    l.keys = jalapeno::Buffer<uint8_t>(device_, each), l.values = jalapeno::Buffer<uint8_t>(device_, each);
+    stream_.fill(l.keys.data(), 0, each),
+        stream_.fill(l.values.data(), 0, each);  // masked keys are multiplied by 0: they must not be NaN
   }
   chunk_ = std::min(kChunk, h_.context);
   const uint32_t most = std::max(chunk_, sequences_);  // rows of one pass
