@@ -221,6 +221,7 @@ void Device::wake() {
 
 void Device::signal(hw::Timeline& timeline, uint64_t value) {
   if (trace_) trace_->signal(timeline, value);
+  before_signal();
   std::atomic_ref word(timeline.value);
   uint64_t old = word.load(std::memory_order_relaxed);
   while (old < value && !word.compare_exchange_weak(old, value, std::memory_order_release)) {

@@ -3,6 +3,7 @@
 #include <bit>
 #include <cstdlib>
 #include <cstring>
+#include <jalapeno_driver/fences.hpp>
 #include <jalapeno_driver/log.hpp>
 #include <jalapeno_driver/vfio.hpp>
 #include <sstream>
@@ -170,6 +171,7 @@ void Context::run_host_calls() {
       HostCall call = std::move(calls_[k]);
       calls_.erase(calls_.begin() + static_cast<std::ptrdiff_t>(k));
       lock.unlock();
+      driver::after_answer();
       try {
         call.function();
       } catch (const std::exception& e) {
