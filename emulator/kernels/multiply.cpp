@@ -105,8 +105,11 @@ inline void dot_rows(const MultiplyArgs& x, const Weights& weights, uint32_t m, 
   auto step = [&](size_t vector, auto load) __attribute__((always_inline)) {
     __m512i bv[N];
 #pragma GCC unroll 8
-    for (int j = 0; j < N; ++j)
-      bv[j] = load(weights, b + stride * static_cast<size_t>(j) + vector * 16 * Weights::kBytes);
+    for (int j = 0; j < N; ++j) {
+      const std::byte* p = b + stride * static_cast<size_t>(j) + vector * 16 * Weights::kBytes;
+      stream_ahead(p);
+      bv[j] = load(weights, p);
+    }
 #pragma GCC unroll 8
     for (int i = 0; i < M; ++i) {
       const __m512i av = load(Words{}, a + x.a_pitch * static_cast<size_t>(i) + vector * 64);
@@ -178,6 +181,7 @@ void multiply_blocks(const MultiplyArgs& x) {
       float scale[N];
       for (int j = 0; j < N; ++j) {
         const std::byte* p = x.b + x.b_pitch * (n + static_cast<uint32_t>(j) * apart) + k * Block::bytes;
+        stream_ahead(p);
         b[j] = Block::nibbles ? unsigned_block<Block>(p) : signed_block<Block>(p);
         magnitude[j] = Block::nibbles ? b[j] : _mm256_abs_epi8(b[j]);
         scale[j] = block_scale<Block>(p);

@@ -218,6 +218,7 @@ inline void multiply_packed(const MultiplyArgs& x) {
 // two bf16 is two f32 without moving lanes.
 struct F32Rows {
   static constexpr bool kPairs = false;
+  static constexpr size_t kBytes = 4;
   static void sixteen(const std::byte* row, uint32_t k, __m256& b0, __m256& b1) {
     const auto* p = reinterpret_cast<const float*>(row) + k;
     b0 = _mm256_loadu_ps(p), b1 = _mm256_loadu_ps(p + 8);
@@ -226,6 +227,7 @@ struct F32Rows {
 };
 struct Bf16Rows {
   static constexpr bool kPairs = true;
+  static constexpr size_t kBytes = 2;
   static void sixteen(const std::byte* row, uint32_t k, __m256& b0, __m256& b1) {
     const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + size_t{k} * 2));
     b0 = _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
@@ -236,6 +238,7 @@ struct Bf16Rows {
 template <class Fp>
 struct Fp8Rows {
   static constexpr bool kPairs = false;
+  static constexpr size_t kBytes = 1;
   static void sixteen(const std::byte* row, uint32_t k, __m256& b0, __m256& b1) {
     const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + k));
     const __m256 factor = _mm256_set1_ps(Fp8Halves<Fp>::kFactor);
@@ -246,6 +249,7 @@ struct Fp8Rows {
 };
 struct MxFp8Rows {  // rows are whole blocks
   static constexpr bool kPairs = false;
+  static constexpr size_t kBytes = 1;
   static void sixteen(const std::byte* row, uint32_t k, __m256& b0, __m256& b1) {
     const std::byte* block = row + size_t{k} / 32 * 33;
     const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(block + 1 + k % 32));
@@ -276,6 +280,7 @@ inline void dot_rows(const MultiplyArgs& x, const float* a, size_t a_pitch, uint
 #pragma GCC unroll 4
     for (int j = 0; j < kN; ++j) {
       __m256 b0, b1;
+      stream_ahead(b + stride * static_cast<size_t>(j) + k * Rows::kBytes);
       Rows::sixteen(b + stride * static_cast<size_t>(j), k, b0, b1);
 #pragma GCC unroll 4
       for (int i = 0; i < kM; ++i) {

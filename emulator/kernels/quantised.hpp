@@ -173,6 +173,7 @@ inline void quantised_dot(const MultiplyArgs& x, const SpreadRows& a, uint32_t m
 #pragma GCC unroll 4
     for (int j = 0; j < kN; ++j) {
       const std::byte* p = b + stride * static_cast<size_t>(j) + pair * 2 * Block::bytes;
+      stream_ahead(p);
       bytes[j] = unsigned_pair<Block>(p);
       scale[j] = scale_pair<Block>(p);
     }
