@@ -62,7 +62,7 @@ double seconds(F f) {
 // An empty measurement gives no spread. After `budget` seconds it stops, not before `least` rounds.
 using Measurement = std::function<double()>;
 std::vector<std::optional<Spread>> interleave(const Options& options, const std::vector<Measurement>& measurements,
-                                              int rounds = 9, double budget_s = 8);
+                                              int rounds = 9, double budget_s = 3);
 
 inline std::string device_uri(int threads) { return "emu:?threads=" + std::to_string(threads); }
 
