@@ -99,6 +99,7 @@ class Core {
   double matrix(const hw::Instruction& i);
   double vector(const hw::Instruction& i);
 
+  bool load_rows(const Tile& t, uint32_t r, uint32_t rows, uint64_t address, uint64_t stride);
   void dma_box(const hw::Instruction& i, bool store);
   void dma_rows(const hw::Instruction& i, bool store);
   void move_indexed_row(const hw::TensorDescriptor& x, uint64_t first, int64_t row, std::byte* tile, const Tile& t,

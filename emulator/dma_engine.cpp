@@ -104,6 +104,27 @@ void fill_row(const HostKernels& host, float* scratch, std::byte* tile, hw::DTyp
 }
 }  // namespace
 
+// Rows r.. of a tile from memory that has its type. False: they are not in one piece.
+bool Core::load_rows(const Tile& t, uint32_t r, uint32_t rows, uint64_t address, uint64_t stride) {
+  const std::byte* memory = memory_.span(address, reach_of(stride, rows, t.row_bytes), hw::kAccessRead);
+  if (memory == nullptr) return false;
+  count_traffic(address, uint64_t{t.row_bytes} * rows, false);
+  if (rows == t.rows && (address & hw::kHostWindow) == 0 && defer_load(t, memory, stride, t.row_bytes)) {
+    recorded_ = true;  // with whoever reads it
+    return true;
+  }
+  if (list_ != nullptr) {
+    Place to = Place::of(t);
+    to.at += uint64_t{t.pitch} * r;
+    record_instead(CopyCall{Place::of(memory), to, stride, t.pitch, rows, t.row_bytes});
+  }
+  if (stride == t.row_bytes && t.pitch == t.row_bytes)
+    std::memcpy(data(t, r), memory, uint64_t{t.row_bytes} * rows);
+  else
+    for (uint32_t k = 0; k < rows; ++k) std::memcpy(data(t, r + k), memory + stride * k, t.row_bytes);
+  return true;
+}
+
 void Core::dma_box(const Instruction& i, bool store) {
   const hw::TensorDescriptor x = tensor(i);
   if (!store) forget_overwritten(tiles_[i.t[0]]);
@@ -151,25 +172,9 @@ void Core::dma_box(const Instruction& i, bool store) {
   }
 
   // The common load: whole rows, same type, one extent.
-  if (!store && x.dtype == t.dtype && valid == t.columns && row0 >= 0 && row0 + t.rows <= rows) {
-    const std::byte* memory =
-        memory_.span(first + static_cast<uint64_t>(row0) * stride, reach_of(stride, t.rows, bytes), hw::kAccessRead);
-    if (memory != nullptr) {
-      count_traffic(base, bytes * t.rows, false);
-      if ((base & hw::kHostWindow) == 0 && defer_load(t, memory, stride, bytes)) {
-        recorded_ = true;  // with whoever reads it
-        return;
-      }
-      if (list_ != nullptr)
-        record_instead(
-            CopyCall{Place::of(memory), Place::of(t), stride, t.pitch, t.rows, static_cast<uint32_t>(bytes)});
-      if (stride == bytes && t.pitch == bytes)
-        std::memcpy(data(t), memory, bytes * t.rows);
-      else
-        for (uint32_t r = 0; r < t.rows; ++r) std::memcpy(data(t, r), memory + stride * r, bytes);
-      return;
-    }
-  }
+  if (!store && x.dtype == t.dtype && valid == t.columns && row0 >= 0 && row0 + t.rows <= rows &&
+      load_rows(t, 0, t.rows, first + static_cast<uint64_t>(row0) * stride, stride))
+    return;
   for (uint32_t r = 0; r < t.rows; ++r) {
     const bool row_valid = valid > 0 && row0 + r >= 0 && row0 + r < rows;
     if (!store && (!row_valid || valid != t.columns))
@@ -222,8 +227,7 @@ void Core::dma_rows(const Instruction& i, bool store) {
                 store ? "DSCATTER" : "DGATHER", t.rows, t.columns, static_cast<long long>(column0), x.rank, x.shape[1],
                 index.rows, index.columns, hw::info(index.dtype).name, unit)
         .tile(i.t[1]);
-  const uint64_t bytes = hw::row_bytes(x.dtype, t.columns), stride = x.stride[0],
-                 first = hw::raw(x.base) + hw::row_bytes(x.dtype, static_cast<uint64_t>(column0));
+  const uint64_t stride = x.stride[0], first = hw::raw(x.base) + hw::row_bytes(x.dtype, static_cast<uint64_t>(column0));
   const auto which = [&](uint32_t k) {
     int32_t v;
     std::memcpy(&v, data(index, k / index.columns) + size_t{4} * (k % index.columns), 4);
@@ -237,17 +241,9 @@ void Core::dma_rows(const Instruction& i, bool store) {
       rows += std::min(unit, t.rows - r - rows);
     const int64_t row = int64_t{begin} * unit + r % unit, last = row + rows - 1;
     const bool inside = begin >= 0 && last < x.shape[0];
-    std::byte* memory =
-        inside && !store && x.dtype == t.dtype
-            ? memory_.span(first + static_cast<uint64_t>(row) * stride, reach_of(stride, rows, bytes), hw::kAccessRead)
-            : nullptr;
-    if (memory != nullptr) {
-      count_traffic(hw::raw(x.base), bytes * rows, false);
-      if (rows == t.rows && !hw::is_host(x.base) && defer_load(t, memory, stride, bytes)) return;
-      for (uint32_t k = 0; k < rows; ++k) std::memcpy(data(t, r + k), memory + stride * k, bytes);
-    } else {
+    if (store || !inside || x.dtype != t.dtype ||
+        !load_rows(t, r, rows, first + static_cast<uint64_t>(row) * stride, stride))
       for (uint32_t k = 0; k < rows; ++k) move_indexed_row(x, first, row + k, data(t, r + k), t, store, i);
-    }
     r += rows;
   }
 }

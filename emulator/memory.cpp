@@ -10,6 +10,8 @@
 #include <string>
 #include <utility>
 
+#include "placement.hpp"
+
 namespace jalapeno::emu {
 namespace {
 
@@ -153,6 +155,7 @@ MemorySystem::MemorySystem(uint64_t hbm_bytes) : hbm_bytes_(hbm_bytes) {
   // The client maps it too: it must not be able to shrink it under us.
   if (fcntl(hbm_fd_, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) fail("sealing HBM");
   hbm_ = std::make_shared<Mapping>(hbm_fd_, 0, hbm_bytes, true);
+  Placement::host().spread(hbm_->data(), hbm_bytes);
   (void)madvise(hbm_->data(), hbm_bytes, MADV_HUGEPAGE);  // where the system lets shared memory have them
   populated_ = Populated(*hbm_);
 }

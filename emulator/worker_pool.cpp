@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cfenv>
 
+#include "placement.hpp"
 #include "words.hpp"
 
 namespace jalapeno::emu {
@@ -14,7 +15,11 @@ WorkerPool::WorkerPool(const ChipConfig& config, const EmulatorOptions& options)
   uint32_t n = options.threads != 0 ? options.threads : std::max(1u, std::thread::hardware_concurrency());
   n = std::min(n, config.cores);
   for (uint32_t i = 0; i < n; ++i) cores_.push_back(std::make_unique<Core>(config, options, i));
-  for (uint32_t i = 1; i < n; ++i) threads_.emplace_back([this, i] { serve(*cores_[i]); });
+  for (uint32_t i = 1; i < n; ++i)
+    threads_.emplace_back([this, i] {
+      Placement::host().bind_thread(i);
+      serve(*cores_[i]);
+    });
 }
 
 WorkerPool::~WorkerPool() {

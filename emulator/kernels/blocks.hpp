@@ -10,17 +10,17 @@ namespace {
 // Integers of a block are read as unsigned bytes, larger by `bias`; `at` is where they begin. MXFP4's are twice its
 // values: -12 to 12.
 struct Q8_0 {
-  static constexpr size_t bytes = 34, at = 2;
+  static constexpr size_t bytes = hw::info(hw::DType::kQ8_0).bytes, at = 2;
   static constexpr int8_t bias = -128;  // 128, which has no other name among signed bytes
   static constexpr bool nibbles = false;
 };
 struct Q4_0 {
-  static constexpr size_t bytes = 18, at = 2;
+  static constexpr size_t bytes = hw::info(hw::DType::kQ4_0).bytes, at = 2;
   static constexpr int8_t bias = 8;
   static constexpr bool nibbles = true;
 };
 struct MxFp4 {
-  static constexpr size_t bytes = 17, at = 1;
+  static constexpr size_t bytes = hw::info(hw::DType::kMXFP4).bytes, at = 1;
   static constexpr int8_t bias = 12;
   static constexpr bool nibbles = true;
 };

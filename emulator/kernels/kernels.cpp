@@ -22,12 +22,15 @@ inline void store_fp8(const float* source, uint32_t n, std::byte* out) {
   for (uint32_t i = 0; i < n; ++i) o[i] = Fp::to(source[i]);
 }
 
-// Of a block of 32 whose elements reach 2^most: the largest value just fits. A NaN makes it one.
-inline uint8_t shared_exponent(const float* s, int most) {
+// Writes the exponent that a block of 32 shares: of elements that reach 2^most the largest just fits. A NaN makes it
+// one. Returns what its values are to be multiplied by.
+inline float put_shared_exponent(const float* s, int most, std::byte* out) {
   float peak = 0;
   bool none = false;
   for (int i = 0; i < 32; ++i) peak = std::max(peak, std::fabs(s[i])), none |= s[i] != s[i];
-  return none ? 0xFF : static_cast<uint8_t>(std::max(static_cast<int>(float_to_bits(peak) >> 23) - most, 0));
+  const int e = none ? 0xFF : std::max(static_cast<int>(float_to_bits(peak) >> 23) - most, 0);
+  *out = static_cast<std::byte>(e);
+  return kE8m0[254 - std::min<size_t>(static_cast<size_t>(e), 254)];
 }
 
 void store(DType type, const float* source, uint32_t n, std::byte* out) {
@@ -94,26 +97,22 @@ void store(DType type, const float* source, uint32_t n, std::byte* out) {
     case DType::kMXFP4:
       for (uint32_t block = 0; block < n / 32; ++block, out += 17) {
         const float* s = source + block * 32;
-        const uint8_t e = shared_exponent(s, 2);
-        const float inverse = kE8m0[254 - std::min<size_t>(e, 254)];
+        const float inverse = put_shared_exponent(s, 2, out);
         // To nearest, ties to the even code, at most 6.
         auto code = [&](float v) {
           const float m = std::fabs(v) * inverse;
           const int up = (m > 0.25f) + (m >= 0.75f) + (m > 1.25f) + (m >= 1.75f) + (m > 2.5f) + (m >= 3.5f) + (m > 5.f);
           return static_cast<uint8_t>(up | (v < 0 && up != 0 ? 8 : 0));
         };
-        out[0] = std::byte{e};
         for (int i = 0; i < 16; ++i) out[1 + i] = std::byte(code(s[i]) | code(s[16 + i]) << 4);
       }
       return;
     case DType::kMXFP8:
       for (uint32_t block = 0; block < n / 32; ++block, out += 33) {
         const float* s = source + block * 32;
-        const uint8_t e = shared_exponent(s, 8);
-        const float inverse = kE8m0[254 - std::min<size_t>(e, 254)];
+        const float inverse = put_shared_exponent(s, 8, out);
         float scaled[32];
         for (int i = 0; i < 32; ++i) scaled[i] = s[i] * inverse;
-        out[0] = std::byte{e};
         store_fp8<E4M3>(scaled, 32, out + 1);
       }
       return;

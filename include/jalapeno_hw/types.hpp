@@ -27,8 +27,8 @@ constexpr DeviceAddr operator+(DeviceAddr a, uint64_t bytes) { return DeviceAddr
 constexpr Iova operator+(Iova a, uint64_t bytes) { return Iova{raw(a) + bytes}; }
 
 // Element types of tiles and tensors. In block types 32 elements along a row share a scale: ggml's q8_0 and q4_0, and
-// the OCP's MXFP4 (stored as ggml does) and MXFP8. e4m3 and e5m2 are the OCP's eight-bit floats. 9 is i64, which only
-// the fabric has.
+// the OCP's MXFP4 (stored as ggml does) and MXFP8. e4m3 and e5m2 are the OCP's eight-bit floats. In between is i64,
+// which only the fabric has.
 enum class DType : uint8_t {
   kF32 = 0,
   kBF16 = 1,
@@ -42,7 +42,7 @@ enum class DType : uint8_t {
   kMXFP4 = 10,
   kMXFP8 = 11
 };
-inline constexpr int kDTypes = 12;
+inline constexpr int kDTypes = 12, kFabricOnlyType = 9;
 
 struct DTypeInfo {
   const char* name;
@@ -66,7 +66,7 @@ inline constexpr std::array<DTypeInfo, kDTypes> kDTypeInfo = {{
 }};
 constexpr const DTypeInfo& info(DType t) { return kDTypeInfo[static_cast<size_t>(t)]; }
 constexpr bool is_fp8(DType t) { return t == DType::kE4M3 || t == DType::kE5M2; }
-constexpr bool valid(DType t) { return static_cast<size_t>(t) < kDTypes && static_cast<size_t>(t) != 9; }
+constexpr bool valid(DType t) { return static_cast<int>(t) < kDTypes && static_cast<int>(t) != kFabricOnlyType; }
 constexpr uint64_t row_bytes(DType t, uint64_t columns) { return columns / info(t).block * info(t).bytes; }
 
 // How a packet or a kernel ended. Values are part of the interface and never change.
