@@ -146,13 +146,14 @@ class Chip final : private Processor {
   void launch(Queue& queue, const hw::LaunchPacket& packet);
   const Program& program_of(Context& context, const hw::LaunchPacket& packet);
   struct Done {
-    Tally total;
-    double longest;  // ns, in which the cores run all instances
+    const Tally* total;  // of the core, the list or the chip that ran them, until the next launch
+    double longest;      // ns, in which the cores run all instances
   };
   Done run_instances(LoweredLaunches& lowered, Launch& launch, uint32_t count);
   Done run_untimed(LoweredLaunches& lowered, Launch& launch, uint32_t count);
   void write_profile() const;
   void end_unwanted();
+  void inject_faults(const hw::LaunchPacket& packet, uint64_t nth);
   double makespan(uint32_t count);  // ns, of the instances in durations_ on this chip's cores
   void copy(Queue& queue, const hw::CopyPacket& packet);
   void populate(std::byte* at, uint64_t bytes);  // by all threads
@@ -242,6 +243,7 @@ class Chip final : private Processor {
   std::atomic<uint32_t> disabling_{kQueueCount};  // the queue whose program is to end
   Launch launch_;                                 // the one being run
   std::vector<double> durations_;                 // of its instances
+  Tally total_;                                   // of them together
   // Of the reduction being run: reused
   std::vector<const std::byte*> sources_;
   std::vector<std::byte*> destinations_;

@@ -250,6 +250,23 @@ bool Chip::run_packet(Queue& queue, const hw::Packet& packet) {
       .value(static_cast<uint64_t>(packet.header.op));
 }
 
+// What the plan has for the nth launch. Throws Fault.
+void Chip::inject_faults(const hw::LaunchPacket& packet, uint64_t nth) {
+  const uint32_t watchdog_ms = launch_.watchdog_ms;
+  if (plan_.due(FaultKind::kEccUncorrectable, FaultTrigger::kLaunch, nth)) {
+    add(counters_.ecc_uncorrected, 1);
+    throw Fault(Status::kEccUncorrectable, "uncorrectable ECC error while launch %llu read HBM",
+                static_cast<unsigned long long>(nth))
+        .at(hw::raw(packet.code), 32, hw::kAccessRead);
+  }
+  if (plan_.due(FaultKind::kEccCorrected, FaultTrigger::kLaunch, nth)) add(counters_.ecc_corrected, 1);
+  if (plan_.due(FaultKind::kHang, FaultTrigger::kLaunch, nth)) {
+    const uint64_t end = host_now_ns() + uint64_t{watchdog_ms} * 1'000'000;
+    while (host_now_ns() < end && !stop_.load()) usleep(1000);
+    throw Fault(Status::kWatchdog, "the core made no progress for %u ms", watchdog_ms).value(watchdog_ms);
+  }
+}
+
 void Chip::launch(Queue& queue, const hw::LaunchPacket& packet) {
   auto annotate = [&](Fault f) {
     f.record.cookie = packet.cookie;
@@ -279,27 +296,16 @@ void Chip::launch(Queue& queue, const hw::LaunchPacket& packet) {
     stop_.store(false, std::memory_order_relaxed);
     struct Running {
       std::atomic<uint32_t>& queue;
-      ~Running() { queue.store(kQueueCount); }
+      ~Running() { queue.store(kQueueCount, std::memory_order_release); }
     } running{running_queue_};
     running_queue_.store(static_cast<uint32_t>(&queue - queues_.data()));
     end_unwanted();
     l.stop = &stop_;
     l.active_cores = static_cast<uint32_t>(std::min<uint64_t>(count, config_.cores));
 
-    if (plan_.due(FaultKind::kEccUncorrectable, FaultTrigger::kLaunch, nth)) {
-      add(counters_.ecc_uncorrected, 1);
-      throw Fault(Status::kEccUncorrectable, "uncorrectable ECC error while launch %llu read HBM",
-                  static_cast<unsigned long long>(nth))
-          .at(hw::raw(packet.code), 32, hw::kAccessRead);
-    }
-    if (plan_.due(FaultKind::kEccCorrected, FaultTrigger::kLaunch, nth)) add(counters_.ecc_corrected, 1);
-    if (plan_.due(FaultKind::kHang, FaultTrigger::kLaunch, nth)) {
-      const uint64_t end = host_now_ns() + uint64_t{l.watchdog_ms} * 1'000'000;
-      while (host_now_ns() < end && !stop_.load()) usleep(1000);
-      throw Fault(Status::kWatchdog, "the core made no progress for %u ms", l.watchdog_ms).value(l.watchdog_ms);
-    }
-
-    const auto [total, longest] = run_instances(context.lowered, l, static_cast<uint32_t>(count));
+    if (!plan_.empty()) inject_faults(packet, nth);
+    const Done done = run_instances(context.lowered, l, static_cast<uint32_t>(count));
+    const Tally& total = *done.total;
     add(counters_.instances, count);
     add(counters_.instructions, total.instructions);
     add(counters_.hbm_read, total.hbm_read), add(counters_.hbm_write, total.hbm_write),
@@ -308,8 +314,9 @@ void Chip::launch(Queue& queue, const hw::LaunchPacket& packet) {
         add(counters_.dma_ns, total.dma_ns);
     add(counters_.cores_ns, total.duration_ns), add(counters_.picojoules, total.picojoules);
     // HBM's rate bounds the instances all together.
-    const double bandwidth = static_cast<double>(total.hbm_read + total.hbm_write) / config_.hbm_gbytes_per_second;
-    engine(queue, compute_free_ns_, config_.launch_ns + std::max(longest, bandwidth));
+    const uint64_t moved = total.hbm_read + total.hbm_write;
+    const double bandwidth = moved == 0 ? 0 : static_cast<double>(moved) / config_.hbm_gbytes_per_second;
+    engine(queue, compute_free_ns_, config_.launch_ns + std::max(done.longest, bandwidth));
   } catch (Fault& f) {
     throw annotate(f);
   }
@@ -342,8 +349,8 @@ Chip::Done Chip::run_untimed(LoweredLaunches& lowered, Launch& l, uint32_t count
   using Way = LoweredLaunches::Way;
   const Way way = lowers_ ? lowered.way(l, count) : Way::kInterpret;
   if (count == 1 && way == Way::kInterpret) {  // nothing to share: no lock, no clock
-    const Tally t = pool_.first().run(l, {0, 0, 0});
-    return {t, t.duration_ns};
+    const Tally& t = pool_.first().run(l, {0, 0, 0});
+    return {&t, t.duration_ns};
   }
   const auto pid = [&l](uint32_t index) {
     const uint32_t gx = l.grid[0], gy = l.grid[1];
@@ -367,25 +374,25 @@ Chip::Done Chip::run_untimed(LoweredLaunches& lowered, Launch& l, uint32_t count
         }
     });
     if (first != nullptr) throw Fault(*first);
-    return {known.total, known.longest};
+    return {&known.total, known.longest};
   }
   durations_.resize(count);
   std::vector<CallList> lists = way == Way::kRecord ? LoweredLaunches::lists(count) : std::vector<CallList>();
-  Tally total;
+  total_ = {};
   pool_.run(count, [&](Core& core, uint32_t index) {
     if (index > failed_index.load(std::memory_order_relaxed)) return;  // the launch failed before this instance
     try {
-      const Tally t = core.run(l, pid(index), lists.empty() ? nullptr : &lists[index]);
+      const Tally& t = core.run(l, pid(index), lists.empty() ? nullptr : &lists[index]);
       durations_[index] = t.duration_ns;
       std::lock_guard lock(merge);
-      total += t;
+      total_ += t;
     } catch (Fault& f) {
       failed(index, f);
     }
   });
   if (first != nullptr) throw Fault(*first);
-  const Done done{total, makespan(count)};
-  if (way == Way::kRecord) lowered.keep(l, std::move(lists), done.total, done.longest, pool_.threads());
+  const Done done{&total_, makespan(count)};
+  if (way == Way::kRecord) lowered.keep(l, std::move(lists), total_, done.longest, pool_.threads());
   return done;
 }
 

@@ -170,6 +170,8 @@ Program prepare(const Instruction* code, uint32_t count) {
     }
     for (uint8_t t : x.t)
       if (t != hw::kNone) p.tiles = std::max<uint32_t>(p.tiles, t + 1u);
+    for (uint8_t r : x.r)
+      if (r != hw::kNone) p.registers = std::max<uint32_t>(p.registers, r + 1u);
     if (op->code == uint8_t(Op::LDS) || op->code == uint8_t(Op::DGATHER) || op->code == uint8_t(Op::DSCATTER) ||
         (op->code == uint8_t(Op::SPR) && x.sub == uint8_t(hw::Special::kCore)))
       p.lowers = false;
@@ -222,7 +224,7 @@ Core::~Core() {
 void Core::begin(const Launch& launch, std::array<uint32_t, 3> pid) {
   launch_ = &launch, pid_ = pid, pc_ = 0, budget_ = 256, next_look_ns_ = 0;
   memory_ = Memory(launch.map);
-  pending_ = {};
+  for (PendingLoad& load : pending_) load.rows = 0;
 }
 
 void Core::rethrow(Fault& f) const {
@@ -232,10 +234,10 @@ void Core::rethrow(Fault& f) const {
   throw f;
 }
 
-Tally Core::run(const Launch& launch, std::array<uint32_t, 3> pid, CallList* record) {
+const Tally& Core::run(const Launch& launch, std::array<uint32_t, 3> pid, CallList* record) {
   begin(launch, pid);
   list_ = record, recorded_ = halted_ = false;
-  registers_.fill(0);
+  std::fill_n(registers_.begin(), launch.program->registers, 0);
   std::fill_n(tiles_.begin(), launch.program->tiles, Tile{});
   for (uint8_t s : launch.program->semaphores) semaphores_[s].count = semaphores_[s].head = 0;
   loops_.clear();

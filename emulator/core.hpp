@@ -31,9 +31,9 @@ struct Step {
 };
 struct Program {
   std::vector<Step> steps;
-  std::vector<uint8_t> semaphores;  // those it names
-  uint32_t tiles = 0;               // how many it uses, from T0 on
-  bool lowers = true;               // what it does follows from its arguments: neither from data nor from the core
+  std::vector<uint8_t> semaphores;    // those it names
+  uint32_t tiles = 0, registers = 0;  // how many it uses, from the first on
+  bool lowers = true;                 // what it does follows from its arguments: neither from data nor from the core
 };
 // Copies and checks instructions so that the core may index with every field. Throws Fault.
 Program prepare(const hw::Instruction* code, uint32_t count);
@@ -63,8 +63,9 @@ class Core {
   Core(const Core&) = delete;
   Core& operator=(const Core&) = delete;
 
-  // Throws Fault with pid and instruction filled in. record: what it did is written there.
-  Tally run(const Launch& launch, std::array<uint32_t, 3> pid, CallList* record = nullptr);
+  // Throws Fault with pid and instruction filled in. record: what it did is written there. The tally is the core's,
+  // until it runs again.
+  const Tally& run(const Launch& launch, std::array<uint32_t, 3> pid, CallList* record = nullptr);
   void replay(const Launch& launch, std::array<uint32_t, 3> pid, const CallList& list);  // throws Fault, as run()
 
  private:

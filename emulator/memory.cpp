@@ -17,20 +17,6 @@ namespace {
 
 [[noreturn]] void fail(const std::string& what) { throw std::runtime_error(what + ": " + std::strerror(errno)); }
 
-bool permitted(const Extent& e, hw::Access access) {
-  switch (access) {
-    case hw::kAccessRead:
-      return e.read;
-    case hw::kAccessWrite:
-      return e.write;
-    case hw::kAccessExecute:
-      return e.execute;
-    case hw::kAccessNone:
-      return true;
-  }
-  return false;
-}
-
 }  // namespace
 
 Mapping::Mapping(int fd, uint64_t offset, uint64_t bytes, bool writable) : bytes_(bytes) {
@@ -69,23 +55,15 @@ void Populated::bring_in(std::byte* page) {
 #endif
 }
 
-std::byte* Memory::span(uint64_t address, uint64_t bytes, hw::Access access) {
+std::byte* Memory::search(uint64_t address, uint64_t bytes, hw::Access access) {
   const auto& extents = map_->extents();
-  uint32_t& last = last_[slot_of(address)];
-  if (last < extents.size()) {
-    const Extent& e = extents[last];
-    if (address >= e.begin && address - e.begin <= e.bytes && bytes <= e.bytes - (address - e.begin) &&
-        permitted(e, access))
-      return e.host + (address - e.begin);
-  }
   auto it = std::upper_bound(extents.begin(), extents.end(), address,
                              [](uint64_t a, const Extent& e) { return a < e.begin; });
   if (it == extents.begin()) return nullptr;
   --it;
-  uint64_t inside = address - it->begin;
-  if (inside > it->bytes || bytes > it->bytes - inside || !permitted(*it, access)) return nullptr;
-  last = static_cast<uint32_t>(it - extents.begin());
-  return it->host + inside;
+  if (!it->holds(address, bytes) || !it->permits(access)) return nullptr;
+  last_[slot_of(address)] = static_cast<uint32_t>(it - extents.begin());
+  return it->host + (address - it->begin);
 }
 
 const Extent& Memory::find(uint64_t at, uint64_t address, uint64_t bytes, hw::Access access) {
@@ -93,7 +71,7 @@ const Extent& Memory::find(uint64_t at, uint64_t address, uint64_t bytes, hw::Ac
   auto it =
       std::upper_bound(extents.begin(), extents.end(), at, [](uint64_t a, const Extent& e) { return a < e.begin; });
   const bool mapped = it != extents.begin() && at - std::prev(it)->begin < std::prev(it)->bytes;
-  if (!mapped || !permitted(*std::prev(it), access)) {
+  if (!mapped || !std::prev(it)->permits(access)) {
     static const char* const kVerb[] = {"access", "read", "write", "fetch"};
     throw Fault(address & hw::kHostWindow ? hw::Status::kDmaFault : hw::Status::kAddressFault,
                 "%s of %llu bytes at 0x%llx: 0x%llx %s", kVerb[access], static_cast<unsigned long long>(bytes),

@@ -55,6 +55,22 @@ struct Extent {
   uint64_t begin, bytes;  // device address, as in hw::DeviceAddr
   std::byte* host;
   bool read, write, execute;
+  bool holds(uint64_t address, uint64_t count) const {
+    return address >= begin && address - begin <= bytes && count <= bytes - (address - begin);
+  }
+  bool permits(hw::Access access) const {
+    switch (access) {
+      case hw::kAccessRead:
+        return read;
+      case hw::kAccessWrite:
+        return write;
+      case hw::kAccessExecute:
+        return execute;
+      case hw::kAccessNone:
+        return true;
+    }
+    return false;
+  }
 };
 
 // Host memory that has no file to map: its owner is asked for the bytes. Slow, and no place for what two sides share
@@ -96,7 +112,13 @@ class Memory {
   explicit Memory(const AddressMap* map) : map_(map) {}
 
   // The bytes at `address` when they lie in one extent with the permission, otherwise nullptr.
-  std::byte* span(uint64_t address, uint64_t bytes, hw::Access access);
+  std::byte* span(uint64_t address, uint64_t bytes, hw::Access access) {
+    const auto& extents = map_->extents();
+    if (const uint32_t last = last_[slot_of(address)]; last < extents.size())
+      if (const Extent& e = extents[last]; e.holds(address, bytes) && e.permits(access))
+        return e.host + (address - e.begin);
+    return search(address, bytes, access);
+  }
   // Any range, extent by extent; throws Fault where it is not mapped. `f(pointer, bytes, offset)` fills all it is given
   // to write; its pointer may be to a copy, of memory that is asked for.
   template <class F>
@@ -132,6 +154,7 @@ class Memory {
   std::byte* word(uint64_t address, uint64_t bytes, hw::Access access);
 
  private:
+  std::byte* search(uint64_t address, uint64_t bytes, hw::Access access);
   // Bytes from there on, at most so many, that have to be asked for; 0: none.
   uint64_t asked(uint64_t address, uint64_t bytes, hw::Access access) const;
   void ask(uint64_t address, std::vector<std::byte>& bytes, hw::Access access);  // throws Fault
