@@ -7,8 +7,8 @@
 namespace jalapeno::emu {
 namespace {
 
-// Integers of a block are read as unsigned bytes, larger by `bias`; `at` is where they begin. MXFP4's are twice its
-// values: -12 to 12.
+// Integers of a block are read as unsigned bytes, larger by `bias`, at most `most`; `at` is where they begin. MXFP4's
+// are twice its values: -12 to 12.
 struct Q8_0 {
   static constexpr size_t bytes = hw::info(hw::DType::kQ8_0).bytes, at = 2;
   static constexpr int8_t bias = -128;  // 128, which has no other name among signed bytes
@@ -16,12 +16,12 @@ struct Q8_0 {
 };
 struct Q4_0 {
   static constexpr size_t bytes = hw::info(hw::DType::kQ4_0).bytes, at = 2;
-  static constexpr int8_t bias = 8;
+  static constexpr int8_t bias = 8, most = 15;
   static constexpr bool nibbles = true;
 };
 struct MxFp4 {
   static constexpr size_t bytes = hw::info(hw::DType::kMXFP4).bytes, at = 1;
-  static constexpr int8_t bias = 12;
+  static constexpr int8_t bias = 12, most = 24;
   static constexpr bool nibbles = true;
 };
 template <class Block>

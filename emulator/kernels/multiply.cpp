@@ -151,11 +151,7 @@ void multiply_dot(const MultiplyArgs& x, const Weights& weights = {}) {
 #endif
 
 #if defined(__AVX2__) && !defined(__AVX512F__)
-constexpr uint32_t kPackedBlockRows = 12;
-
-inline __m256i dot_bytes(__m256i a_signed, __m256i b_magnitude) {
-  return _mm256_madd_epi16(_mm256_maddubs_epi16(b_magnitude, a_signed), _mm256_set1_epi16(1));
-}
+constexpr uint32_t kPackedBlockRows = 12, kPackedNibbleRows = 4;
 
 // -128, which no quantiser makes, has no opposite for _mm256_sign_epi8.
 inline bool has_lowest(const MultiplyArgs& x) {
@@ -280,7 +276,8 @@ void multiply(const MultiplyArgs& x) {
 #elif defined(__AVX2__)
   if (!x.rows_are_k && x.a_type == DType::kQ8_0 && with_block(x.b_type, [&](auto block) {
         using Block = decltype(block);
-        const bool packed = x.m >= kPackedBlockRows || (!Block::nibbles && has_lowest(x));
+        const bool packed =
+            x.m >= (Block::nibbles ? kPackedNibbleRows : kPackedBlockRows) || (!Block::nibbles && has_lowest(x));
         packed ? multiply_packed_blocks<Block>(x) : multiply_blocks<Block>(x);
       }))
     return;

@@ -20,6 +20,12 @@ inline void put_vector(const MultiplyArgs& x, uint32_t m, uint32_t n, __m512 sum
   _mm512_mask_storeu_ps(c, mask, sum);
 }
 
+// A panel's columns of a row of C, which will be written when their sums are ready.
+inline void prefetch_columns(const MultiplyArgs& x, uint32_t m, uint32_t n) {
+  const float* c = row(x.c, x.c_pitch, m) + n;
+  __builtin_prefetch(c, 1), __builtin_prefetch(c + 16, 1);
+}
+
 // Rows that are in memory as they are multiplied.
 struct PlainWords {
   static constexpr size_t kBytes = 4;
@@ -126,7 +132,10 @@ inline void panel_rows(const MultiplyArgs& x, const int32_t* group, uint32_t m, 
                        uint32_t words, const int32_t* panel, bool add) {
   __m512 sum[kM][2];
 #pragma GCC unroll 16
-  for (int i = 0; i < kM; ++i) sum[i][0] = sum[i][1] = _mm512_setzero_ps();
+  for (int i = 0; i < kM; ++i) {
+    sum[i][0] = sum[i][1] = _mm512_setzero_ps();
+    prefetch_columns(x, m + static_cast<uint32_t>(i), n);
+  }
   for (uint32_t w = 0; w < words; ++w) {
     const __m512i b0 = _mm512_load_si512(panel + w * 32), b1 = _mm512_load_si512(panel + w * 32 + 16);
 #pragma GCC unroll 16

@@ -1,6 +1,6 @@
 // Blocked multiplication of integers for AVX2: bytes, and blocks of them with a scale, become words of two 16-bit
-// integers, which one instruction multiplies and adds up exactly. Otherwise as packed_avx2.hpp. Included by
-// multiply.cpp only.
+// integers, which one instruction multiplies and adds up exactly. Integers of four bits stay bytes, four to a word:
+// products of a few words fit into 16 bits together. Otherwise as packed_avx2.hpp. Included by multiply.cpp only.
 #pragma once
 #include "kernels/blocks.hpp"
 #include "kernels/packed_avx2.hpp"
@@ -10,9 +10,14 @@
 namespace jalapeno::emu {
 namespace {
 
-constexpr uint32_t kBlockWords = 16;
+template <class Block>
+constexpr uint32_t kBlockWords = Block::nibbles ? 8 : 16;
 
 inline void store_words(int32_t* out, __m256i words) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), words); }
+
+inline __m256i dot_bytes(__m256i a_signed, __m256i b_magnitude) {
+  return _mm256_madd_epi16(_mm256_maddubs_epi16(b_magnitude, a_signed), _mm256_set1_epi16(1));
+}
 
 // `n` bytes as words; behind an odd one comes a zero.
 inline void widen_bytes(const std::byte* from, uint32_t n, int32_t* out) {
@@ -25,15 +30,6 @@ inline void widen_bytes(const std::byte* from, uint32_t n, int32_t* out) {
     const int16_t pair[] = {low, high};
     std::memcpy(out + i / 2, pair, sizeof pair);
   }
-}
-
-// A block's words, and its scale.
-template <class Block>
-inline float widen_block(const std::byte* p, int32_t* out) {
-  const __m256i v = signed_block<Block>(p);
-  store_words(out, _mm256_cvtepi8_epi16(_mm256_castsi256_si128(v)));
-  store_words(out + 8, _mm256_cvtepi8_epi16(_mm256_extracti128_si256(v, 1)));
-  return block_scale<Block>(p);
 }
 
 // panel[word][column] from what widen(column, words) makes of each column.
@@ -100,24 +96,92 @@ inline void multiply_packed_bytes(const MultiplyArgs& x) {
       [&](auto rows, uint32_t m, const Piece& p) { byte_rows<rows>(x, m, p, panel); });
 }
 
+// The words of a block of B, and its scale.
+template <class Block>
+inline float weight_words(const std::byte* p, int32_t* out) {
+  if constexpr (Block::nibbles) {
+    store_words(out, unsigned_block<Block>(p));
+  } else {
+    const __m256i v = signed_block<Block>(p);
+    store_words(out, _mm256_cvtepi8_epi16(_mm256_castsi256_si128(v)));
+    store_words(out + 8, _mm256_cvtepi8_epi16(_mm256_extracti128_si256(v, 1)));
+  }
+  return block_scale<Block>(p);
+}
+
+// A block of A as these words meet it. excess: what B's bias adds to its sum.
+struct Activation {
+  float scale;
+  int32_t excess;
+};
+template <class Block>
+inline Activation activation_words(const std::byte* p, int32_t* out) {
+  if constexpr (Block::nibbles) {
+    const __m256i v = signed_block<Q8_0>(p);
+    store_words(out, v);
+    const __m256i sums = dot_bytes(v, _mm256_set1_epi8(Block::bias));
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4E));
+    return {block_scale<Q8_0>(p), _mm_cvtsi128_si32(four) + _mm_extract_epi32(four, 1)};
+  } else {
+    return {weight_words<Q8_0>(p, out), 0};
+  }
+}
+
+// Sums of a block's products, of kM rows of A.
+template <class Block, int kM>
+[[gnu::always_inline]] inline void add_block(const float* group, const int32_t* panel, __m256i (&sum)[kM][2]) {
+  if constexpr (!Block::nibbles) {
+    add_pairs<kM>(group, kBlockWords<Block>, panel, sum);
+  } else {
+    constexpr uint32_t kRun = 2 * 128 * 8 * Block::most <= 32767 ? 8 : 4;  // words whose products 16 bits hold
+    for (uint32_t first = 0; first < kBlockWords<Block>; first += kRun) {
+      __m256i part[kM][2];
+#pragma GCC unroll 8
+      for (int i = 0; i < kM; ++i) part[i][0] = part[i][1] = _mm256_setzero_si256();
+#pragma GCC unroll 1
+      for (uint32_t w = first; w < first + kRun; ++w) {
+        const auto* b = reinterpret_cast<const __m256i*>(panel + w * kPanelColumns);
+        const __m256i b0 = _mm256_load_si256(b), b1 = _mm256_load_si256(b + 1);
+#pragma GCC unroll 8
+        for (int i = 0; i < kM; ++i) {
+          __m256i s0 = part[i][0], s1 = part[i][1], t0, t1;
+          asm("vpbroadcastd %4, %2\n\tvpmaddubsw %2, %5, %3\n\tvpmaddubsw %2, %6, %2\n\tvpaddw %3, %0, %0\n\t"
+              "vpaddw %2, %1, %1"
+              : "+x"(s0), "+x"(s1), "=&x"(t0), "=&x"(t1)
+              : "m"(group[w * kGroup + static_cast<uint32_t>(i)]), "x"(b0), "x"(b1));
+          part[i][0] = s0, part[i][1] = s1;
+        }
+      }
+#pragma GCC unroll 8
+      for (int i = 0; i < kM; ++i)
+        for (int half = 0; half < 2; ++half)
+          sum[i][half] = _mm256_add_epi32(sum[i][half], _mm256_madd_epi16(part[i][half], _mm256_set1_epi16(1)));
+    }
+  }
+}
+
 // A block of B for every column of the panel: its scale.
 using Scales = float[kPanelColumns];
 
-// `scale` has a value for each block of a row of A, rows `scale_pitch` apart. Inlined, GCC 12 keeps fewer of the
-// integers in registers: a third slower.
-template <int kM>
-[[gnu::noinline]] void quantised_rows(const MultiplyArgs& x, const float* scale, size_t scale_pitch, uint32_t m,
+// `a` tells of each block of a row of A, rows `a_pitch` apart. Inlined, GCC 12 keeps fewer of the integers in
+// registers: a third slower.
+template <class Block, int kM>
+[[gnu::noinline]] void quantised_rows(const MultiplyArgs& x, const Activation* a, size_t a_pitch, uint32_t m,
                                       const Piece& p, const int32_t* panel, const Scales* scales) {
+  constexpr uint32_t kWords = kBlockWords<Block>;
   const float* group = p.group(m);
   alignas(32) float sum[kM][kPanelColumns] = {};  // in memory: a block's integers take the registers
-  for (uint32_t k = 0; k < p.words / kBlockWords; ++k) {
+  for (uint32_t k = 0; k < p.words / kWords; ++k) {
     __m256i dot[kM][2];
 #pragma GCC unroll 8
-    for (int i = 0; i < kM; ++i) dot[i][0] = dot[i][1] = _mm256_setzero_si256();
-    add_pairs<kM>(group + size_t{k} * kBlockWords * kGroup, kBlockWords, panel + k * kBlockWords * kPanelColumns, dot);
+    for (int i = 0; i < kM; ++i)
+      dot[i][0] = dot[i][1] =
+          Block::nibbles ? _mm256_set1_epi32(-a[a_pitch * static_cast<size_t>(i) + k].excess) : _mm256_setzero_si256();
+    add_block<Block, kM>(group + size_t{k} * kWords * kGroup, panel + k * kWords * kPanelColumns, dot);
 #pragma GCC unroll 8
     for (int i = 0; i < kM; ++i) {
-      const __m256 factor = _mm256_set1_ps(scale[scale_pitch * static_cast<size_t>(i) + k]);
+      const __m256 factor = _mm256_set1_ps(a[a_pitch * static_cast<size_t>(i) + k].scale);
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half)
         _mm256_store_ps(sum[i] + half * 8, _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[i][half]),
@@ -134,35 +198,34 @@ template <int kM>
 // A in blocks of q8_0, B, [n, k], in some blocks: integers inside a block, f32 between blocks.
 template <class Block>
 void multiply_packed_blocks(const MultiplyArgs& x) {
-  constexpr uint32_t kBlocks = kPanelWords / kBlockWords;
-  static thread_local Scratch panel_memory, scale_memory;
+  constexpr uint32_t kWords = kBlockWords<Block>;
+  static thread_local Scratch panel_memory, activation_memory;
   auto* panel = reinterpret_cast<int32_t*>(panel_memory.reserve(kPanelWords * kPanelColumns));
   const uint32_t blocks = x.k / 32;
-  float* a_scales = scale_memory.reserve(size_t{x.m} * blocks);
-  const auto widen = [](auto kind, const std::byte* row, uint32_t first, uint32_t words, int32_t* out, float* scale,
-                        size_t apart) {
-    using Kind = decltype(kind);
-    const std::byte* p = row + size_t{first} / kBlockWords * Kind::bytes;
-    for (uint32_t k = 0; k < words / kBlockWords; ++k)
-      scale[k * apart] = widen_block<Kind>(p + k * Kind::bytes, out + k * kBlockWords);
-  };
-  const auto widen_a = [&](uint32_t m, uint32_t first, uint32_t words, float* out) {
-    widen(Q8_0{}, x.a + x.a_pitch * m, first, words, reinterpret_cast<int32_t*>(out),
-          a_scales + size_t{m} * blocks + first / kBlockWords, 1);
-  };
-  alignas(32) Scales scales[kBlocks] = {};
+  static_assert(sizeof(Activation) == 2 * sizeof(float));
+  auto* activations = reinterpret_cast<Activation*>(activation_memory.reserve(size_t{x.m} * blocks * 2));
+  alignas(32) Scales scales[kPanelWords / kWords] = {};
   each_panel(
-      x, blocks * kBlockWords, widen_a,
+      x, blocks * kWords,
+      [&](uint32_t m, uint32_t first, uint32_t words, float* out) {
+        const uint32_t block = first / kWords;
+        for (uint32_t k = 0; k < words / kWords; ++k)
+          activations[size_t{m} * blocks + block + k] = activation_words<Block>(
+              x.a + x.a_pitch * m + size_t{block + k} * Q8_0::bytes, reinterpret_cast<int32_t*>(out) + k * kWords);
+      },
       [&](const Piece& p) {
         pack_pairs(
             p.columns, p.words,
             [&](uint32_t j, int32_t* out) {
-              widen(Block{}, x.b + x.b_pitch * (p.n + j), p.first, p.words, out, &scales[0][j], kPanelColumns);
+              const std::byte* b = x.b + x.b_pitch * (p.n + j) + size_t{p.first} / kWords * Block::bytes;
+              for (uint32_t k = 0; k < p.words / kWords; ++k)
+                scales[k][j] = weight_words<Block>(b + k * Block::bytes, out + k * kWords);
             },
             panel);
       },
       [&](auto rows, uint32_t m, const Piece& p) {
-        quantised_rows<rows>(x, a_scales + size_t{m} * blocks + p.first / kBlockWords, blocks, m, p, panel, scales);
+        quantised_rows<Block, rows>(x, activations + size_t{m} * blocks + p.first / kWords, blocks, m, p, panel,
+                                    scales);
       });
 }
 

@@ -45,7 +45,10 @@ inline void quantised_rows(const MultiplyArgs& x, const Quantised& a, uint32_t m
                            uint32_t first_block, uint32_t blocks, const __m512i* panel, const float* scales, bool add) {
   __m512 sum[kM][2];
 #pragma GCC unroll 8
-  for (int i = 0; i < kM; ++i) sum[i][0] = sum[i][1] = _mm512_setzero_ps();
+  for (int i = 0; i < kM; ++i) {
+    sum[i][0] = sum[i][1] = _mm512_setzero_ps();
+    prefetch_columns(x, m + static_cast<uint32_t>(i), n);
+  }
   const uint32_t all = a.k / 32;
   for (uint32_t block = 0; block < blocks; ++block) {
     __m512i dot[kM][2];
