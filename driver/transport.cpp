@@ -29,7 +29,14 @@ std::unique_ptr<Transport> open_transport(const std::string& uri) {
     Embedded emulator = launch(uri.size() > 5 ? uri.substr(5) : "");
     return std::make_unique<VfioUserTransport>(emulator.socket, uri, std::move(emulator.keep));
   }
-  if (uri.rfind("emu:", 0) == 0) return VfioUserTransport::connect(uri.substr(4));
+  if (uri.rfind("emu:", 0) == 0) {
+    const size_t options = uri.find('?');
+    if (options != std::string::npos)
+      throw Error(Code::kInvalidValue, "device URI \"" + uri + "\": \"" + uri.substr(options) +
+                                           "\" is for an embedded emulator (emu:?...); give the options of one in its "
+                                           "own process to jalapeno-emulator when it starts");
+    return VfioUserTransport::connect(uri.substr(4));
+  }
   if (uri.rfind("vfio:", 0) == 0) return std::make_unique<VfioTransport>(uri.substr(5));
   throw Error(Code::kInvalidValue, "device URI \"" + uri + "\": expected emu:, emu:/path/to.sock or vfio:DDDD:BB:DD.F");
 }

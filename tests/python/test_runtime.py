@@ -100,6 +100,7 @@ def test_default_device_is_opened_once_also_from_threads(python):
     ("nonsense", jal.InvalidValueError, 'device URI "nonsense": expected emu:, emu:/path/to.sock or vfio:DDDD:BB:DD.F'),
     ("emu:?hbm=lots", jal.InvalidValueError, 'size "lots": expected a number with K, M, G or T, as in 512M'),
     ("emu:?check=all", jal.InvalidValueError, 'check "all": expected races, uninit or oob'),
+    ("emu:/chip.sock?lower=0", jal.InvalidValueError, '"?lower=0" is for an embedded emulator (emu:?...); give the options'),
     ("emu:/nonexistent.sock", jal.DeviceError, "emulator socket /nonexistent.sock: No such file or directory"),
 ])
 def test_device_that_does_not_open(refuses, uri, kind, text):
