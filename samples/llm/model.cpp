@@ -4,6 +4,7 @@
 #include <cstring>
 #include <set>
 #include <stdexcept>
+#include <utility>
 
 #include "loader.hpp"
 
@@ -93,12 +94,33 @@ uint64_t row_bytes(jalDType t, uint64_t columns) {
 }
 
 uint32_t blocks(uint32_t n, uint32_t size) { return (n + size - 1) / size; }
+uint64_t rounded(uint64_t bytes) { return (bytes + 255) / 256 * 256; }  // as buffers begin
 
 }  // namespace
 
 jalDType Model::Weight::input() const { return dtype == jalQ4_0 || dtype == jalMXFP4 ? jalQ8_0 : dtype; }
 jalDType Model::Stack::input() const {
   return pieces.size() == 1 ? pieces[0].weight.input() : jalF32;  // of different types: each converts for itself
+}
+
+// One buffer for all weights: a matrix in one of its own leaves a part of a page of 2 MiB behind it, a fifth of a small
+// model. Where the device has no such room in one piece, they are taken one by one after all.
+void Model::reserve_weights(const Gguf& file) {
+  uint64_t all = 0;
+  for (const auto& [name, t] : file.tensors())
+    all += rounded(name.rfind("blk.", 0) == 0 && t.rows > 1 ? t.bytes / ranks_ : t.bytes);
+  if (all == 0) return;
+  try {
+    free_ = storage_.emplace_back(device_, all).data(), free_bytes_ = all;
+  } catch (const jalapeno::Error& e) {
+    if (e.code() != jalErrorOutOfMemory) throw;
+  }
+}
+
+uint8_t* Model::room(uint64_t bytes) {
+  if (rounded(bytes) > free_bytes_) return storage_.emplace_back(device_, bytes).data();
+  free_bytes_ -= rounded(bytes);
+  return std::exchange(free_, free_ + rounded(bytes));
 }
 
 Model::Weight Model::take(const Gguf& file, const std::string& name, uint64_t rows, uint64_t columns, bool vector,
@@ -117,7 +139,7 @@ Model::Weight Model::take(const Gguf& file, const std::string& name, uint64_t ro
   if (vector && t->type != TensorType::kF32)
     throw std::runtime_error(file.path() + ": tensor " + name + " is " + type_name(t->type) + ", vectors must be F32");
   const uint64_t bytes = part == Part::kAll ? t->bytes : t->bytes / ranks_, row = t->bytes / t->rows;
-  if (place == nullptr) place = storage_.emplace_back(device_, bytes).data();
+  if (place == nullptr) place = room(bytes);
   weight_bytes_ += bytes;
   if (part == Part::kColumns && ranks_ > 1) {
     for (uint64_t r = 0; r < rows; ++r)
@@ -138,7 +160,7 @@ Model::Stack Model::take_stack(const Gguf& file, const std::vector<Wanted>& want
     joined = joined && t != nullptr && t->type == top->type;
     if (joined) bytes += t->bytes / ranks_;
   }
-  uint8_t* place = joined ? storage_.emplace_back(device_, bytes).data() : nullptr;
+  uint8_t* place = joined ? room(bytes) : nullptr;
   Stack stack;
   for (const Wanted& w : wanted) {
     stack.pieces.push_back({take(file, w.name, w.rows, columns, false, true, place, Part::kRows), stack.rows});
@@ -231,6 +253,7 @@ Model::Model(const jalapeno::Device& device, const Gguf& file, uint32_t context,
   }
   h_.heads /= ranks_, h_.kv_heads /= ranks_, h_.ffn /= ranks_;
   const uint64_t kv_width = uint64_t{h_.kv_heads} * h_.head, q_width = uint64_t{h_.heads} * h_.head;
+  reserve_weights(file);
   embedding_ = take(file, "token_embd.weight", h_.vocabulary, h_.width, false);
   output_norm_ = take(file, "output_norm.weight", 1, h_.width, true);
   output_ = take(file, "output.weight", h_.vocabulary, h_.width, false, false);
