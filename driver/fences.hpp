@@ -42,8 +42,8 @@ inline void flush_write_combining() {
 #endif
 }
 
-// One host thread signals a timeline, the device answers, another host thread acts on the answer. ThreadSanitizer cannot
-// see that order when the device is another process; these two tell it, and nothing else needs them.
+// One host thread signals a timeline, the device answers, another host thread acts on the answer. ThreadSanitizer
+// cannot see that order when the device is another process; these two tell it, and nothing else needs them.
 #if defined(__SANITIZE_THREAD__)
 inline std::atomic<int> order_through_device;
 inline void before_signal() { order_through_device.fetch_add(0, std::memory_order_release); }
