@@ -163,10 +163,9 @@ inline bool has_lowest(const MultiplyArgs& x) {
   return _mm256_movemask_epi8(any) != 0;
 }
 
-// A few rows of blocks by rows n, n + apart, .. of B, straight from memory: integer products inside a block, f32
-// between blocks.
-template <class Block>
-void multiply_blocks(const MultiplyArgs& x) {
+// A few rows of q8_0 by rows n, n + apart, .. of B, straight from memory: integer products inside a block, f32 between
+// blocks.
+inline void multiply_blocks(const MultiplyArgs& x) {
   auto block = [&](auto rows, auto columns, uint32_t m, uint32_t n, uint32_t apart) {
     constexpr int M = rows, N = columns;
     __m256 sum[M][N];
@@ -176,20 +175,17 @@ void multiply_blocks(const MultiplyArgs& x) {
       __m256i b[N], magnitude[N];
       float scale[N];
       for (int j = 0; j < N; ++j) {
-        const std::byte* p = x.b + x.b_pitch * (n + static_cast<uint32_t>(j) * apart) + k * Block::bytes;
+        const std::byte* p = x.b + x.b_pitch * (n + static_cast<uint32_t>(j) * apart) + k * Q8_0::bytes;
         stream_ahead(p);
-        b[j] = Block::nibbles ? unsigned_block<Block>(p) : signed_block<Block>(p);
-        magnitude[j] = Block::nibbles ? b[j] : _mm256_abs_epi8(b[j]);
-        scale[j] = block_scale<Block>(p);
+        b[j] = signed_block<Q8_0>(p), magnitude[j] = _mm256_abs_epi8(b[j]);
+        scale[j] = block_scale<Q8_0>(p);
       }
       for (int i = 0; i < M; ++i) {
-        const std::byte* p = x.a + x.a_pitch * (m + i) + size_t{k} * 34;
+        const std::byte* p = x.a + x.a_pitch * (m + i) + size_t{k} * Q8_0::bytes;
         const __m256i a = signed_block<Q8_0>(p);
-        const __m256i excess = Block::nibbles ? dot_bytes(a, _mm256_set1_epi8(Block::bias)) : _mm256_setzero_si256();
-        float factor = _cvtsh_ss(read16(p));
+        const float factor = block_scale<Q8_0>(p);
         for (int j = 0; j < N; ++j) {
-          const __m256i dot = Block::nibbles ? _mm256_sub_epi32(dot_bytes(a, b[j]), excess)
-                                             : dot_bytes(_mm256_sign_epi8(a, b[j]), magnitude[j]);
+          const __m256i dot = dot_bytes(_mm256_sign_epi8(a, b[j]), magnitude[j]);
           sum[i][j] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), _mm256_set1_ps(factor * scale[j]), sum[i][j]);
         }
       }
@@ -200,6 +196,85 @@ void multiply_blocks(const MultiplyArgs& x) {
   };
   far_columns<4>(x.n, [&](auto some, uint32_t n, uint32_t apart) {
     row_blocks<4>(x.m, [&](auto rows, uint32_t m) { block(rows, some, m, n, apart); });
+  });
+}
+
+// The same by blocks of nibbles. Two columns share a vector: low nibbles of both, then high ones, each column in its
+// half.
+template <class Block>
+void multiply_nibbles(const MultiplyArgs& x) {
+  struct Row {  // of a block of A
+    float factor;
+    int32_t excess[4];  // what B's bias adds to the four sums of a half
+  };
+  static thread_local Scratch memory;
+  const uint32_t blocks = x.k / 32;
+  static_assert(sizeof(Row) == 5 * sizeof(float));
+  auto* rows_of_a = reinterpret_cast<Row*>(memory.reserve(size_t{x.m} * blocks * 5));
+  const auto half_of = [](const std::byte* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); };
+  const __m128i bias = _mm_set1_epi8(Block::bias), ones = _mm_set1_epi16(1);
+  for (uint32_t m = 0; m < x.m; ++m)
+    for (uint32_t k = 0; k < blocks; ++k) {
+      const std::byte* p = x.a + x.a_pitch * m + size_t{k} * Q8_0::bytes;
+      Row& r = rows_of_a[size_t{m} * blocks + k];
+      r.factor = block_scale<Q8_0>(p) * (std::is_same_v<Block, MxFp4> ? 0.5f : 1.f);
+      const __m128i sums =
+          _mm_add_epi16(_mm_maddubs_epi16(bias, half_of(p + 2)), _mm_maddubs_epi16(bias, half_of(p + 18)));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(r.excess), _mm_madd_epi16(sums, ones));
+    }
+  auto block = [&](auto rows, auto columns, uint32_t m, uint32_t n, uint32_t apart) {
+    constexpr int M = rows, N = columns, kPairs = (N + 1) / 2;
+    __m256 sum[M][kPairs];
+    for (auto& r : sum)
+      for (auto& s : r) s = _mm256_setzero_ps();
+    const std::byte* b = x.b + x.b_pitch * n;
+    const size_t stride = x.b_pitch * apart;
+    for (uint32_t k = 0; k < blocks; ++k) {
+#pragma GCC unroll 2
+      for (int j = 0; j < kPairs; ++j) {
+        const std::byte *p = b + stride * static_cast<size_t>(2 * j) + size_t{k} * Block::bytes,
+                        *q = N == 1 ? p : p + stride;
+        stream_ahead(p);
+        if (N > 1) stream_ahead(q);
+        const __m256i both = _mm256_set_m128i(half_of(q + Block::at), half_of(p + Block::at));
+        __m256i low = _mm256_and_si256(both, _mm256_set1_epi8(15)),
+                high = _mm256_and_si256(_mm256_srli_epi16(both, 4), _mm256_set1_epi8(15));
+        __m256 scale;
+        if constexpr (std::is_same_v<Block, MxFp4>) {
+          const __m256i values = _mm256_broadcastsi128_si256(mxfp4_plus_12());
+          low = _mm256_shuffle_epi8(values, low), high = _mm256_shuffle_epi8(values, high);
+          scale = _mm256_set_m128(_mm_broadcast_ss(&kE8m0[static_cast<uint8_t>(*q)]),
+                                  _mm_broadcast_ss(&kE8m0[static_cast<uint8_t>(*p)]));
+        } else {
+          const __m128i halves = _mm_cvtsi32_si128(static_cast<int32_t>(read16(p) | uint32_t{read16(q)} << 16));
+          const __m128i spread = _mm_setr_epi8(0, 1, 0, 1, 0, 1, 0, 1, 2, 3, 2, 3, 2, 3, 2, 3);
+          scale = _mm256_cvtph_ps(_mm_shuffle_epi8(halves, spread));
+        }
+#pragma GCC unroll 3
+        for (int i = 0; i < M; ++i) {
+          const std::byte* a = x.a + x.a_pitch * (m + static_cast<uint32_t>(i)) + size_t{k} * Q8_0::bytes;
+          const Row& r = rows_of_a[size_t{m + static_cast<uint32_t>(i)} * blocks + k];
+          const __m256i pairs =
+              _mm256_add_epi16(_mm256_maddubs_epi16(low, _mm256_broadcastsi128_si256(half_of(a + 2))),
+                               _mm256_maddubs_epi16(high, _mm256_broadcastsi128_si256(half_of(a + 18))));
+          const __m256i excess = _mm256_broadcastsi128_si256(half_of(reinterpret_cast<const std::byte*>(r.excess)));
+          const __m256i dot = _mm256_sub_epi32(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)), excess);
+          sum[i][j] =
+              _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), _mm256_mul_ps(_mm256_set1_ps(r.factor), scale), sum[i][j]);
+        }
+      }
+    }
+    for (int i = 0; i < M; ++i)
+      for (int j = 0; j < N; ++j) {
+        __m128 s = _mm256_extractf128_ps(sum[i][j / 2], 1);
+        if (j % 2 == 0) s = _mm256_castps256_ps128(sum[i][j / 2]);
+        s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+        put(x, m + static_cast<uint32_t>(i), n + static_cast<uint32_t>(j) * apart,
+            _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s))));
+      }
+  };
+  far_columns<4>(x.n, [&](auto some, uint32_t n, uint32_t apart) {
+    row_blocks<3>(x.m, [&](auto rows, uint32_t m) { block(rows, some, m, n, apart); });
   });
 }
 #endif
@@ -276,9 +351,12 @@ void multiply(const MultiplyArgs& x) {
 #elif defined(__AVX2__)
   if (!x.rows_are_k && x.a_type == DType::kQ8_0 && with_block(x.b_type, [&](auto block) {
         using Block = decltype(block);
-        const bool packed =
-            x.m >= (Block::nibbles ? kPackedNibbleRows : kPackedBlockRows) || (!Block::nibbles && has_lowest(x));
-        packed ? multiply_packed_blocks<Block>(x) : multiply_blocks<Block>(x);
+        if (x.m >= (Block::nibbles ? kPackedNibbleRows : kPackedBlockRows) || (!Block::nibbles && has_lowest(x)))
+          return multiply_packed_blocks<Block>(x);
+        if constexpr (Block::nibbles)
+          multiply_nibbles<Block>(x);
+        else
+          multiply_blocks(x);
       }))
     return;
   if (!x.rows_are_k && x.a_type == DType::kI8 && x.b_type == DType::kI8) return multiply_packed_bytes(x);
