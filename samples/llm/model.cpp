@@ -305,12 +305,11 @@ Model::Model(const jalapeno::Device& device, const Gguf& file, uint32_t context,
   load_weights(device_, stream_, file.path(), pieces, progress);
 
   pages_ = blocks(h_.context, kPage);
-  const uint64_t each = cache_bytes() / (2 * h_.layers);
-  for (Layer& l : layers_) {
-    l.keys = jalapeno::Buffer<uint8_t>(device_, each), l.values = jalapeno::Buffer<uint8_t>(device_, each);
-    stream_.fill(l.keys.data(), 0, each),
-        stream_.fill(l.values.data(), 0, each);  // masked keys are multiplied by 0: they must not be NaN
-  }
+  const uint64_t each = rounded(cache_bytes() / (2 * h_.layers));
+  cache_ = jalapeno::Buffer<uint8_t>(device_, 2 * h_.layers * each);
+  stream_.fill(cache_.data(), 0, cache_.bytes());  // masked keys are multiplied by 0: they must not be NaN
+  for (uint32_t l = 0; l < h_.layers; ++l)
+    layers_[l].keys = cache_.data() + 2 * l * each, layers_[l].values = layers_[l].keys + each;
   chunk_ = std::min(kChunk, h_.context);
   const uint32_t most = std::max(chunk_, sequences_);  // rows of one pass
   auto floats = [&](uint64_t n) { return jalapeno::Buffer<float>(device_, n); };
@@ -442,8 +441,8 @@ void Model::forward(const Pass& pass, bool all_logits) {
   };
   launch(stream_, {n}, kernel("embed"), embedding_.tensor(), pass.tokens, x);
   for (Layer& l : layers_) {
-    const jalTensor keys = tensor(l.keys.data(), kv_type_, {sequences_ * pages_ * kPage, kv_width}),
-                    values = tensor(l.values.data(), kv_type_, {sequences_ * pages_ * kPage, kv_width});
+    const jalTensor keys = tensor(l.keys, kv_type_, {sequences_ * pages_ * kPage, kv_width}),
+                    values = tensor(l.values, kv_type_, {sequences_ * pages_ * kPage, kv_width});
     jalTensor norm = tensor(norm_.data(), l.qkv.input(), {n, h_.width});
     launch(stream_, {n}, kernel("rmsnorm"), x, l.attn_norm.vector(), norm, h_.eps);
     multiply(l.qkv, norm, qkv_);

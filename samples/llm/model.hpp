@@ -74,7 +74,7 @@ class Model {
   struct Layer {
     Weight attn_norm, o, ffn_norm, down;
     Stack qkv, gate_up;
-    jalapeno::Buffer<uint8_t> keys, values;
+    uint8_t *keys = nullptr, *values = nullptr;  // in the cache
   };
   // What of a matrix in the file this rank has: rows and columns are its own.
   enum class Part { kAll, kRows, kColumns };
@@ -125,7 +125,8 @@ class Model {
   uint64_t weight_bytes_ = 0;
   std::map<std::string, jalapeno::Kernel> kernels_;
   std::vector<jalapeno::Buffer<uint8_t>> storage_;
-  uint8_t* free_ = nullptr;  // of the first one, and how much
+  jalapeno::Buffer<uint8_t> cache_;
+  uint8_t* free_ = nullptr;  // of the first storage, and how much
   uint64_t free_bytes_ = 0;
   struct Wish {
     uint64_t offset, bytes;
