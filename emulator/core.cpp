@@ -152,6 +152,7 @@ Program prepare(const Instruction* code, uint32_t count) {
         if (x.imm1 <= i || x.imm1 >= count) throw illegal(i, "branch target not ahead in the program", x.imm1);
         break;
       case Op::LOOP:
+        if (x.r[0] == hw::kNone) throw illegal(i, "LOOP without a counter", 0);
         if (x.imm0 <= i || x.imm0 >= count || code[x.imm0].op != uint8_t(Op::ENDL))
           throw illegal(i, "LOOP without its ENDL", x.imm0);
         break;

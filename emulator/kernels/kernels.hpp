@@ -12,7 +12,7 @@ struct MultiplyArgs {
   const std::byte *a, *b;            // A is [m, k]; B is [n, k], or [k, n] when rows_are_k
   float* c;                          // [m, n], int32 when both types are i8
   size_t a_pitch, b_pitch, c_pitch;  // bytes
-  uint32_t m, n, k;
+  uint32_t m, n, k;                  // each at least 1
   hw::DType a_type, b_type;
   bool rows_are_k, accumulate;
 };

@@ -126,7 +126,7 @@ inline void panel_rows(const MultiplyArgs& x, uint32_t m, const Piece& p, const 
   }
 }
 
-// group[word][row] of kGroup rows from wide(i, out), which makes the words of row i: where rows lie as far apart as a
+// group[word][row] of kGroup rows from widen(i, out), which makes the words of row i: where rows lie as far apart as a
 // power of two, all of them meet in the same few lines of the cache.
 template <class Widen>
 inline void pack_group(uint32_t rows, uint32_t words, Widen widen, float* group) {
@@ -140,20 +140,20 @@ inline void pack_group(uint32_t rows, uint32_t words, Widen widen, float* group)
 class Ahead {
  public:
   Ahead(const std::byte* data, size_t pitch, uint32_t rows, uint64_t row_bytes, uint32_t groups)
-      : data_(data),
+      : at_(reinterpret_cast<uintptr_t>(data)),
         pitch_(pitch),
         lines_(static_cast<uint32_t>((row_bytes + 63) / 64)),
         left_(rows * lines_),
         share_((left_ + groups - 1) / groups) {}
   void ask() {
     for (uint32_t i = std::min(share_, left_); i > 0; --i, --left_) {
-      __builtin_prefetch(data_ + size_t{line_} * 64, 0, 2);
-      if (++line_ == lines_) line_ = 0, data_ += pitch_;
+      __builtin_prefetch(reinterpret_cast<const void*>(at_ + size_t{line_} * 64), 0, 2);
+      if (++line_ == lines_) line_ = 0, at_ += pitch_;
     }
   }
 
  private:
-  const std::byte* data_;
+  uintptr_t at_;  // no pointer: behind the last row it may be anywhere
   size_t pitch_;
   uint32_t lines_, left_, share_, line_ = 0;
 };

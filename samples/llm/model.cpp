@@ -103,15 +103,20 @@ jalDType Model::Stack::input() const {
   return pieces.size() == 1 ? pieces[0].weight.input() : jalF32;  // of different types: each converts for itself
 }
 
-// One buffer for all weights: a matrix in one of its own leaves a part of a page of 2 MiB behind it, a fifth of a small
-// model. Where the device has no such room in one piece, they are taken one by one after all.
+// One buffer for all weights, and one for the KV cache: a matrix in one of its own leaves a part of a page of 2 MiB
+// behind it, a fifth of a small model. Where the device has no such room in one piece, they are taken one by one.
 void Model::reserve_weights(const Gguf& file) {
   uint64_t all = 0;
   for (const auto& [name, t] : file.tensors())
     all += rounded(name.rfind("blk.", 0) == 0 && t.rows > 1 ? t.bytes / ranks_ : t.bytes);
-  if (all == 0) return;
+  reserve(all);
+}
+
+void Model::reserve(uint64_t bytes) {
+  free_bytes_ = 0;
+  if (bytes == 0) return;
   try {
-    free_ = storage_.emplace_back(device_, all).data(), free_bytes_ = all;
+    free_ = storage_.emplace_back(device_, bytes).data(), free_bytes_ = bytes;
   } catch (const jalapeno::Error& e) {
     if (e.code() != jalErrorOutOfMemory) throw;
   }
@@ -306,10 +311,12 @@ Model::Model(const jalapeno::Device& device, const Gguf& file, uint32_t context,
 
   pages_ = blocks(h_.context, kPage);
   const uint64_t each = rounded(cache_bytes() / (2 * h_.layers));
-  cache_ = jalapeno::Buffer<uint8_t>(device_, 2 * h_.layers * each);
-  stream_.fill(cache_.data(), 0, cache_.bytes());  // masked keys are multiplied by 0: they must not be NaN
-  for (uint32_t l = 0; l < h_.layers; ++l)
-    layers_[l].keys = cache_.data() + 2 * l * each, layers_[l].values = layers_[l].keys + each;
+  reserve(2 * h_.layers * each);
+  for (Layer& l : layers_)
+    for (uint8_t** part : {&l.keys, &l.values}) {
+      *part = room(each);
+      stream_.fill(*part, 0, each);  // masked keys are multiplied by 0: they must not be NaN
+    }
   chunk_ = std::min(kChunk, h_.context);
   const uint32_t most = std::max(chunk_, sequences_);  // rows of one pass
   auto floats = [&](uint64_t n) { return jalapeno::Buffer<float>(device_, n); };

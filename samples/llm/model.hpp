@@ -74,12 +74,13 @@ class Model {
   struct Layer {
     Weight attn_norm, o, ffn_norm, down;
     Stack qkv, gate_up;
-    uint8_t *keys = nullptr, *values = nullptr;  // in the cache
+    uint8_t *keys = nullptr, *values = nullptr;  // the cache
   };
   // What of a matrix in the file this rank has: rows and columns are its own.
   enum class Part { kAll, kRows, kColumns };
   void reserve_weights(const Gguf& file);
-  uint8_t* room(uint64_t bytes);  // for weights, on the device, as long as the model
+  void reserve(uint64_t bytes);   // what room() then gives
+  uint8_t* room(uint64_t bytes);  // on the device, as long as the model
   Weight take(const Gguf& file, const std::string& name, uint64_t rows, uint64_t columns, bool vector,
               bool required = true, void* place = nullptr, Part part = Part::kAll);
   struct Wanted {
@@ -125,8 +126,7 @@ class Model {
   uint64_t weight_bytes_ = 0;
   std::map<std::string, jalapeno::Kernel> kernels_;
   std::vector<jalapeno::Buffer<uint8_t>> storage_;
-  jalapeno::Buffer<uint8_t> cache_;
-  uint8_t* free_ = nullptr;  // of the first storage, and how much
+  uint8_t* free_ = nullptr;  // of the newest, and how much
   uint64_t free_bytes_ = 0;
   struct Wish {
     uint64_t offset, bytes;

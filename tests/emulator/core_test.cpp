@@ -139,6 +139,11 @@ TEST_F(CoreTest, UnknownOpcodesVariantsAndOperandsAreRefused) {
   EXPECT_EQ(status(fault({bad})), Status::kIllegalInstruction);
   bad = movi(40, 1);
   EXPECT_EQ(status(fault({bad})), Status::kIllegalInstruction);
+  bad = make(Op::LOOP);  // without a counter
+  bad.r[2] = 2, bad.r[3] = 3, bad.imm0 = 3;
+  Instruction end = make(Op::ENDL);
+  end.imm0 = 2;
+  EXPECT_EQ(status(fault({movi(2, 4), movi(3, 1), bad, end, make(Op::HALT)})), Status::kIllegalInstruction);
 }
 
 TEST_F(CoreTest, DmaOutsideEveryMappingNamesTheAddress) {

@@ -257,6 +257,77 @@ TEST_P(HostKernelsTest, BlocksOfAnyBytesMeetIntegerProducts) {
   }
 }
 
+// The same by nibbles, whose products are added in 16 bits: the largest meet the lowest byte, which is the most that
+// can come together.
+TEST_P(HostKernelsTest, NibblesOfAnyValueMeetIntegerProducts) {
+  const uint32_t n = 19, k = 96;
+  for (const DType type : {DType::kQ4_0, DType::kMXFP4}) {
+    const bool mx = type == DType::kMXFP4;
+    const size_t block = hw::info(type).bytes, row = k / 32 * block;
+    for (const uint32_t m : {1u, 2u, 3u, 4u, 7u, 13u})
+      for (const bool extreme : {false, true}) {
+        std::vector<std::byte> a(m * k / 32 * 34), b(n * row);
+        for (size_t i = 0; i < a.size(); ++i)
+          a[i] = i % 34 == 0   ? std::byte{0}
+                 : i % 34 == 1 ? std::byte{0x3C}
+                 : extreme     ? std::byte{0x80}
+                               : std::byte(random_() & 255);
+        for (size_t i = 0; i < b.size(); ++i) {
+          const size_t at = i % block;
+          if (at < (mx ? 1u : 2u))
+            b[i] = mx ? std::byte{127} : at == 0 ? std::byte{0} : std::byte{0x3C};
+          else
+            b[i] = extreme ? (mx ? std::byte{0x77} : std::byte{0xFF}) : std::byte(random_() & 255);
+        }
+        std::vector<float> wide(size_t{n} * k), out(m * n);
+        for (uint32_t j = 0; j < n; ++j) k_->load(type, b.data() + j * row, k, wide.data() + size_t{j} * k);
+        k_->multiply(
+            {a.data(), b.data(), out.data(), k / 32 * 34, row, n * 4, m, n, k, DType::kQ8_0, type, false, false});
+        for (uint32_t i = 0; i < m; ++i)
+          for (uint32_t j = 0; j < n; ++j) {
+            float want = 0;  // exact: halves of small integers
+            for (uint32_t l = 0; l < k; ++l)
+              want += static_cast<float>(static_cast<int8_t>(a[(i * k / 32 + l / 32) * 34 + 2 + l % 32])) *
+                      wide[size_t{j} * k + l];
+            ASSERT_EQ(out[i * n + j], want) << hw::info(type).name << " " << m << " rows, " << i << "," << j;
+          }
+      }
+  }
+}
+
+// More of A than stays in a cache, in several depths, the last of them short: exact in every type.
+TEST_P(HostKernelsTest, ManyRowsInSeveralDepths) {
+  const uint32_t m = 70, n = 37;
+  for (const DType type : {DType::kF32, DType::kBF16, DType::kI8})
+    for (const uint32_t k : {1056u, 1057u}) {
+      const auto number = [](uint64_t i) { return static_cast<int>(i * 2654435761u >> 13 & 7) - 3; };
+      const auto filled = [&](uint32_t rows, uint64_t salt) {
+        const size_t pitch = hw::row_bytes(type, k);
+        std::vector<std::byte> out(pitch * rows);
+        std::vector<float> one(k);
+        for (uint32_t r = 0; r < rows; ++r) {
+          for (uint32_t i = 0; i < k; ++i) one[i] = static_cast<float>(number(salt + uint64_t{r} * k + i));
+          k_->store(type, one.data(), k, out.data() + pitch * r);
+        }
+        return out;
+      };
+      const auto a = filled(m, 1), b = filled(n, 99991);
+      std::vector<float> out(m * n);
+      k_->multiply({a.data(), b.data(), out.data(), hw::row_bytes(type, k), hw::row_bytes(type, k), n * 4, m, n, k,
+                    type, type, false, false});
+      for (uint32_t i = 0; i < m; ++i)
+        for (uint32_t j = 0; j < n; ++j) {
+          int want = 0;
+          for (uint32_t l = 0; l < k; ++l)
+            want += number(1 + uint64_t{i} * k + l) * number(99991 + uint64_t{j} * k + l);
+          int32_t whole;
+          std::memcpy(&whole, &out[i * n + j], 4);
+          const float got = type == DType::kI8 ? static_cast<float>(whole) : out[i * n + j];
+          ASSERT_EQ(got, static_cast<float>(want)) << hw::info(type).name << " " << k << ": " << i << "," << j;
+        }
+    }
+}
+
 // The OCP's MX 1.0 by hand: a power of two, then values of two or eight bits of exponent and mantissa.
 TEST_P(HostKernelsTest, MxBlocksAreWhatTheOcpSays) {
   const float twos[] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
