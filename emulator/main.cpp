@@ -57,7 +57,7 @@ int main(int argc, char** argv) try {
   std::string socket_path, hbm, check;
   EmulatorOptions options;
   uint32_t chips = 1, virtual_functions = 0;
-  bool until_eof = false, lower = true;
+  bool until_eof = false;
   app.add_option("--socket", socket_path, "where to listen")->required();
   app.add_option("--chips", chips, "how many chips")->check(CLI::Range(1, 64));
   app.add_option("--vfs", virtual_functions,
@@ -69,12 +69,12 @@ int main(int argc, char** argv) try {
   app.add_option("--watchdog-ms", options.watchdog_ms, "processor time a program instance may take")
       ->check(CLI::Range(1, 100000000));
   app.add_flag("--precise", options.precise, "the same bits on every host and processor: the portable kernels only");
-  app.add_flag("--lower,!--no-lower", lower, "write down launches that come again and run the list (the default)");
+  app.add_flag("--lower,!--no-lower", options.lower,
+               "write down launches that come again and run the list (the default)");
   app.add_option("--fault", options.faults, "faults to inject, as in ecc_uncorrectable@launch:3");
   app.add_option("--check", check, "checked level: races,uninit,oob");
   app.add_flag("--until-eof", until_eof, "end when standard input is closed");
   CLI11_PARSE(app, argc, argv);
-  options.lower = lower;
   options = options_from_environment(options);
   if (!hbm.empty()) options.hbm_bytes = parse_size(hbm);
   if (!check.empty()) set_checks(options, check);

@@ -34,9 +34,7 @@ const Placement& Placement::host() {
 }
 
 void Placement::bind_thread(uint32_t thread) const {
-  if (nodes_.size() < 2) return;
-  const cpu_set_t& cpus = nodes_[thread % nodes_.size()].cpus;
-  (void)pthread_setaffinity_np(pthread_self(), sizeof cpus, &cpus);
+  if (const Node* n = find(thread)) (void)pthread_setaffinity_np(pthread_self(), sizeof n->cpus, &n->cpus);
 }
 
 void Placement::spread(std::byte* memory, uint64_t bytes) const {

@@ -21,13 +21,17 @@ class Placement {
   explicit Placement(std::vector<Node> nodes) : nodes_(std::move(nodes)) {}
 
   // The node of a pool's n-th thread; -1: anywhere.
-  int node_of(uint32_t thread) const { return nodes_.size() < 2 ? -1 : nodes_[thread % nodes_.size()].number; }
+  int node_of(uint32_t thread) const {
+    const Node* n = find(thread);
+    return n == nullptr ? -1 : n->number;
+  }
   // The calling thread runs on that node's CPUs from now on. What the system refuses is left as it was.
   void bind_thread(uint32_t thread) const;
   // Pages not touched yet will come from all nodes in turn.
   void spread(std::byte* memory, uint64_t bytes) const;
 
  private:
+  const Node* find(uint32_t thread) const { return nodes_.size() < 2 ? nullptr : &nodes_[thread % nodes_.size()]; }
   std::vector<Node> nodes_;
 };
 

@@ -43,19 +43,37 @@ inline void pack_pairs(uint32_t columns, uint32_t words, Widen widen, int32_t* p
   transpose_panel(wide, kPanelWords, words, reinterpret_cast<float*>(panel));
 }
 
-// Adds `words` words of kM rows of A times the panel. In assembly because GCC 12 otherwise keeps sums on the stack.
-template <int kM>
-[[gnu::always_inline]] inline void add_pairs(const float* group, uint32_t words, const int32_t* panel,
+// One word of a row of A by sixteen columns, added to two vectors of sums: two integers of 16 bits into 32, or four
+// bytes, B's unsigned, into 16. In assembly because GCC 12 otherwise keeps sums on the stack.
+struct PairStep {
+  [[gnu::always_inline]] static void add(__m256i& s0, __m256i& s1, const float& a, __m256i b0, __m256i b1) {
+    __m256i t0, t1;
+    asm("vpbroadcastd %4, %2\n\tvpmaddwd %5, %2, %3\n\tvpmaddwd %6, %2, %2\n\tvpaddd %3, %0, %0\n\tvpaddd %2, %1, %1"
+        : "+x"(s0), "+x"(s1), "=&x"(t0), "=&x"(t1)
+        : "m"(a), "x"(b0), "x"(b1));
+  }
+};
+struct ByteStep {
+  [[gnu::always_inline]] static void add(__m256i& s0, __m256i& s1, const float& a, __m256i b0, __m256i b1) {
+    __m256i t0, t1;
+    asm("vpbroadcastd %4, %2\n\tvpmaddubsw %2, %5, %3\n\tvpmaddubsw %2, %6, %2\n\tvpaddw %3, %0, %0\n\tvpaddw %2, %1, "
+        "%1"
+        : "+x"(s0), "+x"(s1), "=&x"(t0), "=&x"(t1)
+        : "m"(a), "x"(b0), "x"(b1));
+  }
+};
+
+// Adds `words` words of kM rows of A times the panel.
+template <class Step, int kM>
+[[gnu::always_inline]] inline void add_words(const float* group, uint32_t words, const int32_t* panel,
                                              __m256i (&sum)[kM][2]) {
   for (uint32_t w = 0; w < words; ++w) {
     const auto* b = reinterpret_cast<const __m256i*>(panel + w * kPanelColumns);
     const __m256i b0 = _mm256_load_si256(b), b1 = _mm256_load_si256(b + 1);
 #pragma GCC unroll 8
     for (int i = 0; i < kM; ++i) {
-      __m256i s0 = sum[i][0], s1 = sum[i][1], t0, t1;
-      asm("vpbroadcastd %4, %2\n\tvpmaddwd %5, %2, %3\n\tvpmaddwd %6, %2, %2\n\tvpaddd %3, %0, %0\n\tvpaddd %2, %1, %1"
-          : "+x"(s0), "+x"(s1), "=&x"(t0), "=&x"(t1)
-          : "m"(group[w * kGroup + static_cast<uint32_t>(i)]), "x"(b0), "x"(b1));
+      __m256i s0 = sum[i][0], s1 = sum[i][1];
+      Step::add(s0, s1, group[w * kGroup + static_cast<uint32_t>(i)], b0, b1);
       sum[i][0] = s0, sum[i][1] = s1;
     }
   }
@@ -66,7 +84,7 @@ inline void byte_rows(const MultiplyArgs& x, uint32_t m, const Piece& p, const i
   __m256i sum[kM][2];
 #pragma GCC unroll 8
   for (int i = 0; i < kM; ++i) sum[i][0] = sum[i][1] = _mm256_setzero_si256();
-  add_pairs<kM>(p.group(m), p.words, panel, sum);
+  add_words<PairStep, kM>(p.group(m), p.words, panel, sum);
 #pragma GCC unroll 8
   for (int i = 0; i < kM; ++i) {
     int32_t plain[kPanelColumns];
@@ -132,27 +150,14 @@ inline Activation activation_words(const std::byte* p, int32_t* out) {
 template <class Block, int kM>
 [[gnu::always_inline]] inline void add_block(const float* group, const int32_t* panel, __m256i (&sum)[kM][2]) {
   if constexpr (!Block::nibbles) {
-    add_pairs<kM>(group, kBlockWords<Block>, panel, sum);
+    add_words<PairStep, kM>(group, kBlockWords<Block>, panel, sum);
   } else {
     constexpr uint32_t kRun = 2 * 128 * 8 * Block::most <= 32767 ? 8 : 4;  // words whose products 16 bits hold
     for (uint32_t first = 0; first < kBlockWords<Block>; first += kRun) {
       __m256i part[kM][2];
 #pragma GCC unroll 8
       for (int i = 0; i < kM; ++i) part[i][0] = part[i][1] = _mm256_setzero_si256();
-#pragma GCC unroll 1
-      for (uint32_t w = first; w < first + kRun; ++w) {
-        const auto* b = reinterpret_cast<const __m256i*>(panel + w * kPanelColumns);
-        const __m256i b0 = _mm256_load_si256(b), b1 = _mm256_load_si256(b + 1);
-#pragma GCC unroll 8
-        for (int i = 0; i < kM; ++i) {
-          __m256i s0 = part[i][0], s1 = part[i][1], t0, t1;
-          asm("vpbroadcastd %4, %2\n\tvpmaddubsw %2, %5, %3\n\tvpmaddubsw %2, %6, %2\n\tvpaddw %3, %0, %0\n\t"
-              "vpaddw %2, %1, %1"
-              : "+x"(s0), "+x"(s1), "=&x"(t0), "=&x"(t1)
-              : "m"(group[w * kGroup + static_cast<uint32_t>(i)]), "x"(b0), "x"(b1));
-          part[i][0] = s0, part[i][1] = s1;
-        }
-      }
+      add_words<ByteStep, kM>(group + first * kGroup, kRun, panel + first * kPanelColumns, part);
 #pragma GCC unroll 8
       for (int i = 0; i < kM; ++i)
         for (int half = 0; half < 2; ++half)

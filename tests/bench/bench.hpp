@@ -59,8 +59,7 @@ double seconds(F f) {
 }
 
 // Calls the measurements in turn, one round after the other, so that a noisy moment of the machine meets all of them.
-// An empty measurement gives no spread. After `budget` seconds it stops, not before
-// three rounds (one in a quick run).
+// An empty measurement gives no spread. After `budget` seconds it stops, not before three rounds (one in a quick run).
 using Measurement = std::function<double()>;
 std::vector<std::optional<Spread>> interleave(const Options& options, const std::vector<Measurement>& measurements,
                                               int rounds = 9, double budget_s = 3);
