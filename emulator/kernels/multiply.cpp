@@ -1,6 +1,7 @@
 // Matrix multiplication of tiles. Compiled three times with different -m flags; everything but the entry has internal
 // linkage.
 #include "kernels/blocks.hpp"
+#include "kernels/dot_avx2.hpp"
 #include "kernels/few_rows.hpp"
 #include "kernels/fp8.hpp"
 #include "kernels/kernels.hpp"
@@ -322,7 +323,7 @@ namespace JAL_KERNELS_ISA {
 
 void multiply(const MultiplyArgs& x);
 
-#if defined(__AVX2__)
+#if defined(__AVX512F__)
 // Weights that are bf16 without loss become so, as many rows at a time as the cache holds.
 static void multiply_widened(const MultiplyArgs& x) {
   constexpr uint32_t kCached = 160 << 10;  // elements
@@ -363,10 +364,10 @@ void multiply(const MultiplyArgs& x) {
 #endif
   if (x.a_type == DType::kI8 && x.b_type == DType::kI8) return multiply_i8(x);
 #if defined(__AVX2__) && !defined(__AVX512F__)
-  // Packing pays from some rows on; a block of B's columns may be no place to cut a row.
-  const bool eight = hw::is_fp8(x.b_type) || x.b_type == DType::kMXFP8;
-  if (eight && !x.rows_are_k && x.m > 3 && x.m < 17) return multiply_widened(x);
-  if (x.m < 17 && !x.rows_are_k && with_rows(x, [&](auto rows) { multiply_dot<decltype(rows)>(x); })) return;
+  // Packing pays from some rows on, where values have to become f32 first from fewer; a block of B's columns may be no
+  // place to cut a row.
+  const uint32_t packed_rows = hw::is_fp8(x.b_type) || x.b_type == DType::kMXFP8 ? 12 : 17;
+  if (x.m < packed_rows && !x.rows_are_k && with_rows(x, [&](auto rows) { multiply_dot<decltype(rows)>(x); })) return;
   if (x.m >= 4 && !(x.rows_are_k && hw::info(x.b_type).block > 1)) return multiply_packed(x);
 #endif
   if (x.rows_are_k && x.b_type == DType::kBF16) return multiply_few_rows<DType::kBF16>(x);

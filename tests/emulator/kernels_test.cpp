@@ -177,27 +177,27 @@ TEST_P(Fp8Test, ConversionSaturatesAndKeepsNaN) {
   }
 }
 
-// Each code meets 1, in one row (inner products) and in many (panels).
+// Each code meets 1, in any place of short and long rows, in few rows (inner products) and in many (panels).
 TEST_P(Fp8Test, EveryCodeKeepsItsValueInAProduct) {
   for (DType type : {DType::kE4M3, DType::kE5M2})
-    for (uint32_t m : {1u, 16u}) {
-      const uint8_t one = type == DType::kE4M3 ? 0x38 : 0x3C;
-      std::vector<uint8_t> a(m * 2), b(256 * 2);
-      for (uint32_t i = 0; i < m; ++i) a[i * 2] = one;
-      for (size_t i = 0; i < 256; ++i) b[i * 2] = static_cast<uint8_t>(i);
-      std::vector<float> out(m * 256);
-      k_->multiply({reinterpret_cast<std::byte*>(a.data()), reinterpret_cast<std::byte*>(b.data()), out.data(), 2, 2,
-                    256 * 4, m, 256, 2, type, type, false, false});
-      for (uint32_t i = 0; i < m; ++i)
-        for (int code = 0; code < 256; ++code) {
-          const float got = out[i * 256 + static_cast<uint32_t>(code)];
-          const double want = fp8(type, code);
-          if (std::isnan(want))
-            EXPECT_TRUE(std::isnan(got)) << code;
-          else
-            EXPECT_EQ(got, want) << hw::info(type).name << " " << code;
-        }
-    }
+    for (uint32_t m : {1u, 4u, 16u})
+      for (uint32_t k : {2u, 74u}) {
+        const uint8_t one = type == DType::kE4M3 ? 0x38 : 0x3C;
+        std::vector<uint8_t> a(size_t{m} * k, one), b(size_t{256} * k);
+        for (uint32_t i = 0; i < 256; ++i) b[i * k + i * 7 % k] = static_cast<uint8_t>(i);
+        std::vector<float> out(size_t{m} * 256);
+        k_->multiply({reinterpret_cast<std::byte*>(a.data()), reinterpret_cast<std::byte*>(b.data()), out.data(), k, k,
+                      256 * 4, m, 256, k, type, type, false, false});
+        for (uint32_t i = 0; i < m; ++i)
+          for (int code = 0; code < 256; ++code) {
+            const float got = out[i * 256 + static_cast<uint32_t>(code)];
+            const double want = fp8(type, code);
+            if (std::isnan(want))
+              EXPECT_TRUE(std::isnan(got)) << code;
+            else
+              EXPECT_EQ(got, want) << hw::info(type).name << " " << code << " " << m << "x" << k;
+          }
+      }
 }
 
 // Small and huge angles, and what lies between floats' extremes.
@@ -386,6 +386,11 @@ TEST_P(HostKernelsTest, MxFp8KeepsItsLargestScales) {
     k_->multiply({reinterpret_cast<std::byte*>(a.data()), b.data(), out.data(), 64, 33, 4, m, 1, 32, DType::kBF16,
                   DType::kMXFP8, false, false});
     for (float v : out) ASSERT_EQ(v, 0x1p120f) << m;
+    b[32] = std::byte{0xFF};  // no number
+    k_->multiply({reinterpret_cast<std::byte*>(a.data()), b.data(), out.data(), 64, 33, 4, m, 1, 32, DType::kBF16,
+                  DType::kMXFP8, false, false});
+    for (float v : out) ASSERT_TRUE(std::isnan(v)) << m;
+    b[32] = std::byte{0};
   }
 }
 
