@@ -1,5 +1,6 @@
 // fp8 operands for AVX-512: every fp8 value is a bf16 value too, so they become bf16 and are multiplied as that.
-// Weights, [n, k], do so on their way into registers, other operands in memory. Included by multiply.cpp only.
+// Weights, [n, k], do so on their way into registers, of MXFP8 those that few rows meet, other operands in memory.
+// Included by multiply.cpp only.
 #pragma once
 #include "kernels/kernels.hpp"
 #include "kernels/numbers.hpp"
@@ -12,7 +13,7 @@ namespace {
 // A word of bf16 from two codes: the bf16 of every code without its sign is in a table of four vectors.
 class Fp8Words {
  public:
-  static constexpr size_t kBytes = 2;
+  static constexpr size_t kBytes = 2, kVectorBytes = 32;
   explicit Fp8Words(DType type) {
     uint16_t table[128];
     for (uint8_t code = 0; code < 128; ++code)
@@ -33,6 +34,23 @@ class Fp8Words {
     return _mm512_or_si512(magnitude, _mm512_slli_epi16(_mm512_srli_epi16(c, 7), 15));
   }
   __m512i table_[4];
+};
+
+// A block of MXFP8: what its codes are as bf16, and the scale of all of them.
+struct ScaledWords {
+  __m512i words;
+  __m512 scale;
+};
+class MxFp8Words {
+ public:
+  static constexpr size_t kVectorBytes = 33;
+  ScaledWords words(const std::byte* p, __mmask16 some) const {
+    return {codes_.words(p + 1, some), _mm512_set1_ps(kE8m0[static_cast<uint8_t>(*p)])};
+  }
+  ScaledWords load_some(const std::byte* p, uint32_t) const { return words(p, 0xFFFF); }  // rows are whole blocks
+
+ private:
+  Fp8Words codes_{DType::kE4M3};
 };
 
 // Rows of fp8 at `p` as rows of bf16: their place and, in `pitch`, their distance.

@@ -28,7 +28,7 @@ inline void prefetch_columns(const MultiplyArgs& x, uint32_t m, uint32_t n) {
 
 // Rows that are in memory as they are multiplied.
 struct PlainWords {
-  static constexpr size_t kBytes = 4;
+  static constexpr size_t kBytes = 4, kVectorBytes = 64;
   static __m512i words(const std::byte* p, __mmask16 some) { return _mm512_maskz_loadu_epi32(some, p); }
 };
 
