@@ -2,6 +2,7 @@
 
 #include <sys/random.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <cstring>
@@ -30,12 +31,14 @@ void RangeAllocator::add(uint64_t begin, uint64_t count) {
   free_[begin] = count;
 }
 
-uint64_t RangeAllocator::take(uint64_t count) {
-  for (auto it = free_.begin(); it != free_.end(); ++it) {
-    if (it->second < count) continue;
-    const uint64_t begin = it->first, rest = it->second - count;
+uint64_t RangeAllocator::take(uint64_t count, uint64_t from, uint64_t to) {
+  for (auto it = free_.begin(); it != free_.end() && it->first < to; ++it) {
+    const uint64_t first = it->first, end = first + it->second, begin = std::max(first, from),
+                   limit = std::min(end, to);
+    if (begin >= limit || limit - begin < count) continue;
     free_.erase(it);
-    if (rest > 0) free_[begin + count] = rest;
+    if (begin > first) free_[first] = begin - first;
+    if (begin + count < end) free_[begin + count] = end - begin - count;
     available_ -= count;
     return begin;
   }
@@ -61,7 +64,7 @@ AddressSpace::~AddressSpace() {
 
 uint64_t AddressSpace::new_table() {
   if (next_table_ == tables_end_) {
-    const uint64_t page = device_.take_hbm(1);
+    const uint64_t page = device_.take_hbm(1, Reach::kHost);
     table_pages_.push_back(page);
     next_table_ = page * hw::kPageBytes, tables_end_ = next_table_ + hw::kPageBytes;
     static constexpr std::byte kZeros[4096]{};
@@ -92,12 +95,12 @@ void AddressSpace::map_page(uint64_t va, uint64_t entry) {
   }
 }
 
-HbmBlock AddressSpace::allocate(uint64_t bytes, uint64_t permissions) {
+HbmBlock AddressSpace::allocate(uint64_t bytes, uint64_t permissions, Reach reach) {
   const uint64_t pages = (bytes + hw::kPageBytes - 1) / hw::kPageBytes;
   if (bytes == 0 || pages > uint64_t{1} << 24)
     throw Error(Code::kInvalidValue, "device memory of " + std::to_string(bytes) + " bytes");
   std::lock_guard lock(mutex_);
-  const uint64_t physical = device_.take_hbm(pages);
+  const uint64_t physical = device_.take_hbm(pages, reach);
   uint64_t va = addresses_.take(pages + kGuardPages);
   HbmBlock block{hw::DeviceAddr{va * hw::kPageBytes}, pages * hw::kPageBytes, physical * hw::kPageBytes};
   try {
@@ -144,7 +147,12 @@ void AddressSpace::write(const HbmBlock& block, std::span<const std::byte> data)
 }
 
 std::span<std::byte> AddressSpace::aperture(const HbmBlock& block) const {
-  return device_.hbm().subspan(block.physical, block.bytes);
+  const std::span<std::byte> all = device_.hbm();
+  if (block.physical > all.size() || block.bytes > all.size() - block.physical)
+    throw Error(Code::kInvalidValue, device_.uri() + ": " + std::to_string(block.bytes) + " bytes at HBM address " +
+                                         std::to_string(block.physical) + " are outside of the aperture of " +
+                                         std::to_string(all.size()));
+  return all.subspan(block.physical, block.bytes);
 }
 
 void AddressSpace::invalidate() {

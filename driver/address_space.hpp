@@ -16,8 +16,8 @@ class Device;
 class RangeAllocator {
  public:
   void add(uint64_t begin, uint64_t count);  // makes a range available
-  // The first of `count` adjacent numbers, or kNone.
-  uint64_t take(uint64_t count);
+  // The first of `count` adjacent numbers, none below `from`, all below `to`; or kNone.
+  uint64_t take(uint64_t count, uint64_t from = 0, uint64_t to = kNone);
   void give(uint64_t begin, uint64_t count) { add(begin, count); }
   uint64_t available() const { return available_; }
   uint64_t largest() const;
@@ -27,6 +27,9 @@ class RangeAllocator {
   std::map<uint64_t, uint64_t> free_;
   uint64_t available_ = 0;
 };
+
+// Who gets at a block's bytes. The aperture may be smaller than HBM; the rest of it is the device's alone.
+enum class Reach { kDevice, kHost };
 
 struct HbmBlock {
   hw::DeviceAddr address{};
@@ -46,12 +49,15 @@ class AddressSpace {
   uint64_t fabric_key();
   // Whole pages, at least `bytes`, unmapped pages on both sides. Contents are undefined. Thread-safe.
   // Throws Error(kOutOfDeviceMemory) naming the size, what is free and the largest free run.
-  HbmBlock allocate(uint64_t bytes, uint64_t permissions = hw::pte::kRead | hw::pte::kWrite);
+  HbmBlock allocate(uint64_t bytes, uint64_t permissions = hw::pte::kRead | hw::pte::kWrite,
+                    Reach reach = Reach::kDevice);
   // The device must be done with the block.
   void free(const HbmBlock& block);
-  // The begin of the block, through the HBM aperture: for what must be there before the device runs, such as code.
+  // The begin of the block, allocated for Reach::kHost, through the HBM aperture: for what must be there before the
+  // device runs, such as code.
   void write(const HbmBlock& block, std::span<const std::byte> data);
-  std::span<std::byte> aperture(const HbmBlock& block) const;  // the block's bytes as they are, to look at
+  // The block's bytes as they are, to look at. Throws Error(kInvalidValue) when they are outside of the aperture.
+  std::span<std::byte> aperture(const HbmBlock& block) const;
   // Drops what the device caches of this context: translations and decoded programs.
   void invalidate();
   uint64_t free_bytes() const;

@@ -40,7 +40,7 @@ class Device {
   const std::string& uri() const { return uri_; }
   Transport& transport() { return *transport_; }
   IovaSpace& iova_space() { return iova_space_; }
-  std::span<std::byte> hbm() const { return hbm_; }
+  std::span<std::byte> hbm() const { return hbm_; }  // the aperture: its begin, or all of it
   hw::DoorbellPage& doorbell(uint32_t queue) { return reinterpret_cast<hw::DoorbellPage*>(doorbells_.data())[queue]; }
 
   Telemetry telemetry();
@@ -78,7 +78,7 @@ class Device {
   void give_context(uint32_t context);
   void enable_context(uint32_t context, uint64_t root);
   void invalidate_context(uint32_t context);
-  uint64_t take_hbm(uint64_t pages);  // the first page; throws Error(kOutOfDeviceMemory)
+  uint64_t take_hbm(uint64_t pages, Reach reach);  // the first page; throws Error(kOutOfDeviceMemory)
   void give_hbm(uint64_t page, uint64_t pages);
   uint64_t free_hbm() const;
   struct QueueSetup {

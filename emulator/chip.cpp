@@ -24,6 +24,14 @@ uint64_t usable_hbm(const EmulatorOptions& options, const ChipConfig& config) {
   return bytes;
 }
 
+uint64_t usable_aperture(const EmulatorOptions& options, uint64_t hbm_bytes) {
+  constexpr uint64_t kLeast = 16 << 20;
+  if (options.aperture_bytes < kLeast)
+    throw std::runtime_error("HBM aperture of " + std::to_string(options.aperture_bytes) +
+                             " bytes: expected at least 16M");
+  return std::bit_floor(std::min(options.aperture_bytes, hbm_bytes));
+}
+
 int sealed_memfd(const char* name, uint64_t bytes) {
   int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (fd < 0 || ftruncate(fd, static_cast<off_t>(bytes)) != 0 ||
@@ -45,7 +53,7 @@ Chip::Chip(const EmulatorOptions& options)
       config_(share_of(load_config(options.config_file), options.functions)),
       plan_(options.faults),
       uuid_{random_word(), random_word()},
-      memory_(usable_hbm(options, config_)),
+      memory_(usable_hbm(options, config_), usable_aperture(options, usable_hbm(options, config_))),
       doorbell_bytes_(std::bit_ceil(uint64_t{kQueueCount + 1} * sizeof(hw::DoorbellPage))),
       doorbell_fd_(sealed_memfd("jalapeno-doorbells", doorbell_bytes_)),
       doorbell_mapping_(std::make_shared<Mapping>(doorbell_fd_, 0, doorbell_bytes_, true)),
@@ -57,7 +65,7 @@ Chip::Chip(const EmulatorOptions& options)
       interrupts_(kVectors, -1),
       pool_(config_, options_),
       lowers_(options_.lower && !options_.precise && !options_.check()),
-      port_(uuid_[0], memory_, [this](uint64_t key) { return lookup_export(key); }) {
+      port_(uuid_[0], memory_.hbm(), [this](uint64_t key) { return lookup_export(key); }) {
   if (!options_.profile.empty()) try {
       write_profile();
     } catch (...) {
@@ -165,7 +173,7 @@ void Chip::end_unwanted() {
 
 void Chip::scrub() {
   std::lock_guard lock(mutex_);
-  memory_.scrub();
+  memory_.hbm().scrub();
 }
 
 uint64_t Chip::counter(uint32_t offset) const {
@@ -277,10 +285,10 @@ bool Chip::read_register(uint64_t offset, uint32_t bytes, uint64_t& value) {
       value = config_.links;
       break;
     case reg::kHbmBytes:
-      value = memory_.hbm_bytes();
+      value = memory_.hbm().bytes();
       break;
     case reg::kHbmBytes + 4:
-      value = memory_.hbm_bytes() >> 32;
+      value = memory_.hbm().bytes() >> 32;
       break;
     case reg::kHbmMegabytesPerSecond:
       value = static_cast<uint64_t>(config_.hbm_gbytes_per_second * 1000);
@@ -485,7 +493,7 @@ void Chip::export_context(uint32_t context) {
     exports_[context_key_] = {context, c.root, c.token};
   }
   std::atomic_ref(port_.page().exported[context]).store(c.token, std::memory_order_release);
-  port_.listen();
+  if (memory_.hbm().share()) port_.listen();  // otherwise only chips of this process reach it
 }
 
 // Windows that others have to it end: their chips look at the token before they build a map.

@@ -44,8 +44,8 @@ class Chip final : private Processor {
   uint64_t serial() const { return options_.serial != 0 ? options_.serial : uuid_[0]; }
   int doorbell_fd() const { return doorbell_fd_; }
   uint64_t doorbell_bytes() const { return doorbell_bytes_; }
-  int hbm_fd() const { return memory_.hbm_fd(); }
-  uint64_t hbm_bar_bytes() const { return memory_.hbm_bytes(); }  // a power of two
+  int hbm_fd() const { return memory_.hbm().fd(); }
+  uint64_t hbm_bar_bytes() const { return memory_.hbm().aperture_bytes(); }  // a power of two
 
   void map_host(int fd, uint64_t offset, uint64_t iova, uint64_t bytes, bool read,
                 bool write);                           // throws std::runtime_error

@@ -412,7 +412,7 @@ double Chip::makespan(uint32_t count) {
 }
 
 void Chip::populate(std::byte* at, uint64_t bytes) {
-  const auto pages = memory_.missing_pages(at, bytes);
+  const auto pages = memory_.hbm().missing_pages(at, bytes);
   if (pages.empty()) return;
   pool_.run(static_cast<uint32_t>(pages.size()), [&](Core&, uint32_t k) { Populated::bring_in(pages[k]); });
 }

@@ -42,6 +42,8 @@ emu::EmulatorOptions parse(const std::string& text) {
     };
     if (key == "hbm")
       options.hbm_bytes = emu::parse_size(value);
+    else if (key == "aperture")
+      options.aperture_bytes = emu::parse_size(value);
     else if (key == "threads")
       options.threads = number();
     else if (key == "watchdog_ms")
@@ -57,8 +59,8 @@ emu::EmulatorOptions parse(const std::string& text) {
     else if (key == "check")
       emu::set_checks(options, value);
     else
-      throw std::runtime_error("\"" + word +
-                               "\": expected hbm, threads, watchdog_ms, lower, precise, config, fault or check");
+      throw std::runtime_error(
+          "\"" + word + "\": expected hbm, aperture, threads, watchdog_ms, lower, precise, config, fault or check");
   }
   return options;
 }

@@ -135,8 +135,8 @@ void RemoteContext::wake() {
   if (std::atomic_ref(pages().asleep).load(std::memory_order_relaxed) != 0) wake_process(pages());
 }
 
-FabricPort::FabricPort(uint64_t address, const MemorySystem& memory, Lookup lookup)
-    : address_(address), memory_(memory), lookup_(std::move(lookup)), place_(FabricProcess::get().take()) {
+FabricPort::FabricPort(uint64_t address, const Hbm& hbm, Lookup lookup)
+    : address_(address), hbm_(hbm), lookup_(std::move(lookup)), place_(FabricProcess::get().take()) {
   std::lock_guard lock(local().mutex);
   local().ports[address_] = this;
 }
@@ -182,10 +182,10 @@ void FabricPort::answer(int client) {
   setsockopt(client, SOL_SOCKET, SO_RCVTIMEO, &kPatience, sizeof kPatience);
   Request request{};
   if (recv(client, &request, sizeof request, 0) != sizeof request || request.magic != kMagic) return;
-  Answer a{kMagic, hw::kWindowRefused, 0, place_, 0, 0, memory_.hbm_bytes()};
+  Answer a{kMagic, hw::kWindowRefused, 0, place_, 0, 0, hbm_.bytes()};
   const auto found = request.address == address_ ? lookup_(request.key) : std::nullopt;
   if (found) a.state = hw::kWindowUp, a.context = found->context, a.root = found->root, a.token = found->token;
-  const int fds[2] = {memory_.hbm_fd(), FabricProcess::get().fd()};
+  const int fds[2] = {hbm_.fd(), FabricProcess::get().fd()};
   alignas(cmsghdr) char control[CMSG_SPACE(sizeof fds)] = {};
   iovec iov{&a, sizeof a};
   msghdr m{};
@@ -206,7 +206,7 @@ FabricPort::Reached FabricPort::reach(uint64_t address, uint64_t key) {
       const FabricPort& port = *it->second;
       const auto found = port.lookup_(key);
       if (!found) return {hw::kWindowRefused, nullptr};
-      return {hw::kWindowUp, std::make_shared<RemoteContext>(port.memory_.hbm(), FabricProcess::get().mapping(),
+      return {hw::kWindowUp, std::make_shared<RemoteContext>(port.hbm_.mapping(), FabricProcess::get().mapping(),
                                                              port.place_, found->root, found->context, found->token)};
     }
   }

@@ -11,7 +11,7 @@
 #include <thread>
 #include <vector>
 
-#include "memory.hpp"
+#include "hbm.hpp"
 
 namespace jalapeno::emu {
 
@@ -87,14 +87,14 @@ class FabricPort {
   // The export that the key opens, by whichever thread asks.
   using Lookup = std::function<std::optional<Export>(uint64_t key)>;
 
-  FabricPort(uint64_t address, const MemorySystem& memory, Lookup lookup);
+  FabricPort(uint64_t address, const Hbm& hbm, Lookup lookup);
   ~FabricPort();
   FabricPort(const FabricPort&) = delete;
   FabricPort& operator=(const FabricPort&) = delete;
 
   FabricPages::Chip& page() const { return FabricProcess::get().pages().chips[place_]; }
   void changed() { std::atomic_ref(page().generation).fetch_add(1, std::memory_order_release); }
-  void listen();  // to other processes, from the first export on
+  void listen();  // to other processes, once HBM is shared
 
   // A window's state, and what it reaches when that is hw::kWindowUp. Asks the other chip: up to a second.
   struct Reached {
@@ -108,7 +108,7 @@ class FabricPort {
   void answer(int socket);
 
   uint64_t address_;
-  const MemorySystem& memory_;
+  const Hbm& hbm_;
   Lookup lookup_;
   uint32_t place_;
   int listener_ = -1, stop_event_ = -1;

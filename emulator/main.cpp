@@ -54,7 +54,7 @@ int main(int argc, char** argv) try {
       "With --chips N > 1 the sockets are PATH.0 .. PATH.N-1; with --vfs N each chip's virtual functions are at its "
       "socket's name and .vf1 .. .vfN. Ends on SIGTERM, SIGINT or when its parent asked with "
       "--until-eof closes standard input."};
-  std::string socket_path, hbm, check;
+  std::string socket_path, hbm, aperture, check;
   EmulatorOptions options;
   uint32_t chips = 1, virtual_functions = 0;
   bool until_eof = false;
@@ -65,6 +65,7 @@ int main(int argc, char** argv) try {
       ->check(CLI::Range(0, 7));
   app.add_option("--config", options.config_file, "chip configuration, JSON (default: the built-in assumed chip)");
   app.add_option("--hbm", hbm, "HBM to emulate, as in 8G; mapped on demand");
+  app.add_option("--aperture", aperture, "of it that the host sees through a BAR, at most (1G)");
   app.add_option("--threads", options.threads, "host threads per chip");
   app.add_option("--watchdog-ms", options.watchdog_ms, "processor time a program instance may take")
       ->check(CLI::Range(1, 100000000));
@@ -77,6 +78,7 @@ int main(int argc, char** argv) try {
   CLI11_PARSE(app, argc, argv);
   options = options_from_environment(options);
   if (!hbm.empty()) options.hbm_bytes = parse_size(hbm);
+  if (!aperture.empty()) options.aperture_bytes = parse_size(aperture);
   if (!check.empty()) set_checks(options, check);
 
   sigset_t signals;

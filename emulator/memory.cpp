@@ -1,16 +1,12 @@
 #include "memory.hpp"
 
 #include <fcntl.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <stdexcept>
 #include <string>
 #include <utility>
-
-#include "placement.hpp"
 
 namespace jalapeno::emu {
 namespace {
@@ -18,42 +14,6 @@ namespace {
 [[noreturn]] void fail(const std::string& what) { throw std::runtime_error(what + ": " + std::strerror(errno)); }
 
 }  // namespace
-
-Mapping::Mapping(int fd, uint64_t offset, uint64_t bytes, bool writable) : bytes_(bytes) {
-  void* p = mmap(nullptr, bytes, PROT_READ | (writable ? PROT_WRITE : 0), MAP_SHARED | MAP_NORESERVE, fd,
-                 static_cast<off_t>(offset));
-  if (p == MAP_FAILED) fail("mapping " + std::to_string(bytes) + " bytes");
-  data_ = static_cast<std::byte*>(p);
-}
-
-Mapping::~Mapping() { munmap(data_, bytes_); }
-
-std::vector<std::byte*> Populated::take(const Mapping& hbm, std::byte* at, uint64_t bytes) {
-  constexpr uint64_t kAhead = 4;  // pages of a group: enough to share out among threads
-  std::vector<std::byte*> missing;
-  if (at < hbm.data() || at >= hbm.data() + hbm.bytes()) return missing;
-  const auto offset = static_cast<uint64_t>(at - hbm.data());
-  const uint64_t first = offset / hw::kPageBytes, last = (offset + bytes - 1) / hw::kPageBytes;
-  bool any = false;
-  for (uint64_t page = first; page <= last; ++page) any = any || !pages_[page];
-  if (!any) return missing;
-  const uint64_t end = std::min(last / kAhead * kAhead + kAhead, pages_.size());
-  for (uint64_t page = first; page < end; ++page) {
-    if (pages_[page]) continue;
-    pages_[page] = true;
-    missing.push_back(hbm.data() + page * hw::kPageBytes);
-  }
-  return missing;
-}
-
-void Populated::bring_in(std::byte* page) {
-#if defined(MADV_POPULATE_WRITE)
-  // An older kernel does not know how: then the faults come one by one.
-  (void)madvise(page, hw::kPageBytes, MADV_POPULATE_WRITE);
-#else
-  (void)page;
-#endif
-}
 
 std::byte* Memory::search(uint64_t address, uint64_t bytes, hw::Access access) {
   const auto& extents = map_->extents();
@@ -124,25 +84,6 @@ std::byte* Memory::word(uint64_t address, uint64_t bytes, hw::Access access) {
   std::byte* p = span(address, bytes, access);
   if (p == nullptr) require(address, bytes, access);
   return p;
-}
-
-MemorySystem::MemorySystem(uint64_t hbm_bytes) : hbm_bytes_(hbm_bytes) {
-  hbm_fd_ = memfd_create("jalapeno-hbm", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-  if (hbm_fd_ < 0) fail("memfd for HBM");
-  if (ftruncate(hbm_fd_, static_cast<off_t>(hbm_bytes)) != 0) fail("HBM of " + std::to_string(hbm_bytes) + " bytes");
-  // The client maps it too: it must not be able to shrink it under us.
-  if (fcntl(hbm_fd_, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) fail("sealing HBM");
-  hbm_ = std::make_shared<Mapping>(hbm_fd_, 0, hbm_bytes, true);
-  Placement::host().spread(hbm_->data(), hbm_bytes);
-  (void)madvise(hbm_->data(), hbm_bytes, MADV_HUGEPAGE);  // where the system lets shared memory have them
-  populated_ = Populated(*hbm_);
-}
-
-MemorySystem::~MemorySystem() { close(hbm_fd_); }
-
-void MemorySystem::scrub() {
-  fallocate(hbm_fd_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(hbm_bytes_));
-  populated_ = Populated(*hbm_);
 }
 
 void MemorySystem::map_host(int fd, uint64_t offset, uint64_t iova, uint64_t bytes, bool read, bool write) {
@@ -290,8 +231,8 @@ void append_table(std::vector<Extent>& extents, const Mapping& hbm, uint64_t roo
 
 std::shared_ptr<const AddressMap> MemorySystem::build(uint64_t root, const std::vector<Window>& windows) const {
   AddressMap::Parts parts;
-  parts.keep.push_back(hbm_);
-  append_table(parts.extents, *hbm_, root, 0);
+  parts.keep.push_back(hbm_.mapping());
+  append_table(parts.extents, *hbm_.mapping(), root, 0);
   for (const Window& w : windows) {
     append_table(parts.extents, *w.hbm, w.root, w.base);
     parts.keep.push_back(w.hbm);

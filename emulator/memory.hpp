@@ -14,42 +14,11 @@
 #include <vector>
 
 #include "fault.hpp"
+#include "hbm.hpp"
 
 struct stat;
 
 namespace jalapeno::emu {
-
-// A shared mapping of a file, unmapped with its last user.
-class Mapping {
- public:
-  Mapping(int fd, uint64_t offset, uint64_t bytes, bool writable);  // throws std::runtime_error
-  ~Mapping();
-  Mapping(const Mapping&) = delete;
-  Mapping& operator=(const Mapping&) = delete;
-  std::byte* data() const { return data_; }
-  uint64_t bytes() const { return bytes_; }
-
- private:
-  std::byte* data_;
-  uint64_t bytes_;
-};
-
-// Which pages of a mapped HBM are there already. Large writes are about to go somewhere: host memory is brought in
-// behind it at once, where it was not yet. One page fault for every 4 KiB costs many times as much. Not thread-safe.
-class Populated {
- public:
-  Populated() = default;
-  explicit Populated(const Mapping& hbm) : pages_(hbm.bytes() / hw::kPageBytes) {}
-  // Pages to bring in for a range, none outside of it, and some behind it where writes go on; they count as there.
-  std::vector<std::byte*> take(const Mapping& hbm, std::byte* at, uint64_t bytes);
-  static void bring_in(std::byte* page);  // by any thread
-  void range(const Mapping& hbm, std::byte* at, uint64_t bytes) {
-    for (std::byte* page : take(hbm, at, bytes)) bring_in(page);
-  }
-
- private:
-  std::vector<bool> pages_;
-};
 
 struct Extent {
   uint64_t begin, bytes;  // device address, as in hw::DeviceAddr
@@ -171,17 +140,12 @@ class Memory {
 // The memory behind every map of one chip: HBM, and what the host mapped for DMA.
 class MemorySystem {
  public:
-  explicit MemorySystem(uint64_t hbm_bytes);
-  ~MemorySystem();
+  MemorySystem(uint64_t hbm_bytes, uint64_t aperture_bytes) : hbm_(hbm_bytes, aperture_bytes) {}
   MemorySystem(const MemorySystem&) = delete;
   MemorySystem& operator=(const MemorySystem&) = delete;
 
-  int hbm_fd() const { return hbm_fd_; }
-  uint64_t hbm_bytes() const { return hbm_bytes_; }
-  const std::shared_ptr<Mapping>& hbm() const { return hbm_; }
-  void scrub();  // HBM reads as zero again
-  // Large writes are about to go there: the pages to bring in first. Only the processor's thread calls it.
-  std::vector<std::byte*> missing_pages(std::byte* at, uint64_t bytes) { return populated_.take(*hbm_, at, bytes); }
+  Hbm& hbm() { return hbm_; }
+  const Hbm& hbm() const { return hbm_; }
 
   // fd stays the caller's. Throws std::runtime_error when the file is smaller than the range or can shrink.
   void map_host(int fd, uint64_t offset, uint64_t iova, uint64_t bytes, bool read, bool write);
@@ -214,10 +178,7 @@ class MemorySystem {
   void append_host(AddressMap::Parts& parts) const;
   bool overlaps(uint64_t iova, uint64_t bytes) const;  // with what is mapped already
 
-  uint64_t hbm_bytes_;
-  int hbm_fd_;
-  std::shared_ptr<Mapping> hbm_;
-  Populated populated_;
+  Hbm hbm_;
   mutable std::mutex mutex_;
   std::vector<HostRange> host_;  // sorted by iova, disjoint
   std::vector<AskedRange> asked_;

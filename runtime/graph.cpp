@@ -101,12 +101,12 @@ class GraphExec {
   // What the pool keeps for later is memory too.
   driver::HbmBlock allocate(uint64_t bytes) {
     try {
-      return context_->space().allocate(bytes, hw::pte::kRead);
+      return context_->space().allocate(bytes, hw::pte::kRead, driver::Reach::kHost);
     } catch (const driver::Error& e) {
       if (e.code() != driver::Code::kOutOfDeviceMemory) throw;
     }
     context_->pool().trim(0);
-    return context_->space().allocate(bytes, hw::pte::kRead);
+    return context_->space().allocate(bytes, hw::pte::kRead, driver::Reach::kHost);
   }
 
   void told_of_block(std::span<const hw::Packet> packets) {

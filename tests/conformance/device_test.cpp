@@ -63,7 +63,7 @@ TEST_F(DeviceTest, DmaReachesHostMemoryOfEverySizeAndNothingElse) {
   for (uint64_t bytes : {uint64_t{4096}, uint64_t{68 << 10}, uint64_t{2} << 20, uint64_t{9} << 20}) {
     DmaMemory source(d.transport(), d.iova_space(), bytes), target(d.transport(), d.iova_space(), bytes);
     for (uint64_t k = 0; k < bytes / 8; ++k) reinterpret_cast<uint64_t*>(source.data())[k] = random();
-    const HbmBlock block = space.allocate(bytes);
+    const HbmBlock block = space.allocate(bytes, hw::pte::kRead | hw::pte::kWrite, Reach::kHost);
     for (const auto& [from, to] :
          {std::pair{source.device_address(), block.address}, std::pair{block.address, target.device_address()}}) {
       hw::CopyPacket copy{};

@@ -251,6 +251,44 @@ TEST(RangeAllocator, NeighboursMergeAgain) {
   EXPECT_EQ(r.largest(), 100u);
 }
 
+TEST(RangeAllocator, BoundsAreKeptAndWhatLiesAroundThemStaysFree) {
+  RangeAllocator r;
+  r.add(0, 100);
+  EXPECT_EQ(r.take(30, 40), 40u);
+  EXPECT_EQ(r.take(10, 0, 9), RangeAllocator::kNone);
+  EXPECT_EQ(r.take(10, 35, 75), RangeAllocator::kNone) << "between 40 and 70 nothing is free";
+  EXPECT_EQ(r.take(9, 0, 9), 0u);
+  EXPECT_EQ(r.take(30, 9, 100), 9u);
+  EXPECT_EQ(r.available(), 31u);
+  r.give(40, 30), r.give(9, 30), r.give(0, 9);
+  EXPECT_EQ(r.largest(), 100u);
+}
+
+// What the host has to reach lies in the aperture, the rest behind it, until that is full.
+TEST_F(DriverTest, BlocksTheHostNeedNotReachLeaveTheApertureFree) {
+  Device d("emu:?hbm=64M&aperture=16M&threads=1");
+  ASSERT_EQ(d.hbm().size(), 16u << 20);
+  AddressSpace space(d);
+  const HbmBlock code = space.allocate(100, hw::pte::kRead, Reach::kHost);
+  EXPECT_LE(code.physical + code.bytes, 16u << 20);
+  std::vector<HbmBlock> blocks{space.allocate(48 << 20)};
+  EXPECT_EQ(blocks[0].physical, 16u << 20);
+  EXPECT_THROW(space.aperture(blocks[0]), Error);
+  while (d.free_hbm() > 0) blocks.push_back(space.allocate(1));
+  try {
+    space.allocate(1, hw::pte::kRead, Reach::kHost);
+    ADD_FAILURE();
+  } catch (const Error& e) {
+    EXPECT_EQ(e.code(), Code::kOutOfDeviceMemory);
+    EXPECT_NE(std::string(e.what()).find("aperture of 16777216"), std::string::npos) << e.what();
+  }
+  for (const HbmBlock& b : blocks) space.free(b);
+  const std::byte data[] = {std::byte{1}, std::byte{2}};
+  space.write(code, data);
+  EXPECT_EQ(std::memcmp(space.aperture(code).data(), data, sizeof data), 0);
+  space.free(code);
+}
+
 // Runs a scenario that succeeds, then again with the first, second, ... OS call failing, until none is left to fail.
 // Whatever fails: an Error, no crash, and nothing left open.
 int countdown = 0, failures = 0;

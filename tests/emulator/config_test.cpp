@@ -62,7 +62,7 @@ TEST(Faults, OrdersAreCountedAtTheirTrigger) {
 }
 
 TEST(Memory, DmaMapRefusesFilesThatAreTooSmallOrCanShrink) {
-  MemorySystem m(64 << 20);
+  MemorySystem m(64 << 20, 64 << 20);
   const int fd = memfd_create("x", MFD_ALLOW_SEALING);
   ASSERT_EQ(ftruncate(fd, 8192), 0);
   EXPECT_NE(message([&] { m.map_host(fd, 0, 0x10000, 8192, true, true); }).find("seal"), std::string::npos);
@@ -85,7 +85,7 @@ TEST(Memory, DmaMapRefusesFilesThatAreTooSmallOrCanShrink) {
 // A virtual machine maps page by page, all from one file: that must cost neither a mapping nor an extent each.
 TEST(Memory, PagesOfOneFileThatFollowEachOtherAreOneExtent) {
   constexpr uint64_t kPages = 70'000;  // more than the kernel lets a process map
-  MemorySystem m(64 << 20);
+  MemorySystem m(64 << 20, 64 << 20);
   const int fd = memfd_create("x", MFD_ALLOW_SEALING);
   ASSERT_EQ(ftruncate(fd, kPages * 4096), 0);
   ASSERT_EQ(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK), 0);

@@ -17,7 +17,7 @@ namespace jalapeno::test {
 // JAL_TEST_URI lets the same binary run on another device: the emulator in its own process, or a board.
 inline std::string uri(const std::string& options = "") {
   const char* fixed = std::getenv("JAL_TEST_URI");
-  return fixed != nullptr && *fixed != 0 ? fixed : "emu:?hbm=1G" + (options.empty() ? "" : "&" + options);
+  return fixed != nullptr && *fixed != 0 ? fixed : "emu:?hbm=1G&aperture=256M" + (options.empty() ? "" : "&" + options);
 }
 inline bool embedded() { return std::getenv("JAL_TEST_URI") == nullptr; }
 
