@@ -45,9 +45,16 @@ uint64_t RangeAllocator::take(uint64_t count, uint64_t from, uint64_t to) {
   return kNone;
 }
 
-uint64_t RangeAllocator::largest() const {
+uint64_t RangeAllocator::take_last(uint64_t count) {
+  for (auto it = free_.rbegin(); it != free_.rend(); ++it)
+    if (it->second >= count) return take(count, it->first + it->second - count);
+  return kNone;
+}
+
+uint64_t RangeAllocator::largest(uint64_t to) const {
   uint64_t most = 0;
-  for (const auto& [begin, count] : free_) most = std::max(most, count);
+  for (const auto& [begin, count] : free_)
+    if (begin < to) most = std::max(most, std::min(count, to - begin));
   return most;
 }
 
@@ -141,8 +148,9 @@ uint64_t AddressSpace::fabric_key() {
 }
 
 void AddressSpace::write(const HbmBlock& block, std::span<const std::byte> data) {
+  std::byte* at = aperture(block).data();
   if (Trace* t = device_.trace()) t->hbm(block.physical, data);
-  store_aperture(aperture(block).data(), data.data(), data.size());
+  store_aperture(at, data.data(), data.size());
   flush_write_combining();
 }
 

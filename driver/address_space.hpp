@@ -18,9 +18,10 @@ class RangeAllocator {
   void add(uint64_t begin, uint64_t count);  // makes a range available
   // The first of `count` adjacent numbers, none below `from`, all below `to`; or kNone.
   uint64_t take(uint64_t count, uint64_t from = 0, uint64_t to = kNone);
+  uint64_t take_last(uint64_t count);  // as far behind as there is room
   void give(uint64_t begin, uint64_t count) { add(begin, count); }
   uint64_t available() const { return available_; }
-  uint64_t largest() const;
+  uint64_t largest(uint64_t to = kNone) const;  // run, of numbers below `to`
   static constexpr uint64_t kNone = ~uint64_t{0};
 
  private:

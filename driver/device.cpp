@@ -39,10 +39,12 @@ Device::Device(const std::string& uri)
   if (trace_) trace_->versions(identity_.interface_version, identity_.isa_version);
   doorbells_ = transport_->map_bar(hw::kBarDoorbells);
   hbm_ = transport_->map_bar(hw::kBarHbm);
-  if (doorbells_.size() < size_t{identity_.queues + 1} * sizeof(hw::DoorbellPage) || hbm_.size() < 2 * hw::kPageBytes)
+  if (doorbells_.size() < size_t{identity_.queues + 1} * sizeof(hw::DoorbellPage) ||
+      hbm_.size() < hw::kLeastApertureBytes)
     throw Error(Code::kNoDevice, uri + ": BARs of " + std::to_string(doorbells_.size()) + " and " +
                                      std::to_string(hbm_.size()) + " bytes are smaller than " +
-                                     std::to_string(identity_.queues) + " queues and an aperture of two pages need");
+                                     std::to_string(identity_.queues) + " queues and an aperture of " +
+                                     std::to_string(hw::kLeastApertureBytes) + " need");
   hbm_pages_.add(0, identity_.hbm_bytes / hw::kPageBytes);
   contexts_.resize(identity_.contexts), queues_.resize(identity_.queues), queue_events_.resize(identity_.queues, -1);
   windows_.resize(identity_.windows);
@@ -403,14 +405,16 @@ uint64_t Device::take_hbm(uint64_t pages, Reach reach) {
   // What the device alone uses leaves the aperture to those that cannot do without.
   const uint64_t visible = hbm_.size() / hw::kPageBytes;
   uint64_t page = reach == Reach::kHost ? hbm_pages_.take(pages, 0, visible) : hbm_pages_.take(pages, visible);
-  if (page == RangeAllocator::kNone && reach == Reach::kDevice) page = hbm_pages_.take(pages);
+  if (page == RangeAllocator::kNone && reach == Reach::kDevice) page = hbm_pages_.take_last(pages);
   if (page == RangeAllocator::kNone)
     throw Error(Code::kOutOfDeviceMemory,
                 uri_ + ": no " + std::to_string(pages * hw::kPageBytes) + " bytes of HBM" +
                     (reach == Reach::kHost ? " within the aperture of " + std::to_string(hbm_.size()) : "") + ": " +
                     std::to_string(hbm_pages_.available() * hw::kPageBytes) + " of " +
-                    std::to_string(identity_.hbm_bytes) + " are free, the largest run is " +
-                    std::to_string(hbm_pages_.largest() * hw::kPageBytes));
+                    std::to_string(identity_.hbm_bytes) + " are free, the largest run " +
+                    (reach == Reach::kHost ? "there " : "") + "is " +
+                    std::to_string(hbm_pages_.largest(reach == Reach::kHost ? visible : RangeAllocator::kNone) *
+                                   hw::kPageBytes));
   return page;
 }
 

@@ -25,10 +25,9 @@ uint64_t usable_hbm(const EmulatorOptions& options, const ChipConfig& config) {
 }
 
 uint64_t usable_aperture(const EmulatorOptions& options, uint64_t hbm_bytes) {
-  constexpr uint64_t kLeast = 16 << 20;
-  if (options.aperture_bytes < kLeast)
+  if (options.aperture_bytes < hw::kLeastApertureBytes)
     throw std::runtime_error("HBM aperture of " + std::to_string(options.aperture_bytes) +
-                             " bytes: expected at least 16M");
+                             " bytes: expected at least " + std::to_string(hw::kLeastApertureBytes >> 20) + "M");
   return std::bit_floor(std::min(options.aperture_bytes, hbm_bytes));
 }
 
@@ -487,13 +486,17 @@ void Chip::export_context(uint32_t context) {
   Context& c = contexts_[context];
   withdraw(context);
   if (!c.enabled || context_key_ == 0) return;
+  // Before anyone can know of it. Nobody else runs: the lock is held, and no window leads here yet.
+  const bool shared = memory_.hbm().share([this](uint32_t count, const std::function<void(uint32_t)>& work) {
+    pool_.run(count, [&](Core&, uint32_t k) { work(k); });
+  });
   c.token = random_word() | 1;
   {
     std::lock_guard lock(exports_mutex_);
     exports_[context_key_] = {context, c.root, c.token};
   }
   std::atomic_ref(port_.page().exported[context]).store(c.token, std::memory_order_release);
-  if (memory_.hbm().share()) port_.listen();  // otherwise only chips of this process reach it
+  if (shared) port_.listen();  // otherwise only chips of this process reach it
 }
 
 // Windows that others have to it end: their chips look at the token before they build a map.

@@ -20,7 +20,7 @@ struct ChipConfig {
 struct EmulatorOptions {
   std::string config_file;                      // empty: the built-in assumed chip
   uint64_t hbm_bytes = uint64_t{8} << 30;       // mapped on demand, not reserved
-  uint64_t aperture_bytes = uint64_t{1} << 30;  // of it that the host sees, at most; rounded down to a power of two
+  uint64_t aperture_bytes = uint64_t{2} << 30;  // of it that the host sees, at most; rounded down to a power of two
   uint32_t threads = 0;                         // 0: one per host CPU
   uint32_t watchdog_ms = 4000;
   std::string faults;  // see faults.hpp

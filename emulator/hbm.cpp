@@ -5,22 +5,21 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "placement.hpp"
 
 namespace jalapeno::emu {
 namespace {
 
-constexpr uint64_t kHugePage = 2 << 20;
-const auto kPage = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
-
 [[noreturn]] void fail(const std::string& what) { throw std::runtime_error(what + ": " + std::strerror(errno)); }
 
-// Which pages of this process hold anything, as the kernel tells. Where it does not, all of them.
+// Which of this process's pages may hold anything, as the kernel tells. Where it does not, all of them may.
 class PageMap {
  public:
   PageMap() : fd_(open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC)) {}
@@ -29,45 +28,27 @@ class PageMap {
   }
   PageMap(const PageMap&) = delete;
   PageMap& operator=(const PageMap&) = delete;
-  bool any(const std::byte* begin, uint64_t bytes) const {
+  bool maybe(const std::byte* device_page) const {
     constexpr uint64_t kInMemory = uint64_t{1} << 63, kSwapped = uint64_t{1} << 62;
-    std::vector<uint64_t> words(bytes / kPage);
-    const auto size = static_cast<ssize_t>(words.size() * 8);
-    if (pread(fd_, words.data(), words.size() * 8,
-              static_cast<off_t>(reinterpret_cast<uintptr_t>(begin) / kPage * 8)) != size)
-      return true;
-    return std::any_of(words.begin(), words.end(), [](uint64_t w) { return (w & (kInMemory | kSwapped)) != 0; });
+    const auto page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+    uint64_t words[hw::kPageBytes / 4096];
+    const size_t bytes = hw::kPageBytes / page * 8;
+    const auto at = static_cast<off_t>(reinterpret_cast<uintptr_t>(device_page) / page * 8);
+    return pread(fd_, words, bytes, at) != static_cast<ssize_t>(bytes) ||
+           std::any_of(words, words + bytes / 8, [](uint64_t w) { return (w & (kInMemory | kSwapped)) != 0; });
   }
 
  private:
   int fd_;
 };
 
-}  // namespace
-
-Mapping::Mapping(int fd, uint64_t offset, uint64_t bytes, bool writable) : bytes_(bytes) {
-  const std::string what = "mapping " + std::to_string(bytes) + " bytes";
-  // At a huge page's begin: address space for one more is taken, and what is around goes back.
-  const uint64_t more = bytes >= kHugePage ? kHugePage : 0;
-  void* reserved = mmap(nullptr, bytes + more, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (reserved == MAP_FAILED) fail(what);
-  auto* begin = static_cast<std::byte*>(reserved);
-  const uint64_t before = more == 0 ? 0 : (kHugePage - reinterpret_cast<uintptr_t>(begin) % kHugePage) % kHugePage;
-  if (mmap(begin + before, bytes, PROT_READ | (writable ? PROT_WRITE : 0), MAP_SHARED | MAP_NORESERVE | MAP_FIXED, fd,
-           static_cast<off_t>(offset)) == MAP_FAILED) {
-    const int error = errno;
-    munmap(begin, bytes + more);
-    errno = error;
-    fail(what);
-  }
-  data_ = begin + before;
-  if (before > 0) munmap(begin, before);
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data_) + bytes + kPage - 1) / kPage * kPage,
-                  reserved_end = (reinterpret_cast<uintptr_t>(begin) + bytes + more + kPage - 1) / kPage * kPage;
-  if (end < reserved_end) munmap(reinterpret_cast<void*>(end), reserved_end - end);
+bool all_zero(const std::byte* page) {
+  uint64_t first = 0;
+  std::memcpy(&first, page, sizeof first);
+  return first == 0 && std::memcmp(page, page + sizeof first, hw::kPageBytes - sizeof first) == 0;
 }
 
-Mapping::~Mapping() { munmap(data_, bytes_); }
+}  // namespace
 
 std::vector<std::byte*> Populated::take(const Mapping& hbm, std::byte* at, uint64_t bytes) {
   constexpr uint64_t kAhead = 4;  // pages of a group: enough to share out among threads
@@ -106,54 +87,87 @@ Hbm::Hbm(uint64_t bytes, uint64_t aperture_bytes)
     // The client maps it too: it must not be able to shrink it under us.
     if (fcntl(fd_, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) fail("sealing HBM");
     mapping_ = std::make_shared<Mapping>(fd_, 0, bytes, true);
+    Placement::host().spread(mapping_->data(), bytes);
+    (void)madvise(mapping_->data(), bytes, MADV_HUGEPAGE);  // where the system lets shared memory have them
+    if (aperture_bytes < bytes) take_own();
   } catch (...) {
     close(fd_);
     throw;
   }
-  Placement::host().spread(mapping_->data(), bytes);
-  (void)madvise(mapping_->data(), bytes, MADV_HUGEPAGE);  // where the system lets shared memory have them
-  std::byte* own = mapping_->data() + aperture_bytes;
-  const uint64_t rest = bytes - aperture_bytes;
-  // Not at all, where a system counts what is reserved: then it stays shared.
-  if (rest > 0 && mmap(own, rest, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1,
-                       0) != MAP_FAILED) {
-    shared_bytes_ = aperture_bytes;
-    Placement::host().spread(own, rest);
-    (void)madvise(own, rest, MADV_HUGEPAGE);
-    (void)madvise(own, rest, MADV_DONTFORK);  // or every page would be copied at its next write
-  }
   populated_ = Populated(*mapping_);
+}
+
+// What lies behind the aperture.
+void Hbm::take_own() {
+  const uint64_t rest = bytes() - aperture_bytes_;
+  std::byte* place = mapping_->data() + aperture_bytes_;
+  // Elsewhere first: where a system counts what is reserved it may be refused, and then all stays shared.
+  void* own = mmap(nullptr, rest, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (own == MAP_FAILED) return;
+  if (mremap(own, rest, rest, MREMAP_MAYMOVE | MREMAP_FIXED, place) == MAP_FAILED)
+    fail("moving " + std::to_string(rest) + " bytes of HBM into their place");
+  shared_bytes_ = aperture_bytes_;
+  Placement::host().spread(place, rest);
+  (void)madvise(place, rest, MADV_HUGEPAGE);
+  (void)madvise(place, rest, MADV_DONTFORK);  // or every page would be copied at its next write
 }
 
 Hbm::~Hbm() { close(fd_); }
 
-bool Hbm::share() {
-  const PageMap pages;
-  while (shared_bytes_ < bytes()) {
-    std::byte* at = mapping_->data() + shared_bytes_;
-    // One page with something in it, or all that follow each other without.
-    uint64_t run = hw::kPageBytes;
-    if (pages.any(at, run)) {
-      for (uint64_t done = 0; done < run;) {
-        const ssize_t n = pwrite(fd_, at + done, run - done, static_cast<off_t>(shared_bytes_ + done));
-        if (n < 0 && errno == EINTR) continue;
-        if (n <= 0) return false;
-        done += static_cast<uint64_t>(n);
-      }
-    } else {
-      while (shared_bytes_ + run < bytes() && !pages.any(at + run, hw::kPageBytes)) run += hw::kPageBytes;
-    }
-    if (mmap(at, run, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, fd_,
-             static_cast<off_t>(shared_bytes_)) == MAP_FAILED)
-      return false;
-    shared_bytes_ += run;
+// A page to where it is in the file, `to` in memory. False: there is none left for it.
+bool Hbm::move_page(const std::byte* from, std::byte* to) const {
+#if defined(MADV_POPULATE_WRITE)
+  if (madvise(to, hw::kPageBytes, MADV_POPULATE_WRITE) == 0) {
+    std::memcpy(to, from, hw::kPageBytes);
+    return true;
+  }
+  if (errno != EINVAL) return false;
+#endif
+  const auto offset = from - mapping_->data();
+  for (uint64_t done = 0; done < hw::kPageBytes;) {
+    const ssize_t n = pwrite(fd_, from + done, hw::kPageBytes - done, offset + static_cast<off_t>(done));
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return false;
+    done += static_cast<uint64_t>(n);
   }
   return true;
 }
 
+bool Hbm::share(const Parallel& parallel) {
+  if (std::exchange(tried_, true)) return shared_bytes_ == bytes();  // chips of this process may write there by now
+  const PageMap pages;
+  while (shared_bytes_ < bytes()) {
+    constexpr uint64_t kMost = 64 * hw::kPageBytes;
+    const uint64_t run = std::min(kMost, bytes() - shared_bytes_);
+    std::byte* place = mapping_->data() + shared_bytes_;
+    // Filled elsewhere and put in its place as a whole, so that no failure leaves a hole.
+    void* p =
+        mmap(nullptr, run, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd_, static_cast<off_t>(shared_bytes_));
+    if (p == MAP_FAILED) return false;
+    (void)madvise(p, run, MADV_HUGEPAGE);
+    std::atomic<bool> moved{true};
+    parallel(static_cast<uint32_t>(run / hw::kPageBytes), [&](uint32_t k) {
+      const std::byte* from = place + k * hw::kPageBytes;
+      if (pages.maybe(from) && !all_zero(from) && !move_page(from, static_cast<std::byte*>(p) + k * hw::kPageBytes))
+        moved.store(false);
+    });
+    if (!moved.load() || mremap(p, run, run, MREMAP_MAYMOVE | MREMAP_FIXED, place) == MAP_FAILED) {
+      munmap(p, run);
+      return false;
+    }
+    shared_bytes_ += run;
+  }
+  populated_ = Populated(*mapping_);
+  return true;
+}
+
 void Hbm::scrub() {
-  fallocate(fd_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(bytes()));
-  if (shared_bytes_ < bytes()) (void)madvise(mapping_->data() + shared_bytes_, bytes() - shared_bytes_, MADV_DONTNEED);
+  // Locked memory is not given back: then it is written over.
+  std::byte* own = mapping_->data() + shared_bytes_;
+  const uint64_t own_bytes = bytes() - shared_bytes_;
+  if (fallocate(fd_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(bytes())) != 0)
+    std::memset(mapping_->data(), 0, shared_bytes_);
+  if (own_bytes > 0 && madvise(own, own_bytes, MADV_DONTNEED) != 0) std::memset(own, 0, own_bytes);
   populated_ = Populated(*mapping_);
 }
 

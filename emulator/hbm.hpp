@@ -4,26 +4,14 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <jalapeno_hw/registers.hpp>
 #include <memory>
 #include <vector>
 
+#include "mapping.hpp"
+
 namespace jalapeno::emu {
-
-// A shared mapping of a file, unmapped with its last user.
-class Mapping {
- public:
-  Mapping(int fd, uint64_t offset, uint64_t bytes, bool writable);  // throws std::runtime_error
-  ~Mapping();
-  Mapping(const Mapping&) = delete;
-  Mapping& operator=(const Mapping&) = delete;
-  std::byte* data() const { return data_; }
-  uint64_t bytes() const { return bytes_; }
-
- private:
-  std::byte* data_;
-  uint64_t bytes_;
-};
 
 // Which pages of a mapped HBM are there already. Large writes are about to go somewhere: host memory is brought in
 // behind it at once, where it was not yet. One page fault for every 4 KiB costs many times as much. Not thread-safe.
@@ -55,15 +43,22 @@ class Hbm {
   uint64_t aperture_bytes() const { return aperture_bytes_; }
   const std::shared_ptr<Mapping>& mapping() const { return mapping_; }
 
+  // Calls work(k) for every k below count, each once, by whichever threads there are.
+  using Parallel = std::function<void(uint32_t count, const std::function<void(uint32_t)>& work)>;
   // Moves what is the process's own to the file, in its place: nothing that points there changes, but nobody may read
-  // or write it meanwhile. False: the system has no memory left; what moved has moved, and the rest is as it was.
-  bool share();
+  // or write it meanwhile. Once: later calls only say how it went. False: the system had no memory left, and some of it
+  // still is the process's own. As fast as memory is brought in and copied.
+  bool share(const Parallel& parallel);
   void scrub();  // it reads as zero again
   // Large writes are about to go there: the pages to bring in first. Not thread-safe.
   std::vector<std::byte*> missing_pages(std::byte* at, uint64_t bytes) { return populated_.take(*mapping_, at, bytes); }
 
  private:
+  void take_own();
+  bool move_page(const std::byte* from, std::byte* to) const;
+
   uint64_t aperture_bytes_, shared_bytes_;
+  bool tried_ = false;  // to share it
   int fd_;
   std::shared_ptr<Mapping> mapping_;
   Populated populated_;

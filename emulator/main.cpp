@@ -65,7 +65,7 @@ int main(int argc, char** argv) try {
       ->check(CLI::Range(0, 7));
   app.add_option("--config", options.config_file, "chip configuration, JSON (default: the built-in assumed chip)");
   app.add_option("--hbm", hbm, "HBM to emulate, as in 8G; mapped on demand");
-  app.add_option("--aperture", aperture, "of it that the host sees through a BAR, at most (1G)");
+  app.add_option("--aperture", aperture, "of it that the host sees through a BAR, at most (2G)");
   app.add_option("--threads", options.threads, "host threads per chip");
   app.add_option("--watchdog-ms", options.watchdog_ms, "processor time a program instance may take")
       ->check(CLI::Range(1, 100000000));

@@ -28,7 +28,7 @@ class GraphExec {
     for (const Node& n : nodes_) bytes += (n.arguments.size() + 63) & ~uint64_t{63};
     if (nodes_.empty()) return;
     std::vector<std::byte> image(bytes);
-    block_ = allocate(bytes);
+    block_ = context_->pool().allocate_for_host(bytes, hw::pte::kRead);
     uint64_t at = nodes_.size() * sizeof(hw::Packet);
     for (size_t k = 0; k < nodes_.size(); ++k) {
       Node& n = nodes_[k];
@@ -96,17 +96,6 @@ class GraphExec {
           s != nullptr &&
           s->queue().wait(last.value, driver_timeout(default_timeout_ns())) == driver::WaitResult::kTimeout)
         fail(jalErrorWaitTimeout, "the graph is still running");
-  }
-
-  // What the pool keeps for later is memory too.
-  driver::HbmBlock allocate(uint64_t bytes) {
-    try {
-      return context_->space().allocate(bytes, hw::pte::kRead, driver::Reach::kHost);
-    } catch (const driver::Error& e) {
-      if (e.code() != driver::Code::kOutOfDeviceMemory) throw;
-    }
-    context_->pool().trim(0);
-    return context_->space().allocate(bytes, hw::pte::kRead, driver::Reach::kHost);
   }
 
   void told_of_block(std::span<const hw::Packet> packets) {

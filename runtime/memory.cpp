@@ -143,6 +143,16 @@ Region Pool::allocate(uint64_t bytes, const Stream* stream) {
   return *region;
 }
 
+driver::HbmBlock Pool::allocate_for_host(uint64_t bytes, uint64_t permissions) {
+  try {
+    return context_.space().allocate(bytes, permissions, driver::Reach::kHost);
+  } catch (const driver::Error& e) {
+    if (e.code() != driver::Code::kOutOfDeviceMemory) throw;
+  }
+  trim(0);
+  return context_.space().allocate(bytes, permissions, driver::Reach::kHost);
+}
+
 void Pool::free(const Region& region, std::vector<Fence> fences) {
   std::lock_guard lock(mutex_);
   std::erase_if(fences, [](const Fence& f) { return f.passed(); });

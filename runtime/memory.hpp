@@ -73,6 +73,9 @@ class Pool {
   Region allocate(uint64_t bytes, const Stream* stream);
   // Returned to the pool once every fence has passed.
   void free(const Region& region, std::vector<Fence> fences);
+  // Pages that the host writes too, code and the like, in place of what is kept for later where need be. The caller's,
+  // who frees them. Throws driver::Error.
+  driver::HbmBlock allocate_for_host(uint64_t bytes, uint64_t permissions);
   void trim(uint64_t keep_bytes);
   uint64_t cached_bytes();
 

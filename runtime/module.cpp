@@ -186,8 +186,8 @@ Module::Module(Context& context, const void* image, size_t bytes, std::string na
                                      " of accumulators, a core has " + std::to_string(identity.spm_bytes) + " and " +
                                      std::to_string(identity.acc_bytes));
   const uint64_t code_bytes = parsed.code.size() * sizeof(hw::Instruction);
-  const driver::HbmBlock block = context.space().allocate(std::max<uint64_t>(code_bytes, 1),
-                                                          hw::pte::kRead | hw::pte::kExecute, driver::Reach::kHost);
+  const driver::HbmBlock block =
+      context.pool().allocate_for_host(std::max<uint64_t>(code_bytes, 1), hw::pte::kRead | hw::pte::kExecute);
   context.space().write(block, std::as_bytes(std::span(parsed.code)));
   context.space().invalidate();
   std::shared_ptr<void> memory(nullptr, [space = &context.space(), block](void*) {

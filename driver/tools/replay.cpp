@@ -361,7 +361,7 @@ Replay replay(const std::string& file, const std::string& uri) {
       if (r.kind == Kind::kRead && take<Register>(r).offset == hw::reg::kHbmBytes) hbm = take<Register>(r).value;
     if (hbm == 0)
       throw Error(Code::kInvalidValue, file + ": says nothing of the device's HBM; name a device to replay on");
-    on = fmt::format("emu:?hbm={}M", hbm >> 20);
+    on = fmt::format("emu:?hbm={0}M&aperture={0}M", hbm >> 20);  // whatever the recorded one's was
   }
   return Player(file, on).run();
 }

@@ -27,6 +27,7 @@ inline __m512 step_of(__m512 sum, __m512i a, __m512i b) {
 #if defined(__AVX512BF16__)
 template <class Words>
 inline __m512 step_of(__m512 sum, __m512i a, const ScaledWords& b) {
+  // The products of a block are formed first, so they have to be in the range of f32 without the scale.
   return _mm512_fmadd_ps(Words::step(_mm512_setzero_ps(), a, b.words), b.scale, sum);
 }
 #endif

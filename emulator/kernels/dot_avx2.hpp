@@ -1,6 +1,8 @@
 // A few rows of A by rows of B, [n, k], as inner products on AVX2: weights come straight from memory and become f32 in
 // registers. Included by multiply.cpp only.
 #pragma once
+#include <limits>
+
 #include "kernels/kernels.hpp"
 #include "kernels/numbers.hpp"
 #include "kernels/packed_avx2.hpp"

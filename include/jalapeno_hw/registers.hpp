@@ -30,9 +30,10 @@ inline constexpr uint32_t kSerialCap = 0x100, kSriovCap = 0x140;
 inline constexpr uint32_t kSriovId = 0x0010;
 }  // namespace pci
 
-inline constexpr uint32_t kBarRegisters = 0;           // trapped, 32- and 64-bit accesses, naturally aligned
-inline constexpr uint32_t kBarDoorbells = 2;           // mapped by the driver
-inline constexpr uint32_t kBarHbm = 4;                 // mapped by the driver; HBM physical address 0 upwards
+inline constexpr uint32_t kBarRegisters = 0;  // trapped, 32- and 64-bit accesses, naturally aligned
+inline constexpr uint32_t kBarDoorbells = 2;  // mapped by the driver
+inline constexpr uint32_t kBarHbm = 4;  // mapped by the driver; HBM physical address 0 upwards: all of it or its begin
+inline constexpr uint64_t kLeastApertureBytes = 16 << 20;
 inline constexpr uint32_t kRegisterBarBytes = 0x1000;  // of registers; behind them in the BAR:
 inline constexpr uint32_t kMsixTableOffset = 0x2000, kMsixPendingOffset = 0x3800, kBar0Bytes = 0x4000;
 

@@ -18,10 +18,10 @@
 namespace jalapeno::test {
 namespace {
 
-// Chips, communicators and streams of a world in this process.
+// Chips, communicators and streams of a world in this process. Some of their HBM is their process's own until then.
 struct World {
   explicit World(int ranks, const jalCommOptions* options = nullptr) {
-    for (int r = 0; r < ranks; ++r) devices.emplace_back("emu:?hbm=64M&threads=1");
+    for (int r = 0; r < ranks; ++r) devices.emplace_back("emu:?hbm=64M&aperture=32M&threads=1");
     comms = Communicator::all(devices, options);
     for (const Device& d : devices) streams.emplace_back(d);
   }
@@ -110,6 +110,33 @@ TEST(Collectives, AllReduceOfEverySizeAndWorld) {
       }
     }
   }
+}
+
+// A chip's memory moves when it is first opened to others, in its place: what is in it stays, and what a stream does
+// meanwhile is not lost.
+TEST(Collectives, MemoryThatWasThereBeforeIsTheSameAfterwards) {
+  constexpr size_t kCount = 4 << 20, kPiece = 64 << 10;
+  std::vector<Device> devices;
+  for (int r = 0; r < 2; ++r) devices.emplace_back("emu:?hbm=64M&aperture=16M&threads=2");
+  std::vector<float> values(kCount);
+  for (size_t i = 0; i < kCount; ++i) values[i] = static_cast<float>(i % 1009);
+  std::vector<Buffer<float>> before;
+  for (const Device& d : devices) before.emplace_back(d, std::span<const float>(values));
+  Buffer<float> copy(devices[0], kCount);
+  Stream busy(devices[0]);
+  for (size_t at = 0; at < kCount / 2; at += kPiece)
+    busy.copy(copy.data() + at, before[0].data() + at, kPiece * sizeof(float));
+  const auto comms = Communicator::all(devices, nullptr);
+  for (size_t at = kCount / 2; at < kCount; at += kPiece)
+    busy.copy(copy.data() + at, before[0].data() + at, kPiece * sizeof(float));
+  busy.synchronize();
+  EXPECT_EQ(copy.to_host(), values);
+  std::vector<Stream> streams;
+  for (const Device& d : devices) streams.emplace_back(d);
+  for (size_t r = 0; r < 2; ++r) comms[r].all_reduce(before[r].data(), before[r].data(), kCount, jalSum, streams[r]);
+  for (const Stream& s : streams) s.synchronize();
+  for (float& v : values) v *= 2;
+  for (const Buffer<float>& b : before) EXPECT_EQ(b.to_host(), values);
 }
 
 TEST(Collectives, BitsDoNotDependOnAlgorithmSizeOrPlace) {
@@ -447,7 +474,8 @@ TEST(Collectives, WorkGoesOnWithFewerLinksAndEndsWithNone) {
   std::string down = "link_error@put:1";
   for (int put = 3; put < 15; ++put) down += ",link_down@put:" + std::to_string(put);  // one of the twelve each
   std::vector<Device> devices;
-  devices.emplace_back("emu:?hbm=64M&threads=1&fault=" + down), devices.emplace_back("emu:?hbm=64M&threads=1");
+  devices.emplace_back("emu:?hbm=64M&threads=1&fault=" + down),
+      devices.emplace_back("emu:?hbm=64M&aperture=32M&threads=1");
   const auto comms = Communicator::all(devices);
   const std::vector<float> ones(1000, 1.f);
   Buffer<float> a(devices[0], std::span<const float>(ones)), b(devices[1], std::span<const float>(ones));

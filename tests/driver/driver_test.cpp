@@ -260,6 +260,9 @@ TEST(RangeAllocator, BoundsAreKeptAndWhatLiesAroundThemStaysFree) {
   EXPECT_EQ(r.take(9, 0, 9), 0u);
   EXPECT_EQ(r.take(30, 9, 100), 9u);
   EXPECT_EQ(r.available(), 31u);
+  EXPECT_EQ(r.largest(80), 10u) << "70 to 79";
+  EXPECT_EQ(r.take_last(20), 80u);
+  r.give(80, 20);
   r.give(40, 30), r.give(9, 30), r.give(0, 9);
   EXPECT_EQ(r.largest(), 100u);
 }
@@ -274,6 +277,11 @@ TEST_F(DriverTest, BlocksTheHostNeedNotReachLeaveTheApertureFree) {
   std::vector<HbmBlock> blocks{space.allocate(48 << 20)};
   EXPECT_EQ(blocks[0].physical, 16u << 20);
   EXPECT_THROW(space.aperture(blocks[0]), Error);
+  // What does not fit behind the aperture takes as little of it as it can.
+  space.free(blocks[0]);
+  blocks[0] = space.allocate(54 << 20);
+  EXPECT_EQ(blocks[0].physical, 10u << 20);
+  space.free(space.allocate(1, hw::pte::kRead, Reach::kHost));
   while (d.free_hbm() > 0) blocks.push_back(space.allocate(1));
   try {
     space.allocate(1, hw::pte::kRead, Reach::kHost);

@@ -67,7 +67,7 @@ TEST_F(Ordering, WhatTheDriverPublishesIsThereUnderEverySeed) {
   std::mt19937 random(5);
   for (int seed = 0; seed < seeds(); ++seed) {
     adversary::reseed(static_cast<uint64_t>(seed));
-    const HbmBlock block = space_.allocate(1);
+    const HbmBlock block = space_.allocate(1, hw::pte::kRead | hw::pte::kWrite, Reach::kHost);
     const auto sent = numbers(static_cast<uint64_t>(seed) << 32 | 1);
     space_.write(block, bytes(sent));
     for (unsigned k = random() % 3; k > 0; --k) {
@@ -108,7 +108,7 @@ TEST_F(Ordering, QueuesOfSeveralThreadsKeepTheirOwnOrder) {
 
 // Each fence left out once: if nothing can go wrong without it, either it is not needed or the adversary is too kind.
 TEST_F(Ordering, WithoutTheFlushTheDeviceReadsOldBytes) {
-  const HbmBlock block = space_.allocate(1);
+  const HbmBlock block = space_.allocate(1, hw::pte::kRead | hw::pte::kWrite, Reach::kHost);
   const Held held;
   int stale = 0;
   for (int seed = 0; seed < 100; ++seed) {

@@ -14,6 +14,10 @@ namespace {
 
 constexpr uint64_t kMiB = 1 << 20;
 
+const Hbm::Parallel kOneByOne = [](uint32_t count, const std::function<void(uint32_t)>& work) {
+  for (uint32_t k = 0; k < count; ++k) work(k);
+};
+
 // One byte of the file.
 int in_file(const Hbm& hbm, uint64_t at) {
   unsigned char c = 0xEE;
@@ -27,7 +31,7 @@ TEST(Hbm, MovesInItsPlaceWhenItIsShared) {
   for (uint64_t at : places) p[at] = std::byte{7};
   EXPECT_EQ(in_file(hbm, 15 * kMiB), 7) << "the aperture is shared";
   EXPECT_EQ(in_file(hbm, 40 * kMiB), 0) << "the rest is not";
-  ASSERT_TRUE(hbm.share());
+  ASSERT_TRUE(hbm.share(kOneByOne));
   EXPECT_EQ(hbm.mapping()->data(), p);
   for (uint64_t at : places) EXPECT_EQ(in_file(hbm, at), 7) << at;
   // From now on both are one.
@@ -37,14 +41,15 @@ TEST(Hbm, MovesInItsPlaceWhenItIsShared) {
   ASSERT_EQ(pwrite(hbm.fd(), &nine, 1, 40 * kMiB), 1);
   EXPECT_EQ(p[40 * kMiB], std::byte{9});
   EXPECT_EQ(p[41 * kMiB], std::byte{0});
-  EXPECT_TRUE(hbm.share()) << "again";
+  EXPECT_TRUE(hbm.share(kOneByOne)) << "again";
   EXPECT_EQ(in_file(hbm, 64 * kMiB - 1), 7);
 }
 
 TEST(Hbm, MovesNoMoreThanThereIs) {
   Hbm hbm(uint64_t{64} << 30, 16 * kMiB);
   hbm.mapping()->data()[uint64_t{33} << 30] = std::byte{1};
-  ASSERT_TRUE(hbm.share());
+  EXPECT_EQ(hbm.mapping()->data()[uint64_t{34} << 30], std::byte{0}) << "read only";
+  ASSERT_TRUE(hbm.share(kOneByOne));
   EXPECT_EQ(in_file(hbm, uint64_t{33} << 30), 1);
   struct stat st {};
   ASSERT_EQ(fstat(hbm.fd(), &st), 0);
@@ -55,7 +60,7 @@ TEST(Hbm, ReadsAsZeroOnceScrubbed) {
   for (const bool shared : {false, true}) {
     Hbm hbm(64 * kMiB, 16 * kMiB);
     std::byte* p = hbm.mapping()->data();
-    ASSERT_TRUE(!shared || hbm.share());
+    ASSERT_TRUE(!shared || hbm.share(kOneByOne));
     for (uint64_t at = 0; at < 64 * kMiB; at += kMiB / 2) p[at] = std::byte{7};
     hbm.scrub();
     for (uint64_t at = 0; at < 64 * kMiB; at += kMiB / 2) ASSERT_EQ(p[at], std::byte{0}) << at;

@@ -409,13 +409,16 @@ TEST_P(HostKernelsTest, ProductsMeetDoublePrecision) {
                         {DType::kE5M2, DType::kE4M3, true},    {DType::kBF16, DType::kE4M3, false},
                         {DType::kBF16, DType::kE5M2, true},    {DType::kE4M3, DType::kBF16, false},
                         {DType::kF32, DType::kE4M3, false},    {DType::kE5M2, DType::kF16, false},
-                        {DType::kF32, DType::kQ8_0, false}})
+                        {DType::kF32, DType::kQ8_0, false},    {DType::kE4M3, DType::kMXFP8, false},
+                        {DType::kF32, DType::kMXFP8, false}})
     for (auto [m, n, k] : {std::array{1u, 1u, 32u},
                            {1u, 7u, 96u},
                            {5u, 9u, 160u},
                            {4u, 4u, 64u},
                            {6u, 33u, 992u},
                            {13u, 31u, 64u},
+                           {7u, 6u, 96u},
+                           {11u, 5u, 320u},
                            {29u, 70u, 1120u},
                            {12u, 32u, 2080u},
                            {3u, 5u, 77u},

@@ -96,7 +96,7 @@ int main(int argc, char** argv) try {
   const double seconds = argc > 1 ? std::atof(argv[1]) : 1;
   const std::string mode = argc > 2 ? argv[2] : "";
   const bool shrink = mode == "shrink";
-  Device device("emu:?hbm=256M&threads=1");
+  Device device("emu:?hbm=256M&aperture=64M&threads=1");
   Stream stream(device);
   auto comm = Communicator::from_launcher(device);
   const jalCommInfo info = comm.info();
