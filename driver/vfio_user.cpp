@@ -19,7 +19,8 @@ namespace jalapeno::driver {
 namespace vu = hw::vfio_user;
 
 namespace {
-constexpr int64_t kReplyTimeoutNs = 10'000'000'000;  // more than a program may run
+// More than a program may run, and than an emulator takes to move its HBM when it is first exported.
+constexpr int64_t kReplyTimeoutNs = 30'000'000'000;
 
 template <class T>
 T as(const std::vector<std::byte>& payload) {
@@ -133,7 +134,7 @@ void VfioUserTransport::receive(void* out, size_t bytes, int* fd, int64_t deadli
       const int64_t wait = deadline - monotonic_ns();
       if (wait <= 0) {
         broken_ = true;
-        throw Error(Code::kTimeout, name_ + ": no reply from the device within 10 s; is its process stopped?");
+        throw Error(Code::kTimeout, name_ + ": no reply from the device within 30 s; is its process stopped?");
       }
       pollfd p{socket_, POLLIN, 0};
       os().poll(&p, 1, static_cast<int>(wait / 1'000'000 + 1));
