@@ -9,6 +9,7 @@
 
 #include "checker.hpp"
 #include "fault.hpp"
+#include "mapping.hpp"
 #include "words.hpp"
 
 namespace jalapeno::emu {
@@ -19,18 +20,12 @@ using hw::Op;
 using hw::Status;
 
 // Zeroed, in huge pages where there are any: touching four megabytes page by page costs more than a process's start.
-constexpr size_t kHugePage = 2 << 20;
 size_t rounded(uint32_t bytes) { return (bytes + kHugePage - 1) / kHugePage * kHugePage; }
 std::byte* allocate(uint32_t bytes) {
-  // One huge page more than is needed, so that there is an aligned beginning; the rest goes back.
-  const size_t size = rounded(bytes);
-  void* p = mmap(nullptr, size + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (p == MAP_FAILED) throw std::bad_alloc();
-  const auto begin = reinterpret_cast<uintptr_t>(p), aligned = (begin + kHugePage - 1) / kHugePage * kHugePage;
-  if (aligned != begin) munmap(p, aligned - begin);
-  if (begin + kHugePage != aligned) munmap(reinterpret_cast<void*>(aligned + size), begin + kHugePage - aligned);
-  madvise(reinterpret_cast<void*>(aligned), size, MADV_HUGEPAGE);
-  return reinterpret_cast<std::byte*>(aligned);
+  std::byte* p = at_huge_page(rounded(bytes), PROT_READ | PROT_WRITE);
+  if (p == nullptr) throw std::bad_alloc();
+  madvise(p, rounded(bytes), MADV_HUGEPAGE);
+  return p;
 }
 void release(std::byte* p, uint32_t bytes) { munmap(p, rounded(bytes)); }
 

@@ -8,7 +8,6 @@
 #include <atomic>
 #include <cerrno>
 #include <cstring>
-#include <stdexcept>
 #include <string>
 #include <utility>
 
@@ -16,8 +15,6 @@
 
 namespace jalapeno::emu {
 namespace {
-
-[[noreturn]] void fail(const std::string& what) { throw std::runtime_error(what + ": " + std::strerror(errno)); }
 
 // Which of this process's pages may hold anything, as the kernel tells. Where it does not, all of them may.
 class PageMap {
@@ -81,11 +78,11 @@ Hbm::Hbm(uint64_t bytes, uint64_t aperture_bytes)
     : aperture_bytes_(aperture_bytes),
       shared_bytes_(bytes),
       fd_(memfd_create("jalapeno-hbm", MFD_CLOEXEC | MFD_ALLOW_SEALING)) {
-  if (fd_ < 0) fail("memfd for HBM");
+  if (fd_ < 0) fail_by_errno("memfd for HBM");
   try {
-    if (ftruncate(fd_, static_cast<off_t>(bytes)) != 0) fail("HBM of " + std::to_string(bytes) + " bytes");
+    if (ftruncate(fd_, static_cast<off_t>(bytes)) != 0) fail_by_errno("HBM of " + std::to_string(bytes) + " bytes");
     // The client maps it too: it must not be able to shrink it under us.
-    if (fcntl(fd_, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) fail("sealing HBM");
+    if (fcntl(fd_, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) fail_by_errno("sealing HBM");
     mapping_ = std::make_shared<Mapping>(fd_, 0, bytes, true);
     Placement::host().spread(mapping_->data(), bytes);
     (void)madvise(mapping_->data(), bytes, MADV_HUGEPAGE);  // where the system lets shared memory have them
@@ -105,7 +102,7 @@ void Hbm::take_own() {
   void* own = mmap(nullptr, rest, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (own == MAP_FAILED) return;
   if (mremap(own, rest, rest, MREMAP_MAYMOVE | MREMAP_FIXED, place) == MAP_FAILED)
-    fail("moving " + std::to_string(rest) + " bytes of HBM into their place");
+    fail_by_errno("moving " + std::to_string(rest) + " bytes of HBM into their place");
   shared_bytes_ = aperture_bytes_;
   Placement::host().spread(place, rest);
   (void)madvise(place, rest, MADV_HUGEPAGE);

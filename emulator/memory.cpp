@@ -9,11 +9,6 @@
 #include <utility>
 
 namespace jalapeno::emu {
-namespace {
-
-[[noreturn]] void fail(const std::string& what) { throw std::runtime_error(what + ": " + std::strerror(errno)); }
-
-}  // namespace
 
 std::byte* Memory::search(uint64_t address, uint64_t bytes, hw::Access access) {
   const auto& extents = map_->extents();
@@ -88,7 +83,7 @@ std::byte* Memory::word(uint64_t address, uint64_t bytes, hw::Access access) {
 
 void MemorySystem::map_host(int fd, uint64_t offset, uint64_t iova, uint64_t bytes, bool read, bool write) {
   struct stat st {};
-  if (fstat(fd, &st) != 0) fail("fstat of a DMA file");
+  if (fstat(fd, &st) != 0) fail_by_errno("fstat of a DMA file");
   auto refuse = [&](const std::string& why) {
     throw std::runtime_error("DMA map of " + std::to_string(bytes) + " bytes at iova " + std::to_string(iova) + ": " +
                              why);

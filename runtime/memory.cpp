@@ -127,13 +127,7 @@ Region Pool::allocate(uint64_t bytes, const Stream* stream) {
       block = it->second;
       cached_.erase(it);
     } else {
-      try {
-        block = context_.space().allocate(bytes);
-      } catch (const driver::Error& e) {
-        if (e.code() != driver::Code::kOutOfDeviceMemory || cached_.empty()) throw;
-        trim_locked(0);
-        block = context_.space().allocate(bytes);
-      }
+      block = pages(bytes, hw::pte::kRead | hw::pte::kWrite, driver::Reach::kDevice);
     }
     large_[hw::raw(block.address)] = block;
     region = Region{0, bytes, MemoryKind::kDevice, &context_, block.address};
@@ -144,13 +138,20 @@ Region Pool::allocate(uint64_t bytes, const Stream* stream) {
 }
 
 driver::HbmBlock Pool::allocate_for_host(uint64_t bytes, uint64_t permissions) {
+  std::lock_guard lock(mutex_);
+  reap();
+  return pages(bytes, permissions, driver::Reach::kHost);
+}
+
+// In place of what is kept for later, where need be.
+driver::HbmBlock Pool::pages(uint64_t bytes, uint64_t permissions, driver::Reach reach) {
   try {
-    return context_.space().allocate(bytes, permissions, driver::Reach::kHost);
+    return context_.space().allocate(bytes, permissions, reach);
   } catch (const driver::Error& e) {
     if (e.code() != driver::Code::kOutOfDeviceMemory) throw;
   }
-  trim(0);
-  return context_.space().allocate(bytes, permissions, driver::Reach::kHost);
+  trim_locked(0);
+  return context_.space().allocate(bytes, permissions, reach);
 }
 
 void Pool::free(const Region& region, std::vector<Fence> fences) {

@@ -92,6 +92,7 @@ class Pool {
   void reap();
   void recycle(const Region& region, uint64_t capacity);
   std::optional<Region> from_slabs(uint64_t bytes);
+  driver::HbmBlock pages(uint64_t bytes, uint64_t permissions, driver::Reach reach);
   void trim_locked(uint64_t keep_bytes);
 
   Context& context_;
