@@ -363,23 +363,36 @@ Chip::Done Chip::run_untimed(LoweredLaunches& lowered, Launch& l, uint32_t count
     std::lock_guard lock(merge);
     if (index < failed_index.load()) failed_index.store(index), first = std::make_unique<Fault>(f);
   };
+  // All turns on all threads. Those of one x stay on one thread, whose caches have their weights; the last ones are
+  // given out singly, so that the threads end together.
+  const auto each_turn = [&](const std::function<void(Core&, uint32_t)>& work) {
+    const uint32_t column = l.grid[1], columns = count / column, singly = 2 * pool_.threads(),
+                   together = column > 1 && columns > singly ? columns - singly : 0;
+    pool_.run(together + (count - together * column), [&](Core& core, uint32_t k) {
+      const uint32_t begin = k < together ? k * column : together * (column - 1) + k;
+      for (uint32_t turn = begin; turn < begin + (k < together ? column : 1); ++turn) work(core, turn);
+    });
+  };
   if (way == Way::kReplay) {
     const LoweredLaunch& known = lowered.found();
-    pool_.run(static_cast<uint32_t>(known.pieces.size()), [&](Core& core, uint32_t k) {
+    const auto work = [&](Core& core, uint32_t k) {
       const LoweredLaunch::Piece& piece = known.pieces[k];
       if (piece.instance < failed_index.load(std::memory_order_relaxed)) try {
           core.replay(l, pid(piece.instance), piece.list);
         } catch (Fault& f) {
           failed(piece.instance, f);
         }
-    });
+    };
+    const auto pieces = static_cast<uint32_t>(known.pieces.size());
+    pieces == count ? each_turn(work) : pool_.run(pieces, work);
     if (first != nullptr) throw Fault(*first);
     return {&known.total, known.longest};
   }
   durations_.resize(count);
   std::vector<CallList> lists = way == Way::kRecord ? LoweredLaunches::lists(count) : std::vector<CallList>();
   total_ = {};
-  pool_.run(count, [&](Core& core, uint32_t index) {
+  each_turn([&](Core& core, uint32_t turn) {
+    const uint32_t index = l.instance_at(turn);
     if (index > failed_index.load(std::memory_order_relaxed)) return;  // the launch failed before this instance
     try {
       const Tally& t = core.run(l, pid(index), lists.empty() ? nullptr : &lists[index]);

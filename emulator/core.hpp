@@ -47,6 +47,17 @@ struct Launch {
   const std::atomic<bool>* stop = nullptr;  // a reset wants the chip: instances end at their next look at the clock
   uint32_t watchdog_ms = 0;                 // of an instance
   uint32_t active_cores = 1;                // that share HBM's rate
+
+  // In which order instances have their turn: those of one x after each other. In a multiplication they share rows of
+  // the weights, which come from memory once.
+  uint32_t instance_at(uint32_t turn) const {
+    const uint32_t plane = grid[0] * grid[1], in_plane = turn % plane;
+    return turn - in_plane + in_plane % grid[1] * grid[0] + in_plane / grid[1];
+  }
+  uint32_t turn_of(uint32_t instance) const {
+    const uint32_t plane = grid[0] * grid[1], in_plane = instance % plane;
+    return instance - in_plane + in_plane % grid[0] * grid[1] + in_plane / grid[0];
+  }
 };
 
 // What one instance did, in the chip's terms.

@@ -75,6 +75,8 @@ void LoweredLaunches::keep(const Launch& launch, std::vector<CallList>&& instanc
     bytes += sizeof(LoweredLaunch::Piece) + list.calls().capacity() * sizeof(Call);
     lowered->pieces.push_back({k, std::move(list)});
   }
+  std::sort(lowered->pieces.begin(), lowered->pieces.end(),
+            [&](const auto& a, const auto& b) { return launch.turn_of(a.instance) < launch.turn_of(b.instance); });
   // One that cannot be kept takes nobody's place.
   const bool kept = usable && bytes <= kMostBytes;
   if ((kept && bytes_ + bytes > kMostBytes) || entries_.size() == kMostEntries) clear();
