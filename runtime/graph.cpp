@@ -51,7 +51,7 @@ class GraphExec {
       drain();
       if (block_.bytes == 0) return;
       told_of_block({});
-      context_->space().free(block_);
+      context_->pool().free_for_host(block_);
     } catch (const std::exception&) {
       // A lost device frees everything; of one that hangs nobody knows what it still reads.
     }

@@ -88,12 +88,30 @@ void keep_last(std::vector<Fence>& fences, Fence fence) {
   fences.push_back(std::move(fence));
 }
 
-std::optional<Region> Pool::from_slabs(uint64_t bytes) {
+driver::HbmBlock Pool::from_slabs(uint64_t bytes, uint64_t permissions, driver::Reach reach) {
   const uint64_t units = round_up(bytes, kUnit) / kUnit;
-  for (auto& [address, slab] : slabs_)
-    if (uint64_t at = slab->units.take(units); at != driver::RangeAllocator::kNone)
-      return Region{0, bytes, MemoryKind::kDevice, &context_, slab->block.address + at * kUnit};
-  return std::nullopt;
+  const auto part = [&](Slab& slab) {
+    const uint64_t at = slab.units.take(units);
+    if (at == driver::RangeAllocator::kNone) return driver::HbmBlock{};
+    return driver::HbmBlock{slab.block.address + at * kUnit, units * kUnit, slab.block.physical + at * kUnit};
+  };
+  for (auto& [address, slab] : slabs_) {
+    if (slab->permissions != permissions || slab->reach != reach) continue;
+    if (const driver::HbmBlock block = part(*slab); block.bytes != 0) return block;
+  }
+  auto slab = std::make_unique<Slab>();
+  slab->block = pages(hw::kPageBytes, permissions, reach), slab->permissions = permissions, slab->reach = reach;
+  slab->units.add(0, hw::kPageBytes / kUnit);
+  return part(*(slabs_[hw::raw(slab->block.address)] = std::move(slab)));
+}
+
+bool Pool::give_to_slab(uint64_t address, uint64_t bytes) {
+  auto it = slabs_.upper_bound(address);
+  if (it == slabs_.begin()) return false;
+  --it;
+  if (address - it->first >= hw::kPageBytes) return false;
+  it->second->units.give((address - it->first) / kUnit, bytes / kUnit);
+  return true;
 }
 
 Region Pool::allocate(uint64_t bytes, const Stream* stream) {
@@ -111,23 +129,17 @@ Region Pool::allocate(uint64_t bytes, const Stream* stream) {
       break;
     }
   }
-  if (!region && bytes < kLarge) {
-    region = from_slabs(bytes);
-    if (!region) {
-      auto slab = std::make_unique<Slab>();
-      slab->block = context_.space().allocate(hw::kPageBytes);
-      slab->units.add(0, hw::kPageBytes / kUnit);
-      slabs_[hw::raw(slab->block.address)] = std::move(slab);
-      region = from_slabs(bytes);
-    }
-  }
+  constexpr uint64_t kPermissions = hw::pte::kRead | hw::pte::kWrite;
+  if (!region && bytes < kLarge)
+    region = Region{0, bytes, MemoryKind::kDevice, &context_,
+                    from_slabs(bytes, kPermissions, driver::Reach::kDevice).address};
   if (!region) {
     driver::HbmBlock block;
     if (auto it = cached_.lower_bound(capacity); it != cached_.end() && it->first <= capacity + capacity / 4) {
       block = it->second;
       cached_.erase(it);
     } else {
-      block = pages(bytes, hw::pte::kRead | hw::pte::kWrite, driver::Reach::kDevice);
+      block = pages(bytes, kPermissions, driver::Reach::kDevice);
     }
     large_[hw::raw(block.address)] = block;
     region = Region{0, bytes, MemoryKind::kDevice, &context_, block.address};
@@ -140,10 +152,21 @@ Region Pool::allocate(uint64_t bytes, const Stream* stream) {
 driver::HbmBlock Pool::allocate_for_host(uint64_t bytes, uint64_t permissions) {
   std::lock_guard lock(mutex_);
   reap();
+  return bytes < kLarge ? from_slabs(bytes, permissions, driver::Reach::kHost)
+                        : pages(bytes, permissions, driver::Reach::kHost);
+}
+
+void Pool::free_for_host(const driver::HbmBlock& block) {
+  std::lock_guard lock(mutex_);
+  if (!give_to_slab(hw::raw(block.address), block.bytes)) context_.space().free(block);
+}
+
+driver::HbmBlock Pool::pages_for_host(uint64_t bytes, uint64_t permissions) {
+  std::lock_guard lock(mutex_);
+  reap();
   return pages(bytes, permissions, driver::Reach::kHost);
 }
 
-// In place of what is kept for later, where need be.
 driver::HbmBlock Pool::pages(uint64_t bytes, uint64_t permissions, driver::Reach reach) {
   try {
     return context_.space().allocate(bytes, permissions, reach);
@@ -180,9 +203,7 @@ void Pool::recycle(const Region& region, uint64_t capacity) {
     large_.erase(it);
     return;
   }
-  auto it = slabs_.upper_bound(hw::raw(region.address));
-  --it;
-  it->second->units.give((hw::raw(region.address) - it->first) / kUnit, capacity / kUnit);
+  give_to_slab(hw::raw(region.address), capacity);
 }
 
 void Pool::trim_locked(uint64_t keep_bytes) {

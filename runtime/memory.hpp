@@ -73,9 +73,12 @@ class Pool {
   Region allocate(uint64_t bytes, const Stream* stream);
   // Returned to the pool once every fence has passed.
   void free(const Region& region, std::vector<Fence> fences);
-  // Pages that the host writes too, code and the like, in place of what is kept for later where need be. The caller's,
-  // who frees them. Throws driver::Error.
+  // Memory that the host writes too, code and the like: small blocks share pages. For free_for_host, once the device is
+  // done with it. Throws driver::Error.
   driver::HbmBlock allocate_for_host(uint64_t bytes, uint64_t permissions);
+  void free_for_host(const driver::HbmBlock& block);
+  // The same in pages of its own, which may be told to others. The caller's, who frees them.
+  driver::HbmBlock pages_for_host(uint64_t bytes, uint64_t permissions);
   void trim(uint64_t keep_bytes);
   uint64_t cached_bytes();
 
@@ -87,11 +90,15 @@ class Pool {
   };
   struct Slab {
     driver::HbmBlock block;
+    uint64_t permissions;
+    driver::Reach reach;
     driver::RangeAllocator units;
   };
   void reap();
   void recycle(const Region& region, uint64_t capacity);
-  std::optional<Region> from_slabs(uint64_t bytes);
+  driver::HbmBlock from_slabs(uint64_t bytes, uint64_t permissions, driver::Reach reach);
+  bool give_to_slab(uint64_t address, uint64_t bytes);  // false: it is of none
+  // Whole pages, in place of what is kept for later where need be.
   driver::HbmBlock pages(uint64_t bytes, uint64_t permissions, driver::Reach reach);
   void trim_locked(uint64_t keep_bytes);
 

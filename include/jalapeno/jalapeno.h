@@ -378,7 +378,7 @@ JAL_API jalError_t jalGraphDestroy(jalGraph_t graph);
 JAL_API jalError_t jalGraphGetNodeCount(jalGraph_t graph, uint32_t* count);
 /* Independent of graph afterwards. Keeps the code of its kernels, also when their module is unloaded; does not keep
  * memory: what its copies, fills and tensors name must stay allocated while it may be launched.
- * Takes device memory in steps of 2 MiB: 64 bytes a node, and the arguments. */
+ * Takes device memory, 64 bytes a node and the arguments, from pages of 2 MiB that small graphs share. */
 JAL_API jalError_t jalGraphInstantiate(jalGraph_t graph, jalGraphExec_t* exec);
 /* Replaces the arguments of launch node `node` (counted in capture order over all nodes). Waits for launches in flight.
  */

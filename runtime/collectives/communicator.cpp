@@ -262,7 +262,7 @@ void Communicator::connect() {
   const Layout layout{n, data + (network ? kHeader : 0), network, per_host};
   slot_stride_ = layout.slot_bytes;
   auto& space = context_->space();
-  block_ = context_->pool().allocate_for_host(layout.bytes(), hw::pte::kRead | hw::pte::kWrite);
+  block_ = context_->pool().pages_for_host(layout.bytes(), hw::pte::kRead | hw::pte::kWrite);
   std::byte* memory = space.aperture(block_).data();
   std::memset(memory, 0, layout.slots());
 

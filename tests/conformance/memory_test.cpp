@@ -138,8 +138,15 @@ TEST_F(MemoryTest, ExhaustionNamesWhatIsLeftAndMemoryComesBack) {
     std::vector<void*> all;
     while (jalMalloc(device.get(), &p, 64 << 20) == jalSuccess) all.push_back(p);
     EXPECT_GE(all.size(), 10u);
+    while (jalMalloc(device.get(), &p, 2 << 20) == jalSuccess) all.push_back(p);
     for (void* q : all) check(jalFree(q));
   }
+  // What is kept for later gives way to what is small, too.
+  std::vector<void*> small;
+  for (int i = 0; i < 3; ++i)
+    if (jalMalloc(device.get(), &p, 1 << 19) == jalSuccess) small.push_back(p);
+  EXPECT_EQ(small.size(), 3u) << jalGetLastErrorDetail();
+  for (void* q : small) check(jalFree(q));
   check(jalMemPoolTrim(device.get(), 0));
   size_t free1 = 0;
   check(jalDeviceGetMemoryInfo(device.get(), &free1, &total));

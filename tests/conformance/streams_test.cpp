@@ -191,24 +191,63 @@ TEST_F(Streams, GraphsWaitForAllStreamsThatRunThem) {
   EXPECT_EQ(x.to_host()[0], 15.f);
 }
 
-TEST_F(Streams, GraphsKeepTheCodeOfAnUnloadedModule) {
+// A module whose kernel "fill" fills eight elements.
+std::vector<std::byte> module_that_fills(float value) {
   namespace jt = jalapeno::tile;
-  jt::Builder k("seven");
+  jt::Builder k("fill");
   auto out = k.tensor("out", jt::f32, 1);
   auto t = k.spm(jt::f32, 1, 8);
-  k.fill(t, 7);
+  k.fill(t, value);
   k.store(out, {0}, t);
-  const auto image = jt::write_module({k.finish()});
+  auto image = jt::write_module({k.finish()});
   EXPECT_THROW(k.finish(), jt::BuildError);
   EXPECT_THROW(k.fill(jt::Tile(), 0), jt::BuildError);
+  return image;
+}
+
+TEST_F(Streams, GraphsKeepTheCodeOfAnUnloadedModule) {
+  const auto image = module_that_fills(7);
   Module module(device, image);
   Buffer<float> x(device, 8);
-  const Graph g(stream, [&] { launch(stream, {1}, module.kernel("seven"), x); });
+  const Graph g(stream, [&] { launch(stream, {1}, module.kernel("fill"), x); });
   module = Module(device, image);
   check(jalMemPoolTrim(device.get(), 0));
   g.launch(stream);
   stream.synchronize();
   EXPECT_EQ(x.to_host()[7], 7.f);
+}
+
+// What is small shares pages; what takes another's place is what runs there.
+TEST_F(Streams, ManyModulesAndGraphsTakeFewPagesAndEachOthersPlaces) {
+  constexpr size_t kCount = 40;
+  Buffer<float> x(device, 8);
+  std::vector<std::unique_ptr<Module>> modules(kCount);
+  std::vector<std::unique_ptr<Graph>> graphs(kCount);
+  std::vector<float> value(kCount);
+  auto make = [&](size_t i, float v) {
+    value[i] = v;
+    graphs[i].reset(), modules[i].reset();
+    modules[i] = std::make_unique<Module>(device, module_that_fills(v));
+    graphs[i] = std::make_unique<Graph>(stream, [&] { launch(stream, {1}, modules[i]->kernel("fill"), x); });
+  };
+  auto holds = [&](float v) { return x.to_host() == std::vector<float>(8, v); };
+  make(0, 0);
+  size_t free0 = 0, free1 = 0, total = 0;
+  check(jalDeviceGetMemoryInfo(device.get(), &free0, &total));
+  for (size_t i = 1; i < kCount; ++i) make(i, static_cast<float>(i));
+  check(jalDeviceGetMemoryInfo(device.get(), &free1, &total));
+  EXPECT_LE(free0 - free1, 8u << 20) << "a page of 2 MiB for each of " << kCount - 1 << " would be more";
+  for (size_t round = 0; round < 3; ++round) {
+    for (size_t i = round; i < kCount; i += 3) make(i, value[i] + 100);
+    for (size_t i = 0; i < kCount; ++i) {
+      graphs[i]->launch(stream);
+      stream.synchronize();
+      EXPECT_TRUE(holds(value[i])) << "graph " << i << " in round " << round;
+      launch(stream, {1}, modules[kCount - 1 - i]->kernel("fill"), x);
+      stream.synchronize();
+      EXPECT_TRUE(holds(value[kCount - 1 - i])) << "module " << kCount - 1 - i << " in round " << round;
+    }
+  }
 }
 
 TEST_F(Streams, IllegalCallInACaptureIsNamedAndTheNextCaptureWorks) {
