@@ -34,8 +34,8 @@ enum class Reach { kDevice, kHost };
 
 struct HbmBlock {
   hw::DeviceAddr address{};
-  uint64_t bytes = 0;     // whole pages
-  uint64_t physical = 0;  // of the first page; the pages of a block are adjacent
+  uint64_t bytes = 0;     // whole pages, unless it is a part of what allocate() gave
+  uint64_t physical = 0;  // of the first byte; the pages of a block are adjacent
 };
 
 class AddressSpace {

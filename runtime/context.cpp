@@ -407,7 +407,8 @@ jalError_t jalDeviceGetTelemetry(jalDevice_t device, jalTelemetry* out) {
 jalError_t jalDeviceGetMemoryInfo(jalDevice_t device, size_t* free_bytes, size_t* total_bytes) {
   return guard([&] {
     Context& c = context_of(device);
-    if (free_bytes != nullptr) *free_bytes = c.space().free_bytes() + c.pool().cached_bytes();
+    const uint64_t cached = c.pool().cached_bytes();  // gives back what it does not keep
+    if (free_bytes != nullptr) *free_bytes = c.space().free_bytes() + cached;
     if (total_bytes != nullptr) *total_bytes = c.device().identity().hbm_bytes;
   });
 }

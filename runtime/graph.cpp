@@ -49,12 +49,11 @@ class GraphExec {
   ~GraphExec() {
     try {
       drain();
-      if (block_.bytes == 0) return;
-      told_of_block({});
-      context_->pool().free_for_host(block_);
-    } catch (const std::exception&) {
-      // A lost device frees everything; of one that hangs nobody knows what it still reads.
+    } catch (const std::exception&) {  // whatever still runs keeps the block, and the code, until it is done
     }
+    if (block_.bytes == 0) return;
+    told_of_block({});
+    context_->pool().free_for_host(block_);
   }
 
   void set_arguments(uint32_t node, const jalArg* args, uint32_t count) {

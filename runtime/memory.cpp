@@ -1,6 +1,7 @@
 #include "memory.hpp"
 
 #include <cstring>
+#include <iterator>
 
 #include "context.hpp"
 #include "stream.hpp"
@@ -10,6 +11,12 @@ namespace {
 
 constexpr uint64_t kUnit = 256, kLarge = uint64_t{1} << 20;
 uint64_t round_up(uint64_t v, uint64_t unit) { return (v + unit - 1) / unit * unit; }
+
+std::vector<Fence> all_streams(Context& context) {
+  std::vector<Fence> fences;
+  for (auto& s : context.streams()) fences.push_back(s->fence());
+  return fences;
+}
 
 }  // namespace
 
@@ -76,6 +83,12 @@ void Registry::remove_all(const Context* context) {
 bool Fence::passed() const {
   auto s = stream.lock();
   return s == nullptr || s->completed() >= value || s->context().device().lost();
+}
+
+bool Fence::seen() const {
+  if (!passed()) return false;
+  if (auto s = stream.lock(); s != nullptr && !s->context().device().lost()) s->queue().wait(value, 0);
+  return true;
 }
 
 void keep_last(std::vector<Fence>& fences, Fence fence) {
@@ -150,6 +163,7 @@ Region Pool::allocate(uint64_t bytes, const Stream* stream) {
 }
 
 driver::HbmBlock Pool::allocate_for_host(uint64_t bytes, uint64_t permissions) {
+  context_.device().throw_if_lost();
   std::lock_guard lock(mutex_);
   reap();
   return bytes < kLarge ? from_slabs(bytes, permissions, driver::Reach::kHost)
@@ -157,8 +171,9 @@ driver::HbmBlock Pool::allocate_for_host(uint64_t bytes, uint64_t permissions) {
 }
 
 void Pool::free_for_host(const driver::HbmBlock& block) {
-  std::lock_guard lock(mutex_);
-  if (!give_to_slab(hw::raw(block.address), block.bytes)) context_.space().free(block);
+  auto fences = all_streams(context_);
+  std::lock_guard lock(returned_mutex_);
+  returned_.push_back({block, std::move(fences)});
 }
 
 driver::HbmBlock Pool::pages_for_host(uint64_t bytes, uint64_t permissions) {
@@ -195,6 +210,19 @@ void Pool::reap() {
     recycle(p.region, p.capacity);
     return true;
   });
+  std::vector<Returned> returned;  // looked at without the lock: the last look at a stream may end it, and more come
+  {
+    std::lock_guard lock(returned_mutex_);
+    returned.swap(returned_);
+  }
+  std::erase_if(returned, [&](Returned& r) {
+    std::erase_if(r.fences, [](const Fence& f) { return f.seen(); });
+    if (!r.fences.empty()) return false;
+    if (!give_to_slab(hw::raw(r.block.address), r.block.bytes)) context_.space().free(r.block);
+    return true;
+  });
+  std::lock_guard lock(returned_mutex_);
+  returned_.insert(returned_.end(), std::make_move_iterator(returned.begin()), std::make_move_iterator(returned.end()));
 }
 
 void Pool::recycle(const Region& region, uint64_t capacity) {
@@ -232,6 +260,8 @@ uint64_t Pool::cached_bytes() {
   reap();
   uint64_t have = 0;
   for (const auto& [bytes, block] : cached_) have += bytes;
+  for (const auto& [address, slab] : slabs_)
+    if (slab->units.available() == hw::kPageBytes / kUnit) have += hw::kPageBytes;
   return have;
 }
 
@@ -245,12 +275,6 @@ struct PinnedTable {
 PinnedTable& pinned() {
   static PinnedTable* t = new PinnedTable;
   return *t;
-}
-
-std::vector<Fence> all_streams(Context& context) {
-  std::vector<Fence> fences;
-  for (auto& s : context.streams()) fences.push_back(s->fence());
-  return fences;
 }
 
 Region device_region(const void* p, const char* what) {

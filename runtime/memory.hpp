@@ -61,6 +61,7 @@ struct Fence {
   std::weak_ptr<Stream> stream;
   uint64_t value = 0;
   bool passed() const;
+  bool seen() const;  // the same, and a trace is told: what the host writes from now on comes after it
 };
 // Of each stream only the last one; streams that are gone are forgotten.
 void keep_last(std::vector<Fence>& fences, Fence fence);
@@ -73,9 +74,11 @@ class Pool {
   Region allocate(uint64_t bytes, const Stream* stream);
   // Returned to the pool once every fence has passed.
   void free(const Region& region, std::vector<Fence> fences);
-  // Memory that the host writes too, code and the like: small blocks share pages. For free_for_host, once the device is
-  // done with it. Throws driver::Error.
+  // Memory that the host writes too, code and the like: small blocks share pages. For free_for_host. Throws
+  // driver::Error.
   driver::HbmBlock allocate_for_host(uint64_t bytes, uint64_t permissions);
+  // Returned to the pool once all work enqueued so far, on any stream, is done. Takes no lock of the pool's: whoever
+  // holds the last of some code may end while the pool looks at streams.
   void free_for_host(const driver::HbmBlock& block);
   // The same in pages of its own, which may be told to others. The caller's, who frees them.
   driver::HbmBlock pages_for_host(uint64_t bytes, uint64_t permissions);
@@ -86,6 +89,10 @@ class Pool {
   struct Pending {
     Region region;
     uint64_t capacity;
+    std::vector<Fence> fences;
+  };
+  struct Returned {
+    driver::HbmBlock block;
     std::vector<Fence> fences;
   };
   struct Slab {
@@ -105,6 +112,8 @@ class Pool {
   Context& context_;
   std::mutex mutex_;
   std::vector<Pending> pending_;
+  std::mutex returned_mutex_;
+  std::vector<Returned> returned_;                    // by free_for_host
   std::multimap<uint64_t, driver::HbmBlock> cached_;  // by size
   std::map<uint64_t, driver::HbmBlock> large_;        // in use, by address
   std::map<uint64_t, std::unique_ptr<Slab>> slabs_;   // by address

@@ -190,12 +190,7 @@ Module::Module(Context& context, const void* image, size_t bytes, std::string na
       context.pool().allocate_for_host(std::max<uint64_t>(code_bytes, 1), hw::pte::kRead | hw::pte::kExecute);
   context.space().write(block, std::as_bytes(std::span(parsed.code)));
   context.space().invalidate();
-  std::shared_ptr<void> memory(nullptr, [pool = &context.pool(), block](void*) {
-    try {
-      pool->free_for_host(block);
-    } catch (const std::exception&) {  // a lost device frees everything
-    }
-  });
+  std::shared_ptr<void> memory(nullptr, [pool = &context.pool(), block](void*) { pool->free_for_host(block); });
   for (ParsedKernel& k : parsed.kernels) {
     auto shared = std::make_shared<KernelImage>(std::move(k.image));
     shared->memory = memory;

@@ -156,6 +156,21 @@ TEST_F(Faults, TrapCarriesItsCode) {
   recover();
 }
 
+// Instances run in another order, on several threads: the failure is the first one's by its place in the grid.
+TEST_F(Faults, OfSeveralInstancesTheFirstInTheGridIsNamed) {
+  jt::Builder k("picky");
+  for (const auto& [x, y] : {std::pair{0, 3}, {2, 1}, {4, 1}, {5, 2}})  // (2, 1) has the lowest index
+    k.when(k.pid_x(), jt::Cond::kEq, x, [&] { k.when(k.pid_y(), jt::Cond::kEq, y, [&] { k.trap(1); }); });
+  const Module m = load(k.finish());
+  for (int round = 0; round < 4; ++round) {
+    launch(stream, {7, 4}, m.kernel("picky"));
+    const jalErrorRecord r = fail_with(jalErrorAssert);
+    EXPECT_EQ(r.grid_position[0], 2u);
+    EXPECT_EQ(r.grid_position[1], 1u);
+    recover();
+  }
+}
+
 TEST_F(Faults, TileLargerThanItsSliceIsATileFault) {
   jt::Builder k("slicer");
   Reg n = k.scalar_i32("n");
