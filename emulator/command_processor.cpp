@@ -365,7 +365,7 @@ Chip::Done Chip::run_untimed(LoweredLaunches& lowered, Launch& l, uint32_t count
   };
   // All turns on all threads. Those of one x stay on one thread, whose caches have their weights; the last ones are
   // given out singly, so that the threads end together.
-  const auto each_turn = [&](const std::function<void(Core&, uint32_t)>& work) {
+  const auto each_turn = [&](const auto& work) {
     const uint32_t column = l.grid[1], columns = count / column, singly = 2 * pool_.threads(),
                    together = column > 1 && columns > singly ? columns - singly : 0;
     pool_.run(together + (count - together * column), [&](Core& core, uint32_t k) {

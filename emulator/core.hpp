@@ -50,13 +50,14 @@ struct Launch {
 
   // In which order instances have their turn: those of one x after each other. In a multiplication they share rows of
   // the weights, which come from memory once.
-  uint32_t instance_at(uint32_t turn) const {
-    const uint32_t plane = grid[0] * grid[1], in_plane = turn % plane;
-    return turn - in_plane + in_plane % grid[1] * grid[0] + in_plane / grid[1];
-  }
-  uint32_t turn_of(uint32_t instance) const {
-    const uint32_t plane = grid[0] * grid[1], in_plane = instance % plane;
-    return instance - in_plane + in_plane % grid[0] * grid[1] + in_plane / grid[0];
+  uint32_t instance_at(uint32_t turn) const { return transposed(turn, grid[1], grid[0]); }
+  uint32_t turn_of(uint32_t instance) const { return transposed(instance, grid[0], grid[1]); }
+
+ private:
+  // What an index that counts along rows of `length`, so many to a plane, is when counted down the columns.
+  static uint32_t transposed(uint32_t index, uint32_t length, uint32_t rows) {
+    const uint32_t in_plane = index % (length * rows);
+    return index - in_plane + in_plane % length * rows + in_plane / length;
   }
 };
 

@@ -9,7 +9,7 @@
 namespace jalapeno::runtime {
 namespace {
 
-constexpr uint64_t kUnit = 256, kLarge = uint64_t{1} << 20;
+constexpr uint64_t kUnit = 256, kLarge = uint64_t{1} << 20, kSlabUnits = hw::kPageBytes / kUnit;
 uint64_t round_up(uint64_t v, uint64_t unit) { return (v + unit - 1) / unit * unit; }
 
 std::vector<Fence> all_streams(Context& context) {
@@ -101,6 +101,8 @@ void keep_last(std::vector<Fence>& fences, Fence fence) {
   fences.push_back(std::move(fence));
 }
 
+bool Pool::Slab::empty() const { return units.available() == kSlabUnits; }
+
 driver::HbmBlock Pool::from_slabs(uint64_t bytes, uint64_t permissions, driver::Reach reach) {
   const uint64_t units = round_up(bytes, kUnit) / kUnit;
   const auto part = [&](Slab& slab) {
@@ -114,7 +116,7 @@ driver::HbmBlock Pool::from_slabs(uint64_t bytes, uint64_t permissions, driver::
   }
   auto slab = std::make_unique<Slab>();
   slab->block = pages(hw::kPageBytes, permissions, reach), slab->permissions = permissions, slab->reach = reach;
-  slab->units.add(0, hw::kPageBytes / kUnit);
+  slab->units.add(0, kSlabUnits);
   return part(*(slabs_[hw::raw(slab->block.address)] = std::move(slab)));
 }
 
@@ -215,6 +217,7 @@ void Pool::reap() {
     std::lock_guard lock(returned_mutex_);
     returned.swap(returned_);
   }
+  if (returned.empty()) return;
   std::erase_if(returned, [&](Returned& r) {
     std::erase_if(r.fences, [](const Fence& f) { return f.seen(); });
     if (!r.fences.empty()) return false;
@@ -243,7 +246,7 @@ void Pool::trim_locked(uint64_t keep_bytes) {
     it = cached_.erase(it);
   }
   std::erase_if(slabs_, [&](const auto& entry) {
-    if (entry.second->units.available() != hw::kPageBytes / kUnit) return false;
+    if (!entry.second->empty()) return false;
     context_.space().free(entry.second->block);
     return true;
   });
@@ -261,7 +264,7 @@ uint64_t Pool::cached_bytes() {
   uint64_t have = 0;
   for (const auto& [bytes, block] : cached_) have += bytes;
   for (const auto& [address, slab] : slabs_)
-    if (slab->units.available() == hw::kPageBytes / kUnit) have += hw::kPageBytes;
+    if (slab->empty()) have += hw::kPageBytes;
   return have;
 }
 

@@ -100,6 +100,7 @@ class Pool {
     uint64_t permissions;
     driver::Reach reach;
     driver::RangeAllocator units;
+    bool empty() const;
   };
   void reap();
   void recycle(const Region& region, uint64_t capacity);
