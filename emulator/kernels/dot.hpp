@@ -20,6 +20,21 @@ inline __m128 horizontal(__m512 v0, __m512 v1, __m512 v2, __m512 v3) {
   return _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
 }
 
+// The sums of columns n, n + apart, .. of a row of C: kN of one or of four.
+template <int kN>
+inline void put_columns(const MultiplyArgs& x, uint32_t m, uint32_t n, uint32_t apart, const __m512 (&sum)[kN]) {
+  static_assert(kN == 1 || kN == 4);
+  float* c = row(x.c, x.c_pitch, m) + n;
+  if constexpr (kN == 4) {
+    alignas(16) float four[4];
+    _mm_store_ps(four, horizontal(sum[0], sum[1], sum[2], sum[3]));
+    for (size_t j = 0; j < kN; ++j) c[j * apart] = x.accumulate ? c[j * apart] + four[j] : four[j];
+  } else {
+    const float s = _mm512_reduce_add_ps(sum[0]);
+    *c = x.accumulate ? *c + s : s;
+  }
+}
+
 template <class Words>
 inline __m512 step_of(__m512 sum, __m512i a, __m512i b) {
   return Words::step(sum, a, b);
@@ -64,19 +79,7 @@ inline void dot_rows(const MultiplyArgs& x, const Weights& weights, uint32_t m, 
   if (const uint32_t rest = x.k % kVector; rest != 0)
     vectors(whole, [=](const auto& source, const std::byte* p) { return source.load_some(p, rest); });
 #pragma GCC unroll 8
-  for (int i = 0; i < M; ++i) {
-    float* c = row(x.c, x.c_pitch, m + static_cast<uint32_t>(i)) + n;
-    if constexpr (N > 1) {
-      constexpr int kLast = N - 1;
-      const __m128 s = horizontal(sum[i][0], sum[i][1], sum[i][std::min(2, kLast)], sum[i][std::min(3, kLast)]);
-      alignas(16) float four[4];
-      _mm_store_ps(four, s);
-      for (size_t j = 0; j < N; ++j) c[j * apart] = x.accumulate ? c[j * apart] + four[j] : four[j];
-    } else {
-      const float s = _mm512_reduce_add_ps(sum[i][0]);
-      *c = x.accumulate ? *c + s : s;
-    }
-  }
+  for (int i = 0; i < M; ++i) put_columns<N>(x, m + static_cast<uint32_t>(i), n, apart, sum[i]);
 }
 
 // All rows of A meet a few columns while these are in the cache.

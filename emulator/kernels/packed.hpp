@@ -32,19 +32,18 @@ struct PlainWords {
   static __m512i words(const std::byte* p, __mmask16 some) { return _mm512_maskz_loadu_epi32(some, p); }
 };
 
-// Sixteen rows of sixteen words become sixteen vectors: word i of every row. `rows` of them exist.
+// Sixteen rows of sixteen words become sixteen vectors: word i of every row.
 struct Transposed {
   __m512i v[16];
 };
-template <class Source>
-inline Transposed transpose(const Source& source, const std::byte* p, size_t pitch, uint32_t rows, __mmask16 words) {
-  __m512i r[16], t[16];
-#pragma GCC unroll 16
-  for (uint32_t i = 0; i < 16; ++i) r[i] = i < rows ? source.words(p + pitch * i, words) : _mm512_setzero_si512();
+inline __attribute__((always_inline)) Transposed transpose(__m512i (&r)[16]) {
+  __m512i t[16];
+#pragma GCC unroll 8
   for (int i = 0; i < 16; i += 2) {
     t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
     t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
   }
+#pragma GCC unroll 4
   for (int i = 0; i < 16; i += 4) {
     r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
     r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
@@ -52,6 +51,7 @@ inline Transposed transpose(const Source& source, const std::byte* p, size_t pit
     r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
   }
   Transposed out;
+#pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
     const __m512i a = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88), b = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xDD),
                   c = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88),
@@ -63,6 +63,27 @@ inline Transposed transpose(const Source& source, const std::byte* p, size_t pit
   }
   return out;
 }
+// kRows of them exist, all of sixteen words.
+template <uint32_t kRows, class Source>
+inline __attribute__((always_inline)) Transposed transpose_whole(const Source& source, const std::byte* p,
+                                                                 size_t pitch) {
+  __m512i r[16];
+#pragma GCC unroll 16
+  for (uint32_t i = 0; i < 16; ++i, p += pitch) {
+    r[i] = i < kRows ? source.words(p, 0xFFFF) : _mm512_setzero_si512();
+    asm("" : "+r"(p));  // else GCC 12 keeps sixteen addresses, on the stack
+  }
+  return transpose(r);
+}
+// `rows` of them exist, of them the `words` of a mask.
+template <class Source>
+inline Transposed transpose_some(const Source& source, const std::byte* p, size_t pitch, uint32_t rows,
+                                 __mmask16 words) {
+  __m512i r[16];
+#pragma GCC unroll 16
+  for (uint32_t i = 0; i < 16; ++i) r[i] = i < rows ? source.words(p + pitch * i, words) : _mm512_setzero_si512();
+  return transpose(r);
+}
 
 // panel[word][column] from 32 rows of B, each `words` long. flip turns signed bytes into unsigned ones plus 128.
 template <class Weights>
@@ -71,19 +92,29 @@ inline void pack_rows(const Weights& weights, const std::byte* b, size_t pitch, 
   auto* out = static_cast<__m512i*>(panel);
   for (uint32_t w = 0; w < words; w += 16) {
     const uint32_t n = std::min(words - w, 16u);
-    const auto mask = static_cast<__mmask16>((1u << n) - 1);
     for (uint32_t half = 0; half < 2; ++half) {
+      __m512i* to = out + w * 2 + half;
       if (columns <= half * 16) {  // its lanes are never stored
-        for (uint32_t i = 0; i < n; ++i) _mm512_store_si512(out + (w + i) * 2 + half, _mm512_setzero_si512());
+        for (uint32_t i = 0; i < n; ++i) _mm512_store_si512(to + i * 2, _mm512_setzero_si512());
         continue;
       }
+      const std::byte* from = b + pitch * half * 16 + w * Weights::kBytes;
       // Rows are short and many: what the next panel needs comes while this one is turned.
-      for (uint32_t i = 0; i < 16; ++i)
-        _mm_prefetch(reinterpret_cast<const char*>(b + pitch * (kPanelColumns + half * 16 + i) + w * Weights::kBytes),
-                     _MM_HINT_T1);
-      const Transposed t = transpose(weights, b + pitch * half * 16 + w * Weights::kBytes, pitch,
-                                     std::min(columns - half * 16, 16u), mask);
-      for (uint32_t i = 0; i < n; ++i) _mm512_store_si512(out + (w + i) * 2 + half, _mm512_xor_si512(t.v[i], flip));
+      const std::byte* next = from + pitch * kPanelColumns;
+#pragma GCC unroll 16
+      for (uint32_t i = 0; i < 16; ++i, next += pitch) {
+        _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T1);
+        asm("" : "+r"(next));
+      }
+      if (n == 16 && columns == kPanelColumns) {
+        const Transposed t = transpose_whole<16>(weights, from, pitch);
+#pragma GCC unroll 16
+        for (uint32_t i = 0; i < 16; ++i) _mm512_store_si512(to + i * 2, _mm512_xor_si512(t.v[i], flip));
+      } else {
+        const Transposed t = transpose_some(weights, from, pitch, std::min(columns - half * 16, 16u),
+                                            static_cast<__mmask16>((1u << n) - 1));
+        for (uint32_t i = 0; i < n; ++i) _mm512_store_si512(to + i * 2, _mm512_xor_si512(t.v[i], flip));
+      }
     }
   }
 }
@@ -128,25 +159,28 @@ constexpr int kGroup = 12;  // rows of A that share a look at the panel: 24 sums
 
 // kM rows of A, word by word, against one panel.
 template <class Words, int kM>
-inline void panel_rows(const MultiplyArgs& x, const int32_t* group, uint32_t m, uint32_t n, uint32_t columns,
-                       uint32_t words, const int32_t* panel, bool add) {
+__attribute__((noinline)) void panel_rows(const MultiplyArgs& x, const int32_t* group, uint32_t m, uint32_t n,
+                                          uint32_t columns, uint32_t words, const int32_t* panel, bool add) {
   __m512 sum[kM][2];
 #pragma GCC unroll 16
   for (int i = 0; i < kM; ++i) {
     sum[i][0] = sum[i][1] = _mm512_setzero_ps();
     prefetch_columns(x, m + static_cast<uint32_t>(i), n);
   }
-  for (uint32_t w = 0; w < words; ++w) {
-    const __m512i b0 = _mm512_load_si512(panel + w * 32), b1 = _mm512_load_si512(panel + w * 32 + 16);
+  for (const int32_t* end = panel + words * kPanelColumns; panel != end; panel += kPanelColumns, group += kGroup) {
+    const __m512i b0 = _mm512_load_si512(panel), b1 = _mm512_load_si512(panel + 16);
 #pragma GCC unroll 16
     for (int i = 0; i < kM; ++i) {
-      const __m512i av = _mm512_set1_epi32(group[w * kGroup + static_cast<uint32_t>(i)]);
+      const __m512i av = _mm512_set1_epi32(group[i]);
       sum[i][0] = Words::step(sum[i][0], av, b0);
       sum[i][1] = Words::step(sum[i][1], av, b1);
     }
   }
+#pragma GCC unroll 16
   for (int i = 0; i < kM; ++i)
-    for (uint32_t half = 0; half < 2 && half * 16 < columns; ++half) {
+#pragma GCC unroll 2
+    for (uint32_t half = 0; half < 2; ++half) {
+      if (columns <= half * 16) break;
       const uint32_t at = n + half * 16, here = columns - half * 16;
       if constexpr (Words::kInteger) {
         auto* c = reinterpret_cast<int32_t*>(row(x.c, x.c_pitch, m + static_cast<uint32_t>(i))) + at;
@@ -162,10 +196,17 @@ inline void panel_rows(const MultiplyArgs& x, const int32_t* group, uint32_t m, 
 
 // group[word][row] from up to kGroup rows of A.
 inline void pack_group(const std::byte* a, size_t pitch, uint32_t rows, uint32_t words, int32_t* group) {
-  for (uint32_t w = 0; w < words; w += 16) {
+  for (uint32_t w = 0; w < words; w += 16, a += 64, group += 16 * kGroup) {
     const uint32_t n = std::min(words - w, 16u);
-    const Transposed t = transpose(PlainWords{}, a + size_t{w} * 4, pitch, rows, static_cast<__mmask16>((1u << n) - 1));
-    for (uint32_t i = 0; i < n; ++i) _mm512_mask_storeu_epi32(group + (w + i) * kGroup, (1u << kGroup) - 1, t.v[i]);
+    constexpr auto kRows = static_cast<__mmask16>((1u << kGroup) - 1);
+    if (n == 16 && rows == kGroup) {
+      const Transposed t = transpose_whole<kGroup>(PlainWords{}, a, pitch);
+#pragma GCC unroll 16
+      for (uint32_t i = 0; i < 16; ++i) _mm512_mask_storeu_epi32(group + i * kGroup, kRows, t.v[i]);
+    } else {
+      const Transposed t = transpose_some(PlainWords{}, a, pitch, rows, static_cast<__mmask16>((1u << n) - 1));
+      for (uint32_t i = 0; i < n; ++i) _mm512_mask_storeu_epi32(group + i * kGroup, kRows, t.v[i]);
+    }
   }
 }
 

@@ -4,6 +4,7 @@
 // only.
 #pragma once
 #include "kernels/blocks.hpp"
+#include "kernels/dot.hpp"
 #include "kernels/packed.hpp"
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
@@ -110,7 +111,7 @@ void multiply_quantised(const MultiplyArgs& x) {
               _mm256_store_si256(reinterpret_cast<__m256i*>(plain[r] + j * 32), unsigned_block<Block>(p));
               scale[j][r] = block_scale<Block>(p);
             }
-          const Transposed t = transpose(PlainWords{}, plain[0], 64, rows, pair == 2 ? 0xFFFF : 0xFF);
+          const Transposed t = transpose_some(PlainWords{}, plain[0], 64, rows, pair == 2 ? 0xFFFF : 0xFF);
           for (uint32_t w = 0; w < pair * 8; ++w) _mm512_store_si512(vectors + (block * 8 + w) * 2 + half, t.v[w]);
           for (uint32_t j = 0; j < pair; ++j) std::memcpy(scales + ((block + j) * 2 + half) * 16, scale[j], 64);
         }
@@ -122,118 +123,169 @@ void multiply_quantised(const MultiplyArgs& x) {
   }
 }
 
-// A few rows of A: weights are read once, in their own order, two blocks to a vector.
-struct SpreadRows {
-  const int8_t* bytes;   // [m][k]
-  const float* factor;   // [m][k / 4]: the scale of A for each lane's four bytes
-  const int32_t* shift;  // [m][k / 4]: what the lane's sum is too large by, negated
+// A few rows of A: weights are read once, in their own order, in steps. Of q8_0 a step is a vector of two blocks; of
+// nibbles it is four blocks, the first halves of all in one vector, the second ones in another, each block in a lane of
+// 128 bits, so that two instructions add up four blocks. (Halves of q8_0 in the same way take twice the loads.)
+template <class Block>
+struct Step {
+  static constexpr int kBlocks = Block::nibbles ? 4 : 2, kVectors = kBlocks / 2;
+  __m512i bytes[kVectors];  // value + bias
+  __m512 scale;             // of each lane's block
 };
 
-// Value + bias of two blocks that follow each other, and their scales, each in the lanes of its block.
-template <class Block>
-inline __m512i unsigned_pair(const std::byte* p) {
-  const auto* first = reinterpret_cast<const __m128i*>(p + Block::at);
-  const auto* second = reinterpret_cast<const __m128i*>(p + Block::at + Block::bytes);
-  if constexpr (Block::nibbles) {
-    const __m512i both =
-        _mm512_mask_broadcast_i64x2(_mm512_broadcast_i64x2(_mm_loadu_si128(first)), 0xF0, _mm_loadu_si128(second));
-    const __m512i right = _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4);
-    const __m512i codes = _mm512_and_si512(_mm512_srlv_epi64(both, right), _mm512_set1_epi8(15));
-    if constexpr (std::is_same_v<Block, MxFp4>)
-      return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(mxfp4_plus_12()), codes);
-    else
-      return codes;
+// Sixteen bytes of each of kCount blocks, from `p` on, a block to a lane of 128 bits.
+template <class Block, int kCount>
+inline __m512i block_halves(const std::byte* p) {
+  const auto at = [=](size_t block) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + block * Block::bytes));
+  };
+  __m512i v = _mm512_zextsi128_si512(at(0));
+  if constexpr (kCount > 1) v = _mm512_mask_broadcast_i32x4(v, 0x00F0, at(1));
+  if constexpr (kCount > 2) v = _mm512_mask_broadcast_i32x4(v, 0x0F00, at(2));
+  if constexpr (kCount > 3) v = _mm512_mask_broadcast_i32x4(v, 0xF000, at(3));
+  return v;
+}
+
+// One or two blocks of q8_0, as they are.
+template <int kCount>
+inline __m512i block_pair(const std::byte* p) {
+  const auto at = [=](size_t block) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + block * Q8_0::bytes + Q8_0::at));
+  };
+  const __m512i first = _mm512_zextsi256_si512(at(0));
+  return kCount < 2 ? first : _mm512_inserti64x4(first, at(1), 1);
+}
+
+// The first kCount blocks of a step; nothing behind them is read, and their scale is zero.
+template <class Block, int kCount>
+inline Step<Block> step_at(const std::byte* p) {
+  Step<Block> out;
+  if constexpr (!Block::nibbles) {
+    out.bytes[0] = _mm512_xor_si512(block_pair<kCount>(p), _mm512_set1_epi8(-128));
+    const uint32_t second = kCount < 2 ? 0 : read16(p + Block::bytes);
+    const __m128 both = _mm_cvtph_ps(_mm_cvtsi32_si128(static_cast<int32_t>(read16(p) | second << 16)));
+    const __m512i spread = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+    out.scale = _mm512_permutexvar_ps(spread, _mm512_castps128_ps512(both));
+    return out;
   } else {
-    const __m512i both =
-        _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(first))),
-                           _mm256_loadu_si256(reinterpret_cast<const __m256i*>(second)), 1);
-    return _mm512_xor_si512(both, _mm512_set1_epi8(-128));
+    const __m512i both = block_halves<Block, kCount>(p + Block::at), low = _mm512_set1_epi8(15);
+    out.bytes[0] = _mm512_and_si512(both, low), out.bytes[1] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
+    constexpr size_t kAll = Block::bytes * kCount;
+    constexpr auto kHere = static_cast<__mmask64>(kAll >= 64 ? ~uint64_t{0} : (uint64_t{1} << kAll) - 1);
+    const __m512i begin = _mm512_maskz_loadu_epi8(kHere, p);  // all scales are in it
+    if constexpr (std::is_same_v<Block, MxFp4>) {
+      const __m512i values = _mm512_broadcast_i32x4(mxfp4_plus_12());
+      for (__m512i& codes : out.bytes) codes = _mm512_shuffle_epi8(values, codes);
+      // The scale of block i is byte i of lane i: the exponent goes to the top of every word there, then below the
+      // sign.
+      const __m512i place = _mm512_set_epi32(0x03808080, 0x03808080, 0x03808080, 0x03808080, 0x02808080, 0x02808080,
+                                             0x02808080, 0x02808080, 0x01808080, 0x01808080, 0x01808080, 0x01808080,
+                                             0x00808080, 0x00808080, 0x00808080, 0x00808080);
+      const __m512i exponent = _mm512_srli_epi32(_mm512_shuffle_epi8(begin, place), 1);
+      const __m512i value = _mm512_max_epu32(exponent, _mm512_set1_epi32(0x400000));  // 2^-127
+      const __mmask16 none = _mm512_cmpeq_epi32_mask(exponent, _mm512_set1_epi32(0x7F800000));
+      out.scale = _mm512_castsi512_ps(_mm512_mask_mov_epi32(value, none, _mm512_set1_epi32(0x7FC00000)));
+    } else {  // blocks begin so many 16-bit words after each other
+      constexpr int64_t kWords = Block::bytes / 2, kEach = 0x0001000100010001;
+      const __m512i place =
+          _mm512_castsi256_si512(_mm256_set_epi64x(3 * kWords * kEach, 2 * kWords * kEach, kWords * kEach, 0));
+      out.scale = _mm512_cvtph_ps(_mm512_castsi512_si256(_mm512_permutexvar_epi16(place, begin)));
+    }
+    if constexpr (kCount < 4) out.scale = _mm512_maskz_mov_ps((1u << kCount * 4) - 1, out.scale);
+    return out;
   }
 }
+
+// Calls f(integral_constant) with the number of blocks of a step of kBlocks of which `left` are there.
+template <int kBlocks, class F>
+inline __attribute__((always_inline)) void with_count(uint32_t left, F f) {
+  if constexpr (kBlocks > 1) {
+    if (left < kBlocks) return with_count<kBlocks - 1>(left, f);
+  }
+  f(std::integral_constant<int, kBlocks>{});
+}
+
+// Rows of A for that; what is missing of the last step is zero.
+struct SpreadRows {
+  const __m512i* bytes;  // [m][steps][vectors]
+  const __m512* factor;  // [m][steps]: the scale of A for each lane
+  const __m512i* shift;  // [m][steps]: what the lane's sum is too large by, negated
+  uint32_t steps;
+};
 template <class Block>
-inline __m512 scale_pair(const std::byte* p) {
-  __m128 both;
-  if constexpr (std::is_same_v<Block, MxFp4>)
-    both = _mm_setr_ps(block_scale<Block>(p), block_scale<Block>(p + Block::bytes), 0, 0);
-  else
-    both = _mm_cvtph_ps(_mm_cvtsi32_si128(static_cast<int32_t>(read16(p) | uint32_t{read16(p + Block::bytes)} << 16)));
-  const __m512i spread = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
-  return _mm512_permutexvar_ps(spread, _mm512_castps128_ps512(both));
+inline SpreadRows spread_rows(const MultiplyArgs& x) {
+  constexpr int kBlocks = Step<Block>::kBlocks, kVectors = Step<Block>::kVectors;
+  static thread_local Scratch memory;
+  const uint32_t blocks = x.k / 32, steps = (blocks + kBlocks - 1) / kBlocks;
+  const size_t all = size_t{x.m} * steps;
+  auto* bytes = reinterpret_cast<__m512i*>(memory.reserve(all * 16 * (kVectors + 2)));
+  auto* factor = reinterpret_cast<__m512*>(bytes + all * kVectors);
+  auto* shift = reinterpret_cast<__m512i*>(factor + all);
+  const __m512i bias = _mm512_set1_epi8(Block::bias);
+  const float unit = std::is_same_v<Block, MxFp4> ? 0.5f : 1.f;
+  for (uint32_t m = 0; m < x.m; ++m)
+    for (uint32_t step = 0; step < steps; ++step) {
+      const std::byte* p = x.a + x.a_pitch * m + size_t{step} * kBlocks * Q8_0::bytes;
+      const size_t at = size_t{m} * steps + step;
+      with_count<kBlocks>(blocks - step * kBlocks, [&](auto count) {
+        __m512i* v = bytes + at * kVectors;
+        if constexpr (Block::nibbles)
+          v[0] = block_halves<Q8_0, count>(p + Q8_0::at), v[1] = block_halves<Q8_0, count>(p + Q8_0::at + 16);
+        else
+          v[0] = block_pair<count>(p);
+        __m512i sums = _mm512_setzero_si512();
+        for (int i = 0; i < kVectors; ++i) sums = _mm512_dpbusd_epi32(sums, bias, v[i]);
+        shift[at] = _mm512_sub_epi32(_mm512_setzero_si512(), sums);
+        __m512 scale = _mm512_setzero_ps();
+        constexpr int kLanes = 16 / kBlocks;
+        for (int i = 0; i < count; ++i)
+          scale = _mm512_mask_mov_ps(scale, static_cast<__mmask16>(((1u << kLanes) - 1) << i * kLanes),
+                                     _mm512_set1_ps(block_scale<Q8_0>(p + i * Q8_0::bytes) * unit));
+        factor[at] = scale;
+      });
+    }
+  return {bytes, factor, shift, steps};
 }
 
 template <class Block, int kM, int kN>
 inline void quantised_dot(const MultiplyArgs& x, const SpreadRows& a, uint32_t m, uint32_t n, uint32_t apart) {
+  constexpr int kBlocks = Step<Block>::kBlocks, kVectors = Step<Block>::kVectors;
   const std::byte* b = x.b + x.b_pitch * n;
-  const size_t stride = x.b_pitch * apart, blocks = x.k / 32, pairs = blocks / 2;
+  const size_t stride = x.b_pitch * apart;
   __m512 sum[kM][kN];
 #pragma GCC unroll 8
   for (int i = 0; i < kM; ++i)
 #pragma GCC unroll 4
     for (int j = 0; j < kN; ++j) sum[i][j] = _mm512_setzero_ps();
-  for (size_t pair = 0; pair < pairs; ++pair) {
-    __m512i bytes[kN];
-    __m512 scale[kN];
+  auto meet = [&](auto count, size_t step) __attribute__((always_inline)) {
 #pragma GCC unroll 4
     for (int j = 0; j < kN; ++j) {
-      const std::byte* p = b + stride * static_cast<size_t>(j) + pair * 2 * Block::bytes;
+      const std::byte* p = b + stride * static_cast<size_t>(j) + step * kBlocks * Block::bytes;
       stream_ahead(p);
-      bytes[j] = unsigned_pair<Block>(p);
-      scale[j] = scale_pair<Block>(p);
-    }
+      const Step<Block> w = step_at<Block, count>(p);
 #pragma GCC unroll 8
-    for (int i = 0; i < kM; ++i) {
-      const size_t at = (static_cast<size_t>(i) + m) * x.k + pair * 64;
-      const __m512i av = _mm512_loadu_si512(a.bytes + at), shift = _mm512_loadu_si512(a.shift + at / 4);
-      const __m512 factor = _mm512_loadu_ps(a.factor + at / 4);
-#pragma GCC unroll 4
-      for (int j = 0; j < kN; ++j)
-        sum[i][j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_dpbusd_epi32(shift, bytes[j], av)),
-                                    _mm512_mul_ps(scale[j], factor), sum[i][j]);
-    }
-  }
-  if (blocks % 2 != 0) {
-#pragma GCC unroll 8
-    for (int i = 0; i < kM; ++i) {
-      const size_t at = (static_cast<size_t>(i) + m) * x.k + pairs * 64;
-      const __m256i av = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a.bytes + at)),
-                    shift = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a.shift + at / 4));
-#pragma GCC unroll 4
-      for (int j = 0; j < kN; ++j) {
-        const std::byte* p = b + stride * static_cast<size_t>(j) + pairs * 2 * Block::bytes;
-        const __m256 factors = _mm256_mul_ps(_mm256_set1_ps(block_scale<Block>(p)), _mm256_loadu_ps(a.factor + at / 4));
-        const __m256 dot = _mm256_cvtepi32_ps(_mm256_dpbusd_epi32(shift, unsigned_block<Block>(p), av));
-        sum[i][j] = _mm512_add_ps(sum[i][j], _mm512_zextps256_ps512(_mm256_mul_ps(dot, factors)));
+      for (int i = 0; i < kM; ++i) {
+        const size_t at = (static_cast<size_t>(i) + m) * a.steps + step;
+        __m512i dot = a.shift[at];
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v)
+          dot = _mm512_dpbusd_epi32(dot, w.bytes[v], a.bytes[at * kVectors + static_cast<size_t>(v)]);
+        sum[i][j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(w.scale, a.factor[at]), sum[i][j]);
       }
     }
-  }
+  };
+  const uint32_t whole = x.k / (32 * kBlocks);
+  for (size_t step = 0; step < whole; ++step) meet(std::integral_constant<int, kBlocks>{}, step);
+  if (const uint32_t left = x.k / 32 % kBlocks; left != 0)
+    with_count<kBlocks - 1>(
+        left, [&](auto count) __attribute__((always_inline)) { meet(count, whole); });
 #pragma GCC unroll 8
-  for (int i = 0; i < kM; ++i)
-#pragma GCC unroll 4
-    for (int j = 0; j < kN; ++j) {
-      float& c = row(x.c, x.c_pitch, m + static_cast<uint32_t>(i))[n + static_cast<uint32_t>(j) * apart];
-      const float s = _mm512_reduce_add_ps(sum[i][j]);
-      c = x.accumulate ? c + s : s;
-    }
+  for (int i = 0; i < kM; ++i) put_columns<kN>(x, m + static_cast<uint32_t>(i), n, apart, sum[i]);
 }
 
 template <class Block>
 void multiply_quantised_dot(const MultiplyArgs& x) {
-  static thread_local Scratch memory;
-  const size_t all = size_t{x.m} * x.k;
-  float* base = memory.reserve(all * 3 / 4 + 64);
-  auto* bytes = reinterpret_cast<int8_t*>(base);
-  float* factor = base + all / 4;
-  auto* shift = reinterpret_cast<int32_t*>(factor + all / 4);
-  size_t at = 0;
-  for (uint32_t m = 0; m < x.m; ++m)
-    for (const std::byte *p = x.a + x.a_pitch * m, *end = p + x.k / 32 * 34; p < end; p += 34, at += 32) {
-      const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 2));
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(bytes + at), v);
-      _mm256_storeu_ps(factor + at / 4, _mm256_set1_ps(_cvtsh_ss(read16(p))));
-      const __m256i sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(Block::bias), v);
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(shift + at / 4), _mm256_sub_epi32(_mm256_setzero_si256(), sums));
-    }
-  const SpreadRows a{bytes, factor, shift};
+  const SpreadRows a = spread_rows<Block>(x);
   far_columns<4>(x.n, [&](auto some, uint32_t n, uint32_t apart) {
     uint32_t m = 0;
     for (; m + 4 <= x.m; m += 4) quantised_dot<Block, 4, some>(x, a, m, n, apart);
