@@ -7,23 +7,9 @@
 namespace jalapeno::emu {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr uint32_t kFloats = 16;
-#elif defined(__AVX2__)
-constexpr uint32_t kFloats = 8;
-#else
-constexpr uint32_t kFloats = 4;
-#endif
-typedef float Floats __attribute__((vector_size(kFloats * 4)));
 typedef uint32_t Words32 __attribute__((vector_size(kFloats * 4)));
 typedef uint16_t Words16 __attribute__((vector_size(kFloats * 2)));
 typedef int8_t Bytes __attribute__((vector_size(kFloats)));
-
-inline Floats floats_at(const float* p) {
-  Floats v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
 
 // kFloats columns of a row of B from n on; of q8_0 they lie in one block.
 template <DType kType>

@@ -33,6 +33,37 @@ inline float put_shared_exponent(const float* s, int most, std::byte* out) {
   return kE8m0[254 - std::min<size_t>(static_cast<size_t>(e), 254)];
 }
 
+// The largest magnitude of 32 values, NaNs apart: as the first operand of a maximum they are not taken.
+inline float largest(const float* s) {
+#if defined(__AVX512F__)
+  const __m512 m = _mm512_max_ps(_mm512_abs_ps(_mm512_loadu_ps(s)), _mm512_setzero_ps());
+  return _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(_mm512_loadu_ps(s + 16)), m));
+#elif defined(__AVX2__)
+  __m256 m = _mm256_setzero_ps();
+  for (int i = 0; i < 32; i += 8) m = _mm256_max_ps(_mm256_andnot_ps(_mm256_set1_ps(-0.f), _mm256_loadu_ps(s + i)), m);
+  __m128 h = _mm_max_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
+  h = _mm_max_ps(h, _mm_movehl_ps(h, h));
+  return _mm_cvtss_f32(_mm_max_ss(h, _mm_movehdup_ps(h)));
+#else
+  float peak = 0;
+  for (int i = 0; i < 32; ++i) peak = std::max(peak, std::fabs(s[i]));
+  return peak;
+#endif
+}
+
+inline void store_q8_0(const float* s, std::byte* out) {
+  const float peak = largest(s);
+  float d = peak / 127, inverse = d > 0 ? 1 / d : 0;
+  uint16_t h = to_f16(d);
+  std::memcpy(out, &h, 2);
+  auto* q = reinterpret_cast<int8_t*>(out + 2);
+  for (int i = 0; i < 32; ++i) {
+    // Adding and subtracting 1.5 * 2^23 rounds to nearest even, and unlike lrintf it vectorises.
+    float r = s[i] * inverse + 12582912.f;
+    q[i] = static_cast<int8_t>(float_to_bits(r) - 0x4B400000);
+  }
+}
+
 void store(DType type, const float* source, uint32_t n, std::byte* out) {
   switch (type) {
     case DType::kF32:
@@ -66,20 +97,7 @@ void store(DType type, const float* source, uint32_t n, std::byte* out) {
       return;
     }
     case DType::kQ8_0:
-      for (uint32_t block = 0; block < n / 32; ++block, out += 34) {
-        const float* s = source + block * 32;
-        float peak = 0;
-        for (int i = 0; i < 32; ++i) peak = std::max(peak, std::fabs(s[i]));
-        float d = peak / 127, inverse = d > 0 ? 1 / d : 0;
-        uint16_t h = to_f16(d);
-        std::memcpy(out, &h, 2);
-        auto* q = reinterpret_cast<int8_t*>(out + 2);
-        for (int i = 0; i < 32; ++i) {
-          // Adding and subtracting 1.5 * 2^23 rounds to nearest even, and unlike lrintf it vectorises.
-          float r = s[i] * inverse + 12582912.f;
-          q[i] = static_cast<int8_t>(float_to_bits(r) - 0x4B400000);
-        }
-      }
+      for (uint32_t block = 0; block < n / 32; ++block, out += 34) store_q8_0(source + block * 32, out);
       return;
     case DType::kQ4_0:
       for (uint32_t block = 0; block < n / 32; ++block, out += 18) {
@@ -123,15 +141,22 @@ void store(DType type, const float* source, uint32_t n, std::byte* out) {
   }
 }
 
-template <class Better>
-inline float lane_pick(const float* a, uint32_t n, Better better) {
-  float lanes[kLanes];
-  std::fill_n(lanes, kLanes, a[0]);
+template <bool kLargest>
+inline float lane_pick(const float* a, uint32_t n) {
+  Floats best[kLaneVectors];
+  for (Floats& v : best) v = a[0] - Floats{};
   uint32_t i = 0;
   for (; i + kLanes <= n; i += kLanes)
-    for (uint32_t k = 0; k < kLanes; ++k) lanes[k] = better(a[i + k], lanes[k]) ? a[i + k] : lanes[k];
-  for (; i < n; ++i) lanes[0] = better(a[i], lanes[0]) ? a[i] : lanes[0];
-  for (uint32_t k = 1; k < kLanes; ++k) lanes[0] = better(lanes[k], lanes[0]) ? lanes[k] : lanes[0];
+#pragma GCC unroll 4
+    for (uint32_t v = 0; v < kLaneVectors; ++v) {
+      const Floats here = floats_at(a + i + v * kFloats);
+      best[v] = (kLargest ? here > best[v] : here < best[v]) ? here : best[v];
+    }
+  float lanes[kLanes];
+  std::memcpy(lanes, best, sizeof lanes);
+  const auto pick = [](float x, float y) { return (kLargest ? x > y : x < y) ? x : y; };
+  for (; i < n; ++i) lanes[0] = pick(a[i], lanes[0]);
+  for (uint32_t k = 1; k < kLanes; ++k) lanes[0] = pick(lanes[k], lanes[0]);
   return lanes[0];
 }
 
@@ -247,9 +272,9 @@ float reduce(hw::ReduceOp op, const float* a, uint32_t n) {
     case hw::ReduceOp::kSumSq:
       return lane_sum(n, [=](uint32_t i) { return a[i] * a[i]; });
     case hw::ReduceOp::kMax:
-      return lane_pick(a, n, [](float x, float y) { return x > y; });
+      return lane_pick<true>(a, n);
     case hw::ReduceOp::kMin:
-      return lane_pick(a, n, [](float x, float y) { return x < y; });
+      return lane_pick<false>(a, n);
     case hw::ReduceOp::kArgMax:
       break;
   }

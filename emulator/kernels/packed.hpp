@@ -4,13 +4,12 @@
 #pragma once
 #include "kernels/kernels.hpp"
 #include "kernels/numbers.hpp"
+#include "kernels/panels.hpp"
 
 #if defined(__AVX512F__) && defined(__AVX512BW__)
 
 namespace jalapeno::emu {
 namespace {
-
-constexpr uint32_t kPanelColumns = 32, kPanelWords = 256;  // 32 KiB
 
 // Rows of `c` from m on; `columns` of the panel's 32 are real.
 inline void put_vector(const MultiplyArgs& x, uint32_t m, uint32_t n, __m512 sum, uint32_t columns, bool add) {
@@ -99,13 +98,6 @@ inline void pack_rows(const Weights& weights, const std::byte* b, size_t pitch, 
         continue;
       }
       const std::byte* from = b + pitch * half * 16 + w * Weights::kBytes;
-      // Rows are short and many: what the next panel needs comes while this one is turned.
-      const std::byte* next = from + pitch * kPanelColumns;
-#pragma GCC unroll 16
-      for (uint32_t i = 0; i < 16; ++i, next += pitch) {
-        _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T1);
-        asm("" : "+r"(next));
-      }
       if (n == 16 && columns == kPanelColumns) {
         const Transposed t = transpose_whole<16>(weights, from, pitch);
 #pragma GCC unroll 16
@@ -155,20 +147,19 @@ struct I8Words : PlainWords {  // sums are int32 in the lanes of a float vector
 };
 #endif
 
-constexpr int kGroup = 12;  // rows of A that share a look at the panel: 24 sums, and the rest of the registers for B
-
 // kM rows of A, word by word, against one panel.
 template <class Words, int kM>
-__attribute__((noinline)) void panel_rows(const MultiplyArgs& x, const int32_t* group, uint32_t m, uint32_t n,
-                                          uint32_t columns, uint32_t words, const int32_t* panel, bool add) {
+__attribute__((noinline)) void panel_rows(const MultiplyArgs& x, uint32_t m, const Piece& p, const int32_t* panel) {
+  const auto* group = reinterpret_cast<const int32_t*>(p.group(m));
   __m512 sum[kM][2];
 #pragma GCC unroll 16
   for (int i = 0; i < kM; ++i) {
-    sum[i][0] = sum[i][1] = _mm512_setzero_ps();
-    prefetch_columns(x, m + static_cast<uint32_t>(i), n);
+    sum[i][0] = sum[i][1] = Words::kInteger ? _mm512_castsi512_ps(_mm512_set1_epi32(group[i])) : _mm512_setzero_ps();
+    prefetch_columns(x, m + static_cast<uint32_t>(i), p.n);
   }
-  for (const int32_t* end = panel + words * kPanelColumns; panel != end; panel += kPanelColumns, group += kGroup) {
+  for (const int32_t* end = panel + p.words * kPanelColumns; panel != end; panel += kPanelColumns) {
     const __m512i b0 = _mm512_load_si512(panel), b1 = _mm512_load_si512(panel + 16);
+    group += kGroup;
 #pragma GCC unroll 16
     for (int i = 0; i < kM; ++i) {
       const __m512i av = _mm512_set1_epi32(group[i]);
@@ -180,95 +171,87 @@ __attribute__((noinline)) void panel_rows(const MultiplyArgs& x, const int32_t* 
   for (int i = 0; i < kM; ++i)
 #pragma GCC unroll 2
     for (uint32_t half = 0; half < 2; ++half) {
-      if (columns <= half * 16) break;
-      const uint32_t at = n + half * 16, here = columns - half * 16;
+      if (p.columns <= half * 16) break;
+      const uint32_t at = p.n + half * 16, here = p.columns - half * 16;
       if constexpr (Words::kInteger) {
         auto* c = reinterpret_cast<int32_t*>(row(x.c, x.c_pitch, m + static_cast<uint32_t>(i))) + at;
         const __mmask16 mask = here >= 16 ? 0xFFFF : static_cast<__mmask16>((1u << here) - 1);
         __m512i s = _mm512_castps_si512(sum[i][half]);
-        if (add) s = _mm512_add_epi32(s, _mm512_maskz_loadu_epi32(mask, c));
+        if (p.add) s = _mm512_add_epi32(s, _mm512_maskz_loadu_epi32(mask, c));
         _mm512_mask_storeu_epi32(c, mask, s);
       } else {
-        put_vector(x, m + static_cast<uint32_t>(i), at, sum[i][half], here, add);
+        put_vector(x, m + static_cast<uint32_t>(i), at, sum[i][half], here, p.add);
       }
     }
 }
 
-// group[word][row] from up to kGroup rows of A.
+// Up to kGroup rows of A: first what their sums begin with where panels hold B + 128, then [word][row].
+template <bool kInteger>
 inline void pack_group(const std::byte* a, size_t pitch, uint32_t rows, uint32_t words, int32_t* group) {
-  for (uint32_t w = 0; w < words; w += 16, a += 64, group += 16 * kGroup) {
+  constexpr auto kRows = static_cast<__mmask16>((1u << kGroup) - 1);
+  __m512i sums = _mm512_setzero_si512();
+  int32_t* to = group + kGroup;
+  for (uint32_t w = 0; w < words; w += 16, a += 64, to += 16 * kGroup) {
     const uint32_t n = std::min(words - w, 16u);
-    constexpr auto kRows = static_cast<__mmask16>((1u << kGroup) - 1);
-    if (n == 16 && rows == kGroup) {
-      const Transposed t = transpose_whole<kGroup>(PlainWords{}, a, pitch);
+    const Transposed t = n == 16 && rows == kGroup
+                             ? transpose_whole<kGroup>(PlainWords{}, a, pitch)
+                             : transpose_some(PlainWords{}, a, pitch, rows, static_cast<__mmask16>((1u << n) - 1));
 #pragma GCC unroll 16
-      for (uint32_t i = 0; i < 16; ++i) _mm512_mask_storeu_epi32(group + i * kGroup, kRows, t.v[i]);
-    } else {
-      const Transposed t = transpose_some(PlainWords{}, a, pitch, rows, static_cast<__mmask16>((1u << n) - 1));
-      for (uint32_t i = 0; i < n; ++i) _mm512_mask_storeu_epi32(group + i * kGroup, kRows, t.v[i]);
+    for (uint32_t i = 0; i < 16; ++i) {
+      if (i == n) break;
+      _mm512_mask_storeu_epi32(to + i * kGroup, kRows, t.v[i]);
+#if defined(__AVX512VNNI__)
+      if constexpr (kInteger) sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi8(1), t.v[i]);
+#endif
     }
   }
+  if constexpr (kInteger)
+    _mm512_mask_storeu_epi32(group, kRows, _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(sums, 7)));
 }
 
-// k is a multiple of Words::kPerWord. pack(n, columns, first word, words, panel) brings a part of B into lane order.
+// k is a multiple of Words::kPerWord. pack(piece, panel) brings a part of B into lane order.
 template <class Words, class Pack>
 void multiply_panels(const MultiplyArgs& x, Pack pack) {
-  static thread_local Scratch panel_memory, group_memory;
+  static thread_local Scratch panel_memory;
   auto* panel = reinterpret_cast<int32_t*>(panel_memory.reserve(kPanelWords * kPanelColumns));
-  constexpr size_t kGroupWords = size_t{kPanelWords} * kGroup;
-  auto* groups = reinterpret_cast<int32_t*>(group_memory.reserve((x.m + kGroup - 1) / kGroup * kGroupWords));
   const uint32_t words = x.k / Words::kPerWord;
-  for (uint32_t w = 0; w < words; w += kPanelWords) {
-    const uint32_t here = std::min(words - w, kPanelWords);
-    const bool add = x.accumulate || w > 0;
-    for (uint32_t m = 0; m < x.m; m += kGroup)
-      pack_group(x.a + x.a_pitch * m + size_t{w} * 4, x.a_pitch, std::min<uint32_t>(x.m - m, kGroup), here,
-                 groups + m / kGroup * kGroupWords);
-    for (uint32_t n = 0; n < x.n; n += kPanelColumns) {
-      const uint32_t columns = std::min(x.n - n, kPanelColumns);
-      pack(n, columns, w, here, panel);
-      row_blocks<kGroup>(x.m, [&](auto rows, uint32_t m) {
-        panel_rows<Words, rows>(x, groups + m / kGroup * kGroupWords, m, n, columns, here, panel, add);
-      });
-    }
-  }
+  constexpr size_t kKept = 384 << 10;  // of A, in the second-level cache
+  each_panel(
+      x, words, size_t{x.m} * words * 4 <= kKept,
+      [&](uint32_t m, uint32_t rows, const Piece& p) {
+        pack_group<Words::kInteger>(x.a + x.a_pitch * m + size_t{p.first} * 4, x.a_pitch, rows, p.words,
+                                    reinterpret_cast<int32_t*>(p.group(m)));
+      },
+      [&](const Piece& p) { pack(p, panel); },
+      [&](auto some, uint32_t m, const Piece& p) { panel_rows<Words, some>(x, m, p, panel); });
 }
 
 // B is [n, k].
 template <class Words, class Weights = Words>
 void multiply_packed(const MultiplyArgs& x, const Weights& weights = {}) {
   const __m512i flip = Words::kInteger ? _mm512_set1_epi8(-128) : _mm512_setzero_si512();
-  multiply_panels<Words>(x, [&](uint32_t n, uint32_t columns, uint32_t w, uint32_t words, int32_t* panel) {
-    pack_rows(weights, x.b + x.b_pitch * n + w * Weights::kBytes, x.b_pitch, columns, words, flip, panel);
+  multiply_panels<Words>(x, [&](const Piece& p, int32_t* panel) {
+    pack_rows(weights, x.b + x.b_pitch * p.n + p.first * Weights::kBytes, x.b_pitch, p.columns, p.words, flip, panel);
   });
-  if constexpr (Words::kInteger) {  // the panel held b + 128: take 128 times the row sums of A away
-    for (uint32_t m = 0; m < x.m; ++m) {
-      auto* a = reinterpret_cast<const int8_t*>(x.a + x.a_pitch * m);
-      auto* c = reinterpret_cast<uint32_t*>(row(x.c, x.c_pitch, m));
-      int32_t sum = 0;
-      for (uint32_t k = 0; k < x.k; ++k) sum += a[k];
-      for (uint32_t n = 0; n < x.n; ++n) c[n] -= 128u * static_cast<uint32_t>(sum);
-    }
-  }
 }
 
 // B is [k, n], both f32 or both bf16: its rows already have the columns in lanes.
 template <class Words>
 void multiply_packed_by_rows(const MultiplyArgs& x) {
-  multiply_panels<Words>(x, [&](uint32_t n, uint32_t columns, uint32_t w, uint32_t words, int32_t* panel) {
-    for (uint32_t i = 0; i < words; ++i) {
+  multiply_panels<Words>(x, [&](const Piece& p, int32_t* panel) {
+    for (uint32_t i = 0; i < p.words; ++i) {
       auto* out = reinterpret_cast<__m512i*>(panel) + i * 2;
-      const std::byte* b = x.b + x.b_pitch * size_t{w + i} * Words::kPerWord;
+      const std::byte* b = x.b + x.b_pitch * size_t{p.first + i} * Words::kPerWord;
       if constexpr (Words::kPerWord == 1) {
         for (uint32_t half = 0; half < 2; ++half) {
-          const uint32_t left = columns > half * 16 ? columns - half * 16 : 0;
+          const uint32_t left = p.columns > half * 16 ? p.columns - half * 16 : 0;
           const __mmask16 mask = left >= 16 ? 0xFFFF : static_cast<__mmask16>((1u << left) - 1);
-          _mm512_store_si512(out + half, _mm512_maskz_loadu_epi32(mask, b + size_t{n + half * 16} * 4));
+          _mm512_store_si512(out + half, _mm512_maskz_loadu_epi32(mask, b + size_t{p.n + half * 16} * 4));
         }
       } else {
-        const auto mask = static_cast<__mmask32>((uint64_t{1} << columns) - 1);
-        const __m512i even = _mm512_maskz_loadu_epi16(mask, b + size_t{n} * 2),
-                      odd = _mm512_maskz_loadu_epi16(mask, b + x.b_pitch + size_t{n} * 2);
+        const auto mask = static_cast<__mmask32>((uint64_t{1} << p.columns) - 1);
+        const __m512i even = _mm512_maskz_loadu_epi16(mask, b + size_t{p.n} * 2),
+                      odd = _mm512_maskz_loadu_epi16(mask, b + x.b_pitch + size_t{p.n} * 2);
         const __m512i low = _mm512_unpacklo_epi16(even, odd), high = _mm512_unpackhi_epi16(even, odd);
         const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11),
                       second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);

@@ -3,15 +3,12 @@
 #pragma once
 #include "kernels/kernels.hpp"
 #include "kernels/numbers.hpp"
+#include "kernels/panels.hpp"
 
 #if defined(__AVX2__) && !defined(__AVX512F__)
 
 namespace jalapeno::emu {
 namespace {
-
-constexpr uint32_t kPanelColumns = 16, kPanelWords = 256;  // 16 KiB of f32, or of other words of 32 bits
-constexpr int kGroup = 6;  // rows of A that share a look at the panel: 12 sums, and the rest of the registers for B
-constexpr size_t kGroupWords = size_t{kPanelWords} * kGroup;
 
 inline void put(const MultiplyArgs& x, uint32_t m, uint32_t n, float sum) {
   float& c = row(x.c, x.c_pitch, m)[n];
@@ -85,14 +82,6 @@ inline void pack_by_rows(const MultiplyArgs& x, uint32_t n, uint32_t columns, ui
   for (uint32_t k = 0; k < rows; ++k) load(x.b_type, b + x.b_pitch * k, columns, panel + k * kPanelColumns);
 }
 
-// What is multiplied at a time: columns n.. of C, words first.. of the depth.
-struct Piece {
-  uint32_t n, columns, first, words;
-  float* groups;
-  bool add;                                                                     // C has something to be added to
-  float* group(uint32_t m) const { return groups + m / kGroup * kGroupWords; }  // of rows m.. of A
-};
-
 template <int kM>
 inline void panel_rows(const MultiplyArgs& x, uint32_t m, const Piece& p, const float* panel) {
   const float* group = p.group(m);
@@ -136,77 +125,25 @@ inline void pack_group(uint32_t rows, uint32_t words, Widen widen, float* group)
   for (uint32_t w = 0; w < words; w += 8) transpose8(wide + w, kPanelWords, group + size_t{w} * kGroup, kGroup);
 }
 
-// The part of B that the next panel takes, asked for line by line between the groups of rows that meet this one.
-class Ahead {
- public:
-  Ahead(const std::byte* data, size_t pitch, uint32_t rows, uint64_t row_bytes, uint32_t groups)
-      : at_(reinterpret_cast<uintptr_t>(data)),
-        pitch_(pitch),
-        lines_(static_cast<uint32_t>((row_bytes + 63) / 64)),
-        left_(rows * lines_),
-        share_((left_ + groups - 1) / groups) {}
-  void ask() {
-    for (uint32_t i = std::min(share_, left_); i > 0; --i, --left_) {
-      __builtin_prefetch(reinterpret_cast<const void*>(at_ + size_t{line_} * 64), 0, 2);
-      if (++line_ == lines_) line_ = 0, at_ += pitch_;
-    }
-  }
+// Few rows of A stay in the cache, so that B is read along its rows; many do not.
+inline bool stays_in_cache(const MultiplyArgs& x) { return size_t{x.m} * x.k * 4 <= 256 << 10; }
 
- private:
-  uintptr_t at_;  // no pointer: behind the last row it may be anywhere
-  size_t pitch_;
-  uint32_t lines_, left_, share_, line_ = 0;
-};
-
-// Calls pack(piece) and rows(some, m, piece) for all of C and of a depth of so many words. widen(m, first, words, out)
-// makes words of a row of A. Few rows of A stay in the cache, so that B is read along its rows; many do not, and its
-// panels go down the columns.
-template <class Widen, class Pack, class Rows>
-inline void each_panel(const MultiplyArgs& x, uint32_t depth, Widen widen, Pack pack, Rows rows) {
-  static thread_local Scratch memory;
-  const bool along_rows = size_t{x.m} * x.k * 4 <= 256 << 10;
-  const uint32_t across = (x.n + kPanelColumns - 1) / kPanelColumns, down = (depth + kPanelWords - 1) / kPanelWords,
-                 groups = (x.m + kGroup - 1) / kGroup, per_word = (x.k + depth - 1) / depth;
-  const size_t level_words = groups * kGroupWords;
-  float* packed = memory.reserve((along_rows ? down : 1) * level_words + 8);  // and what the last group has too much
-  const auto piece = [&](uint32_t i) {
-    const uint32_t level = along_rows ? i % down : i / across, n = (along_rows ? i / down : i % across) * kPanelColumns,
-                   first = level * kPanelWords;
-    return Piece{n,
-                 std::min(x.n - n, kPanelColumns),
-                 first,
-                 std::min(depth - first, kPanelWords),
-                 packed + (along_rows ? level * level_words : 0),
-                 x.accumulate || level > 0};
+// group() of each_panel: words of row m + i from widen(m + i, first, words, out).
+template <class Widen>
+inline auto widened(Widen widen) {
+  return [=](uint32_t m, uint32_t rows, const Piece& p) {
+    pack_group(
+        rows, p.words, [&](uint32_t i, float* words) { widen(m + i, p.first, p.words, words); }, p.group(m));
   };
-  for (uint32_t i = 0; i < across * down; ++i) {
-    const Piece p = piece(i);
-    for (uint32_t m = 0; p.n == 0 && m < x.m; m += kGroup)
-      pack_group(
-          std::min<uint32_t>(x.m - m, kGroup), p.words,
-          [&](uint32_t r, float* words) { widen(m + r, p.first, p.words, words); }, p.group(m));
-    pack(p);
-    const Piece next = i + 1 < across * down ? piece(i + 1) : p;
-    const uint32_t first_k = next.first * per_word, length = next.words * per_word;
-    Ahead ahead = x.rows_are_k ? Ahead(x.b + x.b_pitch * first_k + hw::row_bytes(x.b_type, next.n), x.b_pitch, length,
-                                       hw::row_bytes(x.b_type, next.columns), groups)
-                               : Ahead(x.b + x.b_pitch * next.n + hw::row_bytes(x.b_type, first_k), x.b_pitch,
-                                       next.columns, hw::row_bytes(x.b_type, length), groups);
-    row_blocks<kGroup>(x.m, [&](auto some, uint32_t m) {
-      ahead.ask();
-      rows(some, m, p);
-    });
-  }
 }
 
 inline void multiply_packed(const MultiplyArgs& x) {
   static thread_local Scratch panel_memory;
   float* panel = panel_memory.reserve(kPanelWords * kPanelColumns);
   each_panel(
-      x, x.k,
-      [&](uint32_t m, uint32_t first, uint32_t words, float* out) {
+      x, x.k, stays_in_cache(x), widened([&](uint32_t m, uint32_t first, uint32_t words, float* out) {
         load(x.a_type, x.a + x.a_pitch * m + hw::row_bytes(x.a_type, first), words, out);
-      },
+      }),
       [&](const Piece& p) {
         x.rows_are_k ? pack_by_rows(x, p.n, p.columns, p.first, p.words, panel)
                      : pack_columns(x, p.n, p.columns, p.first, p.words, panel);

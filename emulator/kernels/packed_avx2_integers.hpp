@@ -105,7 +105,7 @@ inline void multiply_packed_bytes(const MultiplyArgs& x) {
     widen(x.a + x.a_pitch * m, first, words, reinterpret_cast<int32_t*>(out));
   };
   each_panel(
-      x, (x.k + 1) / 2, widen_a,
+      x, (x.k + 1) / 2, stays_in_cache(x), widened(widen_a),
       [&](const Piece& p) {
         pack_pairs(
             p.columns, p.words,
@@ -211,13 +211,12 @@ void multiply_packed_blocks(const MultiplyArgs& x) {
   auto* activations = reinterpret_cast<Activation*>(activation_memory.reserve(size_t{x.m} * blocks * 2));
   alignas(32) Scales scales[kPanelWords / kWords] = {};
   each_panel(
-      x, blocks * kWords,
-      [&](uint32_t m, uint32_t first, uint32_t words, float* out) {
+      x, blocks * kWords, stays_in_cache(x), widened([&](uint32_t m, uint32_t first, uint32_t words, float* out) {
         const uint32_t block = first / kWords;
         for (uint32_t k = 0; k < words / kWords; ++k)
           activations[size_t{m} * blocks + block + k] = activation_words<Block>(
               x.a + x.a_pitch * m + size_t{block + k} * Q8_0::bytes, reinterpret_cast<int32_t*>(out) + k * kWords);
-      },
+      }),
       [&](const Piece& p) {
         pack_pairs(
             p.columns, p.words,

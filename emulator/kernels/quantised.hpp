@@ -42,21 +42,21 @@ inline Quantised take_apart(const MultiplyArgs& x, int32_t bias) {
 }
 
 template <int kM>
-inline void quantised_rows(const MultiplyArgs& x, const Quantised& a, uint32_t m, uint32_t n, uint32_t columns,
-                           uint32_t first_block, uint32_t blocks, const __m512i* panel, const float* scales, bool add) {
+inline void quantised_rows(const MultiplyArgs& x, const Quantised& a, uint32_t m, const Piece& p, const __m512i* panel,
+                           const float* scales) {
   __m512 sum[kM][2];
 #pragma GCC unroll 8
   for (int i = 0; i < kM; ++i) {
     sum[i][0] = sum[i][1] = _mm512_setzero_ps();
-    prefetch_columns(x, m + static_cast<uint32_t>(i), n);
+    prefetch_columns(x, m + static_cast<uint32_t>(i), p.n);
   }
   const uint32_t all = a.k / 32;
-  for (uint32_t block = 0; block < blocks; ++block) {
+  for (uint32_t block = 0; block < p.words / 8; ++block) {
     __m512i dot[kM][2];
-    const size_t at = size_t{m} * all + first_block + block;
+    const size_t at = size_t{m} * all + p.first / 8 + block;
 #pragma GCC unroll 8
     for (int i = 0; i < kM; ++i) dot[i][0] = dot[i][1] = _mm512_set1_epi32(a.shift[at + static_cast<size_t>(i) * all]);
-    const int8_t* bytes = a.bytes + size_t{m} * a.k + size_t{first_block + block} * 32;
+    const int8_t* bytes = a.bytes + size_t{m} * a.k + size_t{p.first / 8 + block} * 32;
 #pragma GCC unroll 8
     for (int w = 0; w < 8; ++w) {
       const __m512i b0 = _mm512_load_si512(panel + (block * 8 + static_cast<uint32_t>(w)) * 2),
@@ -73,6 +73,7 @@ inline void quantised_rows(const MultiplyArgs& x, const Quantised& a, uint32_t m
 #pragma GCC unroll 8
     for (int i = 0; i < kM; ++i) {
       const __m512 factor = _mm512_set1_ps(a.scale[at + static_cast<size_t>(i) * all]);
+#pragma GCC unroll 2
       for (int half = 0; half < 2; ++half)
         sum[i][half] = _mm512_fmadd_ps(
             _mm512_cvtepi32_ps(dot[i][half]),
@@ -80,47 +81,49 @@ inline void quantised_rows(const MultiplyArgs& x, const Quantised& a, uint32_t m
             sum[i][half]);
     }
   }
+#pragma GCC unroll 8
   for (int i = 0; i < kM; ++i)
-    for (uint32_t half = 0; half < 2 && half * 16 < columns; ++half)
-      put_vector(x, m + static_cast<uint32_t>(i), n + half * 16, sum[i][half], columns - half * 16, add);
+#pragma GCC unroll 2
+    for (uint32_t half = 0; half < 2; ++half) {
+      if (p.columns <= half * 16) break;
+      put_vector(x, m + static_cast<uint32_t>(i), p.n + half * 16, sum[i][half], p.columns - half * 16, p.add);
+    }
+}
+
+// Two blocks at a time of sixteen rows of B become words in lanes, and their scales.
+template <class Block>
+inline void pack_blocks(const MultiplyArgs& x, const Piece& p, __m512i* panel, float* scales) {
+  const uint32_t blocks = p.words / 8;
+  alignas(64) std::byte plain[16][64];
+  for (uint32_t half = 0; half < 2; ++half) {
+    const uint32_t rows = p.columns > half * 16 ? std::min(p.columns - half * 16, 16u) : 0;
+    for (uint32_t block = 0; block < blocks; block += 2) {
+      const uint32_t pair = std::min(blocks - block, 2u);
+      alignas(64) float scale[2][16] = {};
+      const std::byte* row_of_b = x.b + x.b_pitch * (p.n + half * 16) + Block::bytes * (p.first / 8 + block);
+      for (uint32_t r = 0; r < rows; ++r, row_of_b += x.b_pitch)
+        for (uint32_t j = 0; j < pair; ++j) {
+          const std::byte* b = row_of_b + Block::bytes * j;
+          _mm256_store_si256(reinterpret_cast<__m256i*>(plain[r] + j * 32), unsigned_block<Block>(b));
+          scale[j][r] = block_scale<Block>(b);
+        }
+      const Transposed t = transpose_some(PlainWords{}, plain[0], 64, rows, pair == 2 ? 0xFFFF : 0xFF);
+      for (uint32_t w = 0; w < pair * 8; ++w) _mm512_store_si512(panel + (block * 8 + w) * 2 + half, t.v[w]);
+      for (uint32_t j = 0; j < pair; ++j) std::memcpy(scales + ((block + j) * 2 + half) * 16, scale[j], 64);
+    }
+  }
 }
 
 template <class Block>
 void multiply_quantised(const MultiplyArgs& x) {
-  constexpr uint32_t kBlocks = kPanelWords / 8;
   static thread_local Scratch panel_memory, scale_memory;
-  auto* panel = reinterpret_cast<int32_t*>(panel_memory.reserve(kPanelWords * kPanelColumns));
-  auto* vectors = reinterpret_cast<__m512i*>(panel);
-  float* scales = scale_memory.reserve(kBlocks * 32);
-  alignas(64) std::byte plain[16][64];  // two blocks of sixteen rows
+  auto* panel = reinterpret_cast<__m512i*>(panel_memory.reserve(kPanelWords * kPanelColumns));
+  float* scales = scale_memory.reserve(kPanelWords / 8 * kPanelColumns);
   const Quantised a = take_apart(x, kExcess<Block>);
-  const uint32_t all = x.k / 32;
-  for (uint32_t n = 0; n < x.n; n += kPanelColumns) {
-    const uint32_t columns = std::min(x.n - n, kPanelColumns);
-    for (uint32_t first = 0; first < all; first += kBlocks) {
-      const uint32_t here = std::min(all - first, kBlocks);
-      for (uint32_t half = 0; half < 2; ++half) {
-        const uint32_t rows = columns > half * 16 ? std::min(columns - half * 16, 16u) : 0;
-        for (uint32_t block = 0; block < here; block += 2) {
-          const uint32_t pair = std::min(here - block, 2u);
-          alignas(64) float scale[2][16] = {};
-          for (uint32_t r = 0; r < rows; ++r)
-            for (uint32_t j = 0; j < pair; ++j) {
-              const std::byte* p = x.b + x.b_pitch * (n + half * 16 + r) + Block::bytes * (first + block + j);
-              _mm_prefetch(reinterpret_cast<const char*>(p + x.b_pitch * kPanelColumns), _MM_HINT_T1);
-              _mm256_store_si256(reinterpret_cast<__m256i*>(plain[r] + j * 32), unsigned_block<Block>(p));
-              scale[j][r] = block_scale<Block>(p);
-            }
-          const Transposed t = transpose_some(PlainWords{}, plain[0], 64, rows, pair == 2 ? 0xFFFF : 0xFF);
-          for (uint32_t w = 0; w < pair * 8; ++w) _mm512_store_si512(vectors + (block * 8 + w) * 2 + half, t.v[w]);
-          for (uint32_t j = 0; j < pair; ++j) std::memcpy(scales + ((block + j) * 2 + half) * 16, scale[j], 64);
-        }
-      }
-      row_blocks<6>(x.m, [&](auto rows, uint32_t m) {
-        quantised_rows<rows>(x, a, m, n, columns, first, here, vectors, scales, x.accumulate || first > 0);
-      });
-    }
-  }
+  each_panel<6>(
+      x, x.k / 4, true, [](uint32_t, uint32_t, const Piece&) {},
+      [&](const Piece& p) { pack_blocks<Block>(x, p, panel, scales); },
+      [&](auto some, uint32_t m, const Piece& p) { quantised_rows<some>(x, a, m, p, panel, scales); });
 }
 
 // A few rows of A: weights are read once, in their own order, in steps. Of q8_0 a step is a vector of two blocks; of
