@@ -55,8 +55,8 @@ class Ahead {
 template <int kRows = kGroup, class Group, class Pack, class Rows>
 inline void each_panel(const MultiplyArgs& x, uint32_t depth, bool along_rows, Group group, Pack pack, Rows rows) {
   static thread_local Scratch memory;
-  // Levels are about as deep as each other: a shallow one costs as many looks at C.
-  const uint32_t down = (depth + kPanelWords - 1) / kPanelWords, words = ((depth + down - 1) / down + 15) / 16 * 16,
+  // Levels are about as deep as each other, because a shallow one costs as many looks at C, and of whole blocks.
+  const uint32_t down = (depth + kPanelWords - 1) / kPanelWords, words = ((depth + down - 1) / down + 31) / 32 * 32,
                  across = (x.n + kPanelColumns - 1) / kPanelColumns, groups = (x.m + kRows - 1) / kRows,
                  per_word = (x.k + depth - 1) / depth;
   const size_t level_words = groups * kGroupWords;
