@@ -12,12 +12,13 @@ namespace {
 
 #if defined(__AVX512F__)
 constexpr uint32_t kPanelColumns = 32, kPanelWords = 256;  // 32 KiB
-constexpr int kGroup = 12;  // rows of A that share a look at the panel: 24 sums, and the rest of the registers for B
+constexpr int kGroup = 12;  // rows of A that share a look at the panel: 24 sums, the other registers for A and B
 #else
 constexpr uint32_t kPanelColumns = 16, kPanelWords = 256;  // 16 KiB
 constexpr int kGroup = 6;                                  // 12 sums
 #endif
-constexpr size_t kGroupWords = size_t{kPanelWords + 1} * kGroup;  // [word][row], and one word for what a row needs more
+// [word][row], and one word more: on AVX-512 what a row's sums begin with, on AVX2 what packing writes behind the last.
+constexpr size_t kGroupWords = size_t{kPanelWords + 1} * kGroup;
 
 // What is multiplied at a time: columns n.. of C, words first.. of the depth.
 struct Piece {
@@ -49,25 +50,33 @@ class Ahead {
   uint32_t lines_, left_, share_, line_ = 0;
 };
 
-// Calls pack(piece) and rows(some, m, piece) for all of C and of a depth of so many words, after group(m, rows, piece)
-// for the groups of A that they meet, of kRows rows. Along B's rows all groups of A are kept, down its columns those of
-// one level.
+// Of each_panel, for those who keep A in an order of their own.
+struct NoGroups {
+  void operator()(uint32_t, uint32_t, const Piece&) const {}
+};
+
+// Calls pack(piece) and rows(some, m, piece) for all of C and of a depth of so many words, kRows rows at a time, after
+// group(m, rows, piece) for the groups of A that they meet. Along B's rows all groups of A are kept, down its columns
+// those of one level.
 template <int kRows = kGroup, class Group, class Pack, class Rows>
 inline void each_panel(const MultiplyArgs& x, uint32_t depth, bool along_rows, Group group, Pack pack, Rows rows) {
+  constexpr bool kGroups = !std::is_same_v<Group, NoGroups>;
+  static_assert(kRows == kGroup || !kGroups);
   static thread_local Scratch memory;
-  // Levels are about as deep as each other, because a shallow one costs as many looks at C, and of whole blocks.
-  const uint32_t down = (depth + kPanelWords - 1) / kPanelWords, words = ((depth + down - 1) / down + 31) / 32 * 32,
-                 across = (x.n + kPanelColumns - 1) / kPanelColumns, groups = (x.m + kRows - 1) / kRows,
-                 per_word = (x.k + depth - 1) / depth;
-  const size_t level_words = groups * kGroupWords;
-  float* packed = memory.reserve((along_rows ? down : 1) * level_words + 16);  // and what the last group has too much
+  const uint32_t down = (depth + kPanelWords - 1) / kPanelWords, across = (x.n + kPanelColumns - 1) / kPanelColumns,
+                 groups = (x.m + kRows - 1) / kRows, per_word = (x.k + depth - 1) / depth;
+  // Levels are about as deep as each other, because a shallow one costs as many looks at C, and of whole blocks: 32
+  // elements, of whatever a word holds.
+  const auto begin = [=](uint32_t level) { return std::min(depth, (depth + 31) / 32 * level / down * 32); };
+  const size_t level_words = kGroups ? groups * kGroupWords : 0;
+  float* packed = memory.reserve((along_rows ? down : 1) * level_words);
   const auto piece = [&](uint32_t i) {
     const uint32_t level = along_rows ? i % down : i / across, n = (along_rows ? i / down : i % across) * kPanelColumns,
-                   first = level * words;
+                   first = begin(level);
     return Piece{n,
                  std::min(x.n - n, kPanelColumns),
                  first,
-                 std::min(depth - first, words),
+                 begin(level + 1) - first,
                  packed + (along_rows ? level * level_words : 0),
                  x.accumulate || level > 0};
   };

@@ -121,8 +121,7 @@ void multiply_quantised(const MultiplyArgs& x) {
   float* scales = scale_memory.reserve(kPanelWords / 8 * kPanelColumns);
   const Quantised a = take_apart(x, kExcess<Block>);
   each_panel<6>(
-      x, x.k / 4, true, [](uint32_t, uint32_t, const Piece&) {},
-      [&](const Piece& p) { pack_blocks<Block>(x, p, panel, scales); },
+      x, x.k / 4, true, NoGroups{}, [&](const Piece& p) { pack_blocks<Block>(x, p, panel, scales); },
       [&](auto some, uint32_t m, const Piece& p) { quantised_rows<some>(x, a, m, p, panel, scales); });
 }
 
