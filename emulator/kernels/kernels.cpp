@@ -22,17 +22,6 @@ inline void store_fp8(const float* source, uint32_t n, std::byte* out) {
   for (uint32_t i = 0; i < n; ++i) o[i] = Fp::to(source[i]);
 }
 
-// Writes the exponent that a block of 32 shares: of elements that reach 2^most the largest just fits. A NaN makes it
-// one. Returns what its values are to be multiplied by.
-inline float put_shared_exponent(const float* s, int most, std::byte* out) {
-  float peak = 0;
-  bool none = false;
-  for (int i = 0; i < 32; ++i) peak = std::max(peak, std::fabs(s[i])), none |= s[i] != s[i];
-  const int e = none ? 0xFF : std::max(static_cast<int>(float_to_bits(peak) >> 23) - most, 0);
-  *out = static_cast<std::byte>(e);
-  return kE8m0[254 - std::min<size_t>(static_cast<size_t>(e), 254)];
-}
-
 // The largest magnitude of 32 values, NaNs apart: as the first operand of a maximum they are not taken.
 inline float largest(const float* s) {
 #if defined(__AVX512F__)
@@ -49,6 +38,16 @@ inline float largest(const float* s) {
   for (int i = 0; i < 32; ++i) peak = std::max(peak, std::fabs(s[i]));
   return peak;
 #endif
+}
+
+// Writes the exponent that a block of 32 shares: of elements that reach 2^most the largest just fits. A NaN makes it
+// one. Returns what its values are to be multiplied by.
+inline float put_shared_exponent(const float* s, int most, std::byte* out) {
+  bool none = false;
+  for (int i = 0; i < 32; ++i) none |= s[i] != s[i];
+  const int e = none ? 0xFF : std::max(static_cast<int>(float_to_bits(largest(s)) >> 23) - most, 0);
+  *out = static_cast<std::byte>(e);
+  return kE8m0[254 - std::min<size_t>(static_cast<size_t>(e), 254)];
 }
 
 inline void store_q8_0(const float* s, std::byte* out) {
