@@ -40,6 +40,18 @@ struct Bf16Rows {  // a word of two is two f32 without moving lanes: the even on
   }
   bool none() const { return false; }
 };
+struct F16Rows {
+  static constexpr uint32_t kElements = 16;
+  static constexpr size_t kBytes = 2;
+  static constexpr float kFactor = 1;
+  static constexpr uint32_t element(uint32_t i) { return i; }
+  template <class Take>
+  void vectors(const std::byte* row, uint32_t k, Take take) {
+    const auto* p = reinterpret_cast<const __m128i*>(row + size_t{k} * 2);
+    take(0, _mm256_cvtph_ps(_mm_loadu_si128(p)), _mm256_cvtph_ps(_mm_loadu_si128(p + 1)));
+  }
+  bool none() const { return false; }
+};
 
 // A word of two codes is two f16, of e4m3 with too small an exponent: odd ones, then even ones. In e4m3 the code that
 // is no number becomes one: rows that have it are told apart.
@@ -170,6 +182,8 @@ inline bool with_rows(const MultiplyArgs& x, F f) {
       return in_place(x.b_type, x.b, x.b_pitch) && (f(F32Rows{}), true);
     case DType::kBF16:
       return f(Bf16Rows{}), true;
+    case DType::kF16:
+      return f(F16Rows{}), true;
     case DType::kE4M3:
       return f(Fp8Rows<E4M3>{}), true;
     case DType::kE5M2:

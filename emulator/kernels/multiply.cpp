@@ -215,7 +215,25 @@ void multiply_nibbles(const MultiplyArgs& x) {
 #if defined(__AVX512F__)
 // From this many rows on, bringing B into lane order costs less than it saves.
 constexpr uint32_t kPackedRows = 12, kPackedBlockRows = 5;
+// B is of f16, which becomes f32: weights in registers, [k, n] in memory.
+bool multiply_halves(MultiplyArgs x) {
+  static thread_local Scratch a_memory, b_memory;
+  const bool packed = x.m >= kPackedRows;
+  if (x.rows_are_k && !packed) return multiply_few_rows<DType::kF16>(x), true;
+  if (x.a_type != DType::kF32) {
+    x.a = reinterpret_cast<std::byte*>(as_floats(x.a_type, x.a, x.a_pitch, x.m, x.k, a_memory));
+    x.a_type = DType::kF32, x.a_pitch = size_t{x.k} * 4;
+  }
+  if (x.rows_are_k) {
+    x.b = reinterpret_cast<std::byte*>(as_floats(x.b_type, x.b, x.b_pitch, x.k, x.n, b_memory));
+    x.b_type = DType::kF32, x.b_pitch = size_t{x.n} * 4;
+    return multiply_packed_by_rows<F32Words>(x), true;
+  }
+  packed ? multiply_packed<F32Words>(x, HalfWords()) : multiply_dot<F32Words>(x, HalfWords());
+  return true;
+}
 bool multiply_avx512(const MultiplyArgs& x) {
+  if (x.b_type == DType::kF16) return multiply_halves(x);
   const bool packed = x.m >= kPackedRows;
   if (x.a_type == DType::kF32 && x.b_type == DType::kF32) {
     if (x.rows_are_k) return packed && (multiply_packed_by_rows<F32Words>(x), true);
@@ -301,11 +319,13 @@ void multiply(const MultiplyArgs& x) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
   // Packing pays from some rows on, where values have to become f32 first from fewer; a block of B's columns may be no
   // place to cut a row.
-  const uint32_t packed_rows = hw::is_fp8(x.b_type) || x.b_type == DType::kMXFP8 ? 12 : 17;
+  const bool converted = hw::is_fp8(x.b_type) || x.b_type == DType::kMXFP8 || x.b_type == DType::kF16;
+  const uint32_t packed_rows = converted ? 12 : 17;
   if (x.m < packed_rows && !x.rows_are_k && with_rows(x, [&](auto rows) { multiply_dot<decltype(rows)>(x); })) return;
-  if (x.m >= 4 && !(x.rows_are_k && hw::info(x.b_type).block > 1)) return multiply_packed(x);
+  if (x.m >= (x.rows_are_k ? 12 : 4) && !(x.rows_are_k && hw::info(x.b_type).block > 1)) return multiply_packed(x);
 #endif
   if (x.rows_are_k && x.b_type == DType::kBF16) return multiply_few_rows<DType::kBF16>(x);
+  if (x.rows_are_k && x.b_type == DType::kF16) return multiply_few_rows<DType::kF16>(x);
   if (x.rows_are_k && x.b_type == DType::kQ8_0) return multiply_few_rows<DType::kQ8_0>(x);
   if (x.rows_are_k && in_place(x.b_type, x.b, x.b_pitch)) return multiply_few_rows<DType::kF32>(x);
   multiply_any(x);

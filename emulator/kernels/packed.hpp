@@ -123,6 +123,14 @@ struct F32Words : PlainWords {
     return sum;
   }
 };
+// f16 on its way to f32.
+struct HalfWords {
+  static constexpr size_t kBytes = 2, kVectorBytes = 32;
+  static __m512i words(const std::byte* p, __mmask16 some) {
+    return _mm512_castps_si512(_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(some, p)));
+  }
+  static __m512i load_some(const std::byte* p, uint32_t n) { return words(p, static_cast<__mmask16>((1u << n) - 1)); }
+};
 #if defined(__AVX512BF16__)
 struct Bf16Words : PlainWords {
   static constexpr uint32_t kPerWord = 2;

@@ -410,7 +410,8 @@ TEST_P(HostKernelsTest, ProductsMeetDoublePrecision) {
                         {DType::kBF16, DType::kE5M2, true},    {DType::kE4M3, DType::kBF16, false},
                         {DType::kF32, DType::kE4M3, false},    {DType::kE5M2, DType::kF16, false},
                         {DType::kF32, DType::kQ8_0, false},    {DType::kE4M3, DType::kMXFP8, false},
-                        {DType::kF32, DType::kMXFP8, false}})
+                        {DType::kF32, DType::kMXFP8, false},   {DType::kF16, DType::kF16, true},
+                        {DType::kF32, DType::kF16, true},      {DType::kF32, DType::kBF16, true}})
     for (auto [m, n, k] : {std::array{1u, 1u, 32u},
                            {1u, 7u, 96u},
                            {5u, 9u, 160u},
@@ -422,6 +423,8 @@ TEST_P(HostKernelsTest, ProductsMeetDoublePrecision) {
                            {29u, 70u, 1120u},
                            {12u, 32u, 2080u},
                            {3u, 5u, 77u},
+                           {3u, 70u, 64u},
+                           {7u, 103u, 45u},
                            {14u, 37u, 525u}}) {
       const uint32_t rows = c.rows_are_k ? k : n, columns = c.rows_are_k ? n / 1 : k;
       if (k % hw::info(c.a).block != 0 || columns % hw::info(c.b).block != 0) continue;
@@ -442,8 +445,9 @@ TEST_P(HostKernelsTest, ProductsMeetDoublePrecision) {
       for (uint32_t i = 0; i < rows; ++i)
         k_->store(c.b, &bv[size_t{i} * columns], columns, &b[bp * i]),
             kPortableKernels.load(c.b, &b[bp * i], columns, &bx[size_t{i} * columns]);
-      std::vector<float> out(size_t{m} * n, 0.5f);
+      std::vector<float> out(size_t{m} * n, 0.5f), anew(size_t{m} * n, NAN);
       k_->multiply({a, b, out.data(), ap, bp, size_t{n} * 4, m, n, k, c.a, c.b, c.rows_are_k, true});
+      k_->multiply({a, b, anew.data(), ap, bp, size_t{n} * 4, m, n, k, c.a, c.b, c.rows_are_k, false});
       for (uint32_t i = 0; i < m; ++i)
         for (uint32_t j = 0; j < n; ++j) {
           double want = 0.5, size = 1;
@@ -453,6 +457,8 @@ TEST_P(HostKernelsTest, ProductsMeetDoublePrecision) {
             want += p, size += std::fabs(p);
           }
           ASSERT_NEAR(out[size_t{i} * n + j], want, size * 4e-7 * std::sqrt(k))
+              << hw::info(c.a).name << " " << hw::info(c.b).name << " " << m << "x" << n << "x" << k;
+          ASSERT_NEAR(anew[size_t{i} * n + j], want - 0.5, size * 4e-7 * std::sqrt(k))
               << hw::info(c.a).name << " " << hw::info(c.b).name << " " << m << "x" << n << "x" << k;
         }
     }
