@@ -26,19 +26,31 @@ KernelCode embed() {
   return k.finish();
 }
 
+namespace {
+// The rows of a matrix in blocks: as many at a time as the grid leaves a program, up to `most`. body(block, first row,
+// rows); blocks are counted in steps of one, which keeps two stages apart.
+constexpr uint32_t kBlockRows = 8;
+template <class Body>
+void each_block(Builder& k, const Reg& pid, const Reg& grid, const Reg& rows, const Value& most, Body body) {
+  Reg height = k.max(k.min(k.cdiv(rows, grid), most), 1), blocks = k.cdiv(rows, height);
+  k.loop(0, k.cdiv(k.max(blocks - pid, 0), grid), [&](Reg i) {
+    Reg row = (pid + i * grid) * height;
+    body(i, row, k.min(rows - row, height));
+  });
+}
+}  // namespace
+
 KernelCode rmsnorm() {
   Builder k("rmsnorm");
   auto x = k.tensor("x", f32, 2), weight = k.tensor("weight", f32, 1), out = k.any_tensor("out", 2);
   Reg eps = k.scalar_f32("eps");
   auto w = k.spm(f32, 1, kMaxRow);
-  auto rows = k.spm(f32, 1, kMaxRow, Stages(2)), y = k.spm(f32, 1, kMaxRow, Stages(2));
-  Reg width = weight.dim(0), pid = k.pid_x(), grid = k.grid_x();
+  auto rows = k.spm(f32, kBlockRows, kMaxRow, Stages(2)), y = k.spm(f32, kBlockRows, kMaxRow, Stages(2));
+  Reg width = weight.dim(0);
   Tile wt = k.slice(w, 0, 0, 1, width);
   k.load(wt, weight, {0});
-  // Counting in steps of one keeps the two stages apart; the row is the counter's image.
-  k.loop(0, k.cdiv(k.max(x.dim(0) - pid, 0), grid), [&](Reg i) {
-    Reg row = pid + i * grid;
-    Tile in = k.slice(rows[i], 0, 0, 1, width), o = k.slice(y[i], 0, 0, 1, width);
+  each_block(k, k.pid_x(), k.grid_x(), x.dim(0), kBlockRows, [&](Reg i, Reg row, Reg n) {
+    Tile in = k.slice(rows[i], 0, 0, n, width), o = k.slice(y[i], 0, 0, n, width);
     k.load(in, x, {row, 0});
     k.rmsnorm(o, in, wt, eps);
     k.store(out, {row, 0}, o);
@@ -47,19 +59,19 @@ KernelCode rmsnorm() {
 }
 
 namespace {
-// out = f(a, b) over the elements of two matrices, one row piece at a time.
+// out = f(a, b) over the elements of two matrices.
 template <class F>
 KernelCode pairwise(const char* name, const char* first, const char* second, F f) {
   Builder k(name);
   constexpr uint32_t kColumns = 8192;
   auto a = k.tensor(first, f32, 2), b = k.tensor(second, f32, 2), out = k.any_tensor("out", 2);
-  auto x = k.spm(f32, 1, kColumns, Stages(2)), y = k.spm(f32, 1, kColumns, Stages(2));
+  auto x = k.spm(f32, kBlockRows, kColumns, Stages(2)), y = k.spm(f32, kBlockRows, kColumns, Stages(2));
   Reg width = a.dim(1);
-  k.loop(k.pid_y(), a.dim(0), k.grid_y(), [&](Reg row) {
+  each_block(k, k.pid_y(), k.grid_y(), a.dim(0), kBlockRows, [&](Reg, Reg row, Reg rows) {
     Reg pieces = k.cdiv(width, kColumns), pid = k.pid_x(), grid = k.grid_x();
     k.loop(0, k.cdiv(k.max(pieces - pid, 0), grid), [&](Reg i) {
       Reg c = (pid + i * grid) * kColumns, n = k.min(width - c, kColumns);
-      Tile xt = k.slice(x[i], 0, 0, 1, n), yt = k.slice(y[i], 0, 0, 1, n);
+      Tile xt = k.slice(x[i], 0, 0, rows, n), yt = k.slice(y[i], 0, 0, rows, n);
       k.load(xt, a, {row, c});
       k.load(yt, b, {row, c});
       f(k, xt, yt);
@@ -113,9 +125,13 @@ struct Places {
   Builder& k;
   const Tensor& position;
   Tile one;
-  Reg last;
+  Reg last, together;  // together: how many tokens at a time
   Places(Builder& builder, const Tensor& tensor)
-      : k(builder), position(tensor), one(k.spm(i32, 1, 1)), last(tensor.dim(0) - 1) {}
+      : k(builder),
+        position(tensor),
+        one(k.spm(i32, 1, 1)),
+        last(tensor.dim(0) - 1),
+        together(k.max(last * -int64_t{kBlockRows} + kBlockRows, 1)) {}
   Reg of(const Reg& t) {
     Reg which = k.min(t, last);
     k.load(one, position, {which});
@@ -133,17 +149,19 @@ KernelCode rope(RopeOp mode, uint32_t head, uint32_t rotated) {
   Builder k(rope_name("rope", mode, head, rotated));
   auto x = k.tensor("x", f32, 2), cosine = k.tensor("cos", f32, 2), sine = k.tensor("sin", f32, 2);
   auto position = k.tensor("position", i32, 1), out = k.tensor("out", f32, 2);
-  auto row = k.spm(f32, 1, kMaxRow), c = k.spm(f32, 1, rotated / 2), s = k.spm(f32, 1, rotated / 2);
+  auto block = k.spm(f32, kBlockRows, kMaxRow), c = k.spm(f32, kBlockRows, rotated / 2),
+       s = k.spm(f32, kBlockRows, rotated / 2);
   Places places(k, position);
   Reg width = x.dim(1);
-  k.loop(k.pid_x(), x.dim(0), k.grid_x(), [&](Reg t) {
+  each_block(k, k.pid_x(), k.grid_x(), x.dim(0), places.together, [&](Reg, Reg t, Reg n) {
     Reg at = places.of(t);
-    Tile r = k.slice(row, 0, 0, 1, width);
-    k.load(r, x, {t, 0});
-    k.load(c, cosine, {at, 0});
-    k.load(s, sine, {at, 0});
-    k.rope(mode, r, r, c, s, head, rotated);
-    k.store(out, {t, 0}, r);
+    Tile rows = k.slice(block, 0, 0, n, width), ct = k.slice(c, 0, 0, n, rotated / 2),
+         st = k.slice(s, 0, 0, n, rotated / 2);
+    k.load(rows, x, {t, 0});
+    k.load(ct, cosine, {at, 0});
+    k.load(st, sine, {at, 0});
+    k.rope(mode, rows, rows, ct, st, head, rotated);
+    k.store(out, {t, 0}, rows);
   });
   return k.finish();
 }
@@ -155,22 +173,26 @@ KernelCode rope_kv(RopeOp mode, uint32_t head, uint32_t rotated) {
        sine = k.tensor("sin", f32, 2);
   auto position = k.tensor("position", i32, 1), table = k.tensor("table", i32, 2);
   auto key_cache = k.any_tensor("k_cache", 2), value_cache = k.any_tensor("v_cache", 2);
-  auto kr = k.spm(f32, 1, kMaxRow), vr = k.spm(f32, 1, kMaxRow);
-  auto c = k.spm(f32, 1, rotated / 2), s = k.spm(f32, 1, rotated / 2), entry = k.spm(i32, 1, 1);
+  auto keys = k.spm(f32, kBlockRows, kMaxRow), values = k.spm(f32, kBlockRows, kMaxRow);
+  auto c = k.spm(f32, kBlockRows, rotated / 2), s = k.spm(f32, kBlockRows, rotated / 2), entry = k.spm(i32, 1, 1);
   Places places(k, position);
   Reg width = key.dim(1), last_sequence = table.dim(0) - 1;
-  k.loop(k.pid_x(), key.dim(0), k.grid_x(), [&](Reg t) {
-    Reg at = places.of(t);
-    k.load(entry, table, {k.min(t, last_sequence), at / kPage}, -1);
-    Tile kt = k.slice(kr, 0, 0, 1, width), vt = k.slice(vr, 0, 0, 1, width);
+  each_block(k, k.pid_x(), k.grid_x(), key.dim(0), places.together, [&](Reg, Reg t, Reg n) {
+    Reg at = places.of(t), end = at + n;
+    Tile kt = k.slice(keys, 0, 0, n, width), vt = k.slice(values, 0, 0, n, width),
+         ct = k.slice(c, 0, 0, n, rotated / 2), st = k.slice(s, 0, 0, n, rotated / 2);
     k.load(kt, key, {t, 0});
     k.load(vt, value, {t, 0});
-    k.load(c, cosine, {at, 0});
-    k.load(s, sine, {at, 0});
-    k.rope(mode, kt, kt, c, s, head, rotated);
-    Reg slot = k.read(entry, 0, 0) * kPage + at % kPage;
-    k.store(key_cache, {slot, 0}, kt);
-    k.store(value_cache, {slot, 0}, vt);
+    k.load(ct, cosine, {at, 0});
+    k.load(st, sine, {at, 0});
+    k.rope(mode, kt, kt, ct, st, head, rotated);
+    k.loop(at / kPage, k.cdiv(end, kPage), [&](Reg page) {
+      k.load(entry, table, {k.min(t, last_sequence), page}, -1);
+      Reg from = k.max(page * kPage, at), here = k.min(page * kPage + kPage, end) - from;
+      Reg slot = k.read(entry, 0, 0) * kPage + from % kPage;
+      k.store(key_cache, {slot, 0}, k.slice(kt, from - at, 0, here, width));
+      k.store(value_cache, {slot, 0}, k.slice(vt, from - at, 0, here, width));
+    });
   });
   return k.finish();
 }
