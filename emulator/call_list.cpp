@@ -6,6 +6,7 @@ namespace jalapeno::emu {
 namespace {
 
 constexpr uint32_t kMostJoinedRows = 16;  // of A: more share a cache with a piece of B, not with all of it
+constexpr uint32_t kMostAddedRows = 3;    // of A: as many have a sum of their own, which is added when it is complete
 
 // A drain that changes nothing but the place.
 bool plain_drain(const StepCall& call) {
@@ -30,7 +31,8 @@ bool may_write_at_once(const MultiplyCall& m, const StoreCall& store) {
   const Tile& t = store.tile;
   const bool same = !x.accumulate && m.c == Place::of(t) && x.m == t.rows && x.n == t.columns;
   const bool apart = t.rows == 1 || (x.c_pitch == t.pitch && store.stride >= t.row_bytes);
-  const bool plain = !store.add && store.hbm && store.type == hw::DType::kF32 &&
+  const bool added = !store.add || (t.rows <= kMostAddedRows && !x.rows_are_k);
+  const bool plain = added && store.hbm && store.type == hw::DType::kF32 &&
                      reinterpret_cast<uintptr_t>(store.memory) % 4 == 0 && store.stride % 4 == 0;
   return same && apart && plain && !overlap(m.a, x.a_pitch, x.m, hw::row_bytes(x.a_type, x.k), store) &&
          !overlap(m.b, x.b_pitch, x.rows_are_k ? x.k : x.n, hw::row_bytes(x.b_type, x.rows_are_k ? x.n : x.k), store);
@@ -65,7 +67,7 @@ void CallList::fuse() {
   calls_.pop_back(), calls_.pop_back();
   if (!calls_.empty())
     if (auto* m = std::get_if<MultiplyCall>(&calls_.back()); m != nullptr && may_write_at_once(*m, direct)) {
-      m->c = Place::of(direct.memory), m->args.c_pitch = direct.stride;
+      m->c = Place::of(direct.memory), m->args.c_pitch = direct.stride, m->args.accumulate = direct.add;
       return;
     }
   calls_.emplace_back(direct);
@@ -79,7 +81,7 @@ bool CallList::absorb(const CallList& next) {
   MultiplyArgs& x = left->args;
   const MultiplyArgs& y = right->args;
   // Four columns at a time have a sum of their own: those that are left over would have another.
-  if (x.n % 4 != 0 || x.m > kMostJoinedRows || x.rows_are_k || y.rows_are_k || x.accumulate || y.accumulate ||
+  if (x.n % 4 != 0 || x.m > kMostJoinedRows || x.rows_are_k || y.rows_are_k || x.accumulate != y.accumulate ||
       x.m != y.m || x.k != y.k || x.a_type != y.a_type || x.b_type != y.b_type || x.a_pitch != y.a_pitch ||
       x.b_pitch != y.b_pitch || x.c_pitch != y.c_pitch || left->a != right->a || left->b.base != Place::Base::kMemory ||
       right->b != Place{Place::Base::kMemory, left->b.at + x.b_pitch * x.n} || left->c.base != Place::Base::kMemory ||
@@ -87,6 +89,11 @@ bool CallList::absorb(const CallList& next) {
     return false;
   x.n += y.n;
   return true;
+}
+
+uint64_t CallList::weight_bytes() const {
+  const auto* m = calls_.size() == 1 ? std::get_if<MultiplyCall>(&calls_[0]) : nullptr;
+  return m == nullptr || m->args.rows_are_k ? 0 : m->args.n * hw::row_bytes(m->args.b_type, m->args.k);
 }
 
 }  // namespace jalapeno::emu

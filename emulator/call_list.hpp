@@ -62,6 +62,7 @@ class CallList {
 
   // Takes over what the next instance does, where both are one multiplication and theirs lie side by side.
   bool absorb(const CallList& next);
+  uint64_t weight_bytes() const;  // that it reads, where it is one multiplication; 0 otherwise
 
   bool usable() const { return usable_; }
   const std::vector<Call>& calls() const { return calls_; }

@@ -10,8 +10,10 @@ constexpr uint64_t kMostBytes = 16 << 20;  // of lists; then it begins anew
 constexpr uint64_t kMostCalls = 2048;      // of an instance
 constexpr uint32_t kMostInstances = 1 << 14;
 constexpr size_t kMostEntries = 1 << 14, kSeen = 1 << 12, kBucket = 8;
+// Several pieces for each thread, because they are not equally fast, but none so small that beginning it is most of it.
 constexpr uint32_t kPiecesPerThread = 4;
-constexpr uint32_t kShort = 16;  // instructions, of all instances: looking it up costs as much
+constexpr uint64_t kPieceBytes = 64 << 10;  // of weights
+constexpr uint32_t kShort = 16;             // instructions, of all instances: looking it up costs as much
 
 uint64_t hash_of(const Launch& l) {
   uint64_t h = reinterpret_cast<uintptr_t>(l.program);
@@ -59,14 +61,14 @@ void LoweredLaunches::keep(const Launch& launch, std::vector<CallList>&& instanc
                            uint32_t threads) {
   auto lowered = std::make_unique<LoweredLaunch>();
   lowered->total = total, lowered->longest = longest;
-  // Several pieces for each thread: they are not equally fast.
   const auto count = static_cast<uint32_t>(instances.size());
-  const uint32_t most = threads == 1 ? count : std::max(1u, count / (threads * kPiecesPerThread));
-  uint64_t bytes = launch.argument_bytes;
+  uint64_t bytes = launch.argument_bytes, weights = 0;
+  for (CallList& list : instances) list.fuse(), weights += list.weight_bytes();
+  const uint64_t each = std::clamp<uint64_t>(weights / kPieceBytes / threads, 1, threads == 1 ? 1 : kPiecesPerThread);
+  const auto most = static_cast<uint32_t>((count + threads * each - 1) / (threads * each));
   const bool usable = std::all_of(instances.begin(), instances.end(), [](const CallList& l) { return l.usable(); });
   for (uint32_t k = 0, in_piece = 0; usable && k < count; ++k) {
     CallList& list = instances[k];
-    list.fuse();
     if (in_piece > 0 && in_piece < most && lowered->pieces.back().list.absorb(list)) {
       ++in_piece;
       continue;

@@ -119,14 +119,16 @@ KernelCode attention(DType kv, uint32_t head, bool paged) {
 KernelCode attention_decode(DType kv, uint32_t head, bool split) {
   Builder k(std::string(split ? "attention_split_" : "attention_decode_") + hw::info(kv).name + "_d" +
             std::to_string(head));
-  constexpr uint32_t kRows = 32, kKeys = 128;  // rows: heads that share a KV head
+  constexpr uint32_t kRows = 32;  // heads that share a KV head
+  // Few steps, as long as two stages of keys and values are half of a scratchpad.
+  const uint32_t most_keys = hw::row_bytes(kv, head) > 2048 ? 128 : 256;
   auto Q = k.tensor("q", f32, 3), K = k.tensor("k_cache", kv, 2), V = k.tensor("v_cache", kv, 2);
   auto position = k.tensor("position", i32, 1), table = k.tensor("table", i32, 2);
   Tensor O = split ? k.tensor("partial", f32, 3) : k.any_tensor("out", 3), S;
   if (split) S = k.tensor("state", f32, 3);
   Reg group = k.scalar_i32("group"), scale = k.scalar_f32("scale");
   auto here = k.spm(i32, 1, 1);
-  Steps steps(k, kv, kRows, head, kKeys);
+  Steps steps(k, kv, kRows, head, most_keys);
   Reg sequences = Q.dim(0), kv_heads = Q.dim(1) / group;
   k.loop(k.pid_y(), sequences, k.grid_y(), [&](Reg sequence) {
     k.load(here, position, {sequence});
@@ -143,7 +145,7 @@ KernelCode attention_decode(DType kv, uint32_t head, bool split) {
         k.store(O, {sequence, h * group, 0}, k.slice(steps.result, 0, 0, group, head));
         return;
       }
-      Reg shares = O.dim(0) / sequences, blocks = k.cdiv(count, kKeys), each = k.cdiv(blocks, shares);
+      Reg shares = O.dim(0) / sequences, blocks = k.cdiv(count, most_keys), each = k.cdiv(blocks, shares);
       k.loop(k.pid_z(), shares, k.grid_z(), [&](Reg share) {
         Reg begin = share * each, row = share * sequences + sequence;
         steps.accumulate(group, count, 0, count, begin, k.min(begin + each, blocks), scale, head, fetch);

@@ -75,7 +75,14 @@ TEST(Repeat, MultiplicationsOfOneAndManyRows) {
     jalDType type;
     double bytes;
   };
-  for (const Format& f : {Format{"f32", jalF32, 4}, {"bf16", jalBF16, 2}, {"q8_0", jalQ8_0, 34.0 / 32}})
+  for (const Format& f : {Format{"f32", jalF32, 4},
+                          {"bf16", jalBF16, 2},
+                          {"f16", jalF16, 2},
+                          {"q8_0", jalQ8_0, 34.0 / 32},
+                          {"q4_0", jalQ4_0, 18.0 / 32},
+                          {"mxfp4", jalMXFP4, 17.0 / 32},
+                          {"mxfp8", jalMXFP8, 33.0 / 32},
+                          {"e4m3", jalE4M3, 1}})
     for (const char* base : {"matvec_", "matmul_"})
       for (const char* end : {"", "_add"})
         for (auto [m, n, k] : {std::array{1u, 300u, 576u}, {3u, 640u, 96u}, {37u, 290u, 1120u}})
