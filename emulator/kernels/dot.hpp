@@ -88,9 +88,9 @@ inline void dot_sums(const MultiplyArgs& x, const Weights& weights, const std::b
     vectors(whole, [=](const auto& source, const std::byte* p) { return source.load_some(p, rest); });
 }
 
-// Rows m.. of A by rows n, n + apart, .. of B.
+// Rows m.. of A by rows n, n + apart, .. of B. Not inlined, so that registers are given out for each number of rows.
 template <class Words, int M, int N, class Weights>
-inline void dot_rows(const MultiplyArgs& x, const Weights& weights, uint32_t m, uint32_t n, uint32_t apart) {
+__attribute__((noinline)) void dot_rows(const MultiplyArgs& x, const Weights& weights, uint32_t m, uint32_t n, uint32_t apart) {
   __m512 sum[M][N];
   dot_sums<Words>(x, weights, x.a + x.a_pitch * m, x.b + x.b_pitch * n, x.b_pitch * apart, kStreamAhead, sum);
 #pragma GCC unroll 8
@@ -127,9 +127,7 @@ void multiply_dot(const MultiplyArgs& all, const Weights& weights = {}) {
     x.b += x.b_pitch * whole, x.c += whole, x.n -= whole;
   }
   far_columns<4>(x.n, [&](auto some, uint32_t n, uint32_t apart) {
-    uint32_t m = 0;
-    for (; m + 4 <= x.m; m += 4) dot_rows<Words, 4, some>(x, weights, m, n, apart);
-    for (; m < x.m; ++m) dot_rows<Words, 1, some>(x, weights, m, n, apart);
+    row_blocks<4>(x.m, [&](auto rows, uint32_t m) { dot_rows<Words, rows, some>(x, weights, m, n, apart); });
   });
 }
 
