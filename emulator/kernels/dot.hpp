@@ -90,7 +90,8 @@ inline void dot_sums(const MultiplyArgs& x, const Weights& weights, const std::b
 
 // Rows m.. of A by rows n, n + apart, .. of B. Not inlined, so that registers are given out for each number of rows.
 template <class Words, int M, int N, class Weights>
-__attribute__((noinline)) void dot_rows(const MultiplyArgs& x, const Weights& weights, uint32_t m, uint32_t n, uint32_t apart) {
+__attribute__((noinline)) void dot_rows(const MultiplyArgs& x, const Weights& weights, uint32_t m, uint32_t n,
+                                        uint32_t apart) {
   __m512 sum[M][N];
   dot_sums<Words>(x, weights, x.a + x.a_pitch * m, x.b + x.b_pitch * n, x.b_pitch * apart, kStreamAhead, sum);
 #pragma GCC unroll 8
