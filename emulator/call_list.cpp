@@ -6,7 +6,7 @@ namespace jalapeno::emu {
 namespace {
 
 constexpr uint32_t kMostJoinedRows = 16;  // of A: more share a cache with a piece of B, not with all of it
-constexpr uint32_t kMostAddedRows = 3;    // of A: as many have a sum of their own, which is added when it is complete
+constexpr uint32_t kMostAddedRows = 3;    // of A: as many are added when their sums are complete (kernels.hpp)
 
 // A drain that changes nothing but the place.
 bool plain_drain(const StepCall& call) {

@@ -296,7 +296,8 @@ void Chip::launch(Queue& queue, const hw::LaunchPacket& packet) {
     stop_.store(false, std::memory_order_relaxed);
     struct Running {
       std::atomic<uint32_t>& queue;
-      ~Running() { queue.store(kQueueCount); }
+      // Nobody waits for this, and whoever sees it late stops a program that has ended.
+      ~Running() { queue.store(kQueueCount, std::memory_order_release); }
     } running{running_queue_};
     running_queue_.store(static_cast<uint32_t>(&queue - queues_.data()));
     end_unwanted();

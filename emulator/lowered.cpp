@@ -63,9 +63,13 @@ void LoweredLaunches::keep(const Launch& launch, std::vector<CallList>&& instanc
   lowered->total = total, lowered->longest = longest;
   const auto count = static_cast<uint32_t>(instances.size());
   uint64_t bytes = launch.argument_bytes, weights = 0;
-  for (CallList& list : instances) list.fuse(), weights += list.weight_bytes();
+  uint32_t multiplications = 0;  // a grid may have instances with nothing to do
+  for (CallList& list : instances) {
+    list.fuse();
+    weights += list.weight_bytes(), multiplications += list.weight_bytes() > 0 ? 1 : 0;
+  }
   const uint64_t each = std::clamp<uint64_t>(weights / kPieceBytes / threads, 1, threads == 1 ? 1 : kPiecesPerThread);
-  const auto most = static_cast<uint32_t>((count + threads * each - 1) / (threads * each));
+  const auto most = static_cast<uint32_t>((multiplications + threads * each - 1) / (threads * each));
   const bool usable = std::all_of(instances.begin(), instances.end(), [](const CallList& l) { return l.usable(); });
   for (uint32_t k = 0, in_piece = 0; usable && k < count; ++k) {
     CallList& list = instances[k];

@@ -1,7 +1,7 @@
 // A few rows of A by B as [k, n], f32, bf16, f16 or q8_0, where it lies: columns of C in vectors that stay in registers
-// over all of k. The second half of an attention step. Every sum adds up in the order of k, bf16 on AVX-512 two by two.
-// Rows of a cache are far from each other, so that no prefetcher follows: the rows that come are asked for. Included by
-// multiply.cpp only.
+// over all of k. The second half of an attention step. Every sum adds up in the order of k and begins with what C
+// holds; where both are bf16, on AVX-512, in the order of pairs of k, and C comes last. Rows of a cache are far from
+// each other, so that no prefetcher follows: the rows that come are asked for. Included by multiply.cpp only.
 #pragma once
 #include "kernels/kernels.hpp"
 #include "kernels/numbers.hpp"

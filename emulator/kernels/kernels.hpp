@@ -14,7 +14,7 @@ struct MultiplyArgs {
   size_t a_pitch, b_pitch, c_pitch;  // bytes
   uint32_t m, n, k;                  // each at least 1
   hw::DType a_type, b_type;
-  bool rows_are_k, accumulate;
+  bool rows_are_k, accumulate;  // up to three rows, B as [n, k]: added to C once, when their sums are complete
 };
 
 // out[i] = op over the ranks' element i, to every destination; a destination may be a source.

@@ -96,6 +96,17 @@ inline bool has_lowest(const MultiplyArgs& x) {
   return _mm256_movemask_epi8(any) != 0;
 }
 
+// Panels are added to C level by level, a few rows when their sums are complete.
+inline void added_once(const MultiplyArgs& x, void (*multiply_panels)(const MultiplyArgs&)) {
+  if (!x.accumulate) return multiply_panels(x);
+  static thread_local Scratch memory;
+  MultiplyArgs sums = x;
+  sums.c = memory.reserve(size_t{x.m} * x.n), sums.c_pitch = size_t{x.n} * 4, sums.accumulate = false;
+  multiply_panels(sums);
+  for (uint32_t m = 0; m < x.m; ++m)
+    for (uint32_t n = 0; n < x.n; ++n) row(x.c, x.c_pitch, m)[n] += row(sums.c, sums.c_pitch, m)[n];
+}
+
 // A few rows of q8_0 by rows n, n + apart, .. of B, straight from memory: integer products inside a block, f32 between
 // blocks.
 inline void multiply_blocks(const MultiplyArgs& x) {
@@ -216,10 +227,10 @@ void multiply_nibbles(const MultiplyArgs& x) {
 // From this many rows on, bringing B into lane order costs less than it saves.
 constexpr uint32_t kPackedRows = 12, kPackedBlockRows = 5;
 // B is of f16, which becomes f32: weights in registers, [k, n] in memory.
-bool multiply_halves(MultiplyArgs x) {
+void multiply_halves(MultiplyArgs x) {
   static thread_local Scratch a_memory, b_memory;
   const bool packed = x.m >= kPackedRows;
-  if (x.rows_are_k && !packed) return multiply_few_rows<DType::kF16>(x), true;
+  if (x.rows_are_k && !packed) return multiply_few_rows<DType::kF16>(x);
   if (x.a_type != DType::kF32) {
     x.a = reinterpret_cast<std::byte*>(as_floats(x.a_type, x.a, x.a_pitch, x.m, x.k, a_memory));
     x.a_type = DType::kF32, x.a_pitch = size_t{x.k} * 4;
@@ -227,13 +238,12 @@ bool multiply_halves(MultiplyArgs x) {
   if (x.rows_are_k) {
     x.b = reinterpret_cast<std::byte*>(as_floats(x.b_type, x.b, x.b_pitch, x.k, x.n, b_memory));
     x.b_type = DType::kF32, x.b_pitch = size_t{x.n} * 4;
-    return multiply_packed_by_rows<F32Words>(x), true;
+    return multiply_packed_by_rows<F32Words>(x);
   }
   packed ? multiply_packed<F32Words>(x, HalfWords()) : multiply_dot<F32Words>(x, HalfWords());
-  return true;
 }
 bool multiply_avx512(const MultiplyArgs& x) {
-  if (x.b_type == DType::kF16) return multiply_halves(x);
+  if (x.b_type == DType::kF16) return multiply_halves(x), true;
   const bool packed = x.m >= kPackedRows;
   if (x.a_type == DType::kF32 && x.b_type == DType::kF32) {
     if (x.rows_are_k) return packed && (multiply_packed_by_rows<F32Words>(x), true);
@@ -305,8 +315,8 @@ void multiply(const MultiplyArgs& x) {
 #elif defined(__AVX2__)
   if (!x.rows_are_k && x.a_type == DType::kQ8_0 && with_block(x.b_type, [&](auto block) {
         using Block = decltype(block);
-        if (x.m >= (Block::nibbles ? kPackedNibbleRows : kPackedBlockRows) || (!Block::nibbles && has_lowest(x)))
-          return multiply_packed_blocks<Block>(x);
+        if (x.m >= (Block::nibbles ? kPackedNibbleRows : kPackedBlockRows)) return multiply_packed_blocks<Block>(x);
+        if (!Block::nibbles && has_lowest(x)) return added_once(x, multiply_packed_blocks<Block>);
         if constexpr (Block::nibbles)
           multiply_nibbles<Block>(x);
         else
@@ -317,12 +327,14 @@ void multiply(const MultiplyArgs& x) {
 #endif
   if (x.a_type == DType::kI8 && x.b_type == DType::kI8) return multiply_i8(x);
 #if defined(__AVX2__) && !defined(__AVX512F__)
-  // Packing pays from some rows on, where values have to become f32 first from fewer; a block of B's columns may be no
-  // place to cut a row.
+  // Packing pays from some rows on, where values have to become f32 first from fewer, where few rows meet [k, n] as it
+  // lies from more; a block of B's columns may be no place to cut a row.
   const bool converted = hw::is_fp8(x.b_type) || x.b_type == DType::kMXFP8 || x.b_type == DType::kF16;
   const uint32_t packed_rows = converted ? 12 : 17;
   if (x.m < packed_rows && !x.rows_are_k && with_rows(x, [&](auto rows) { multiply_dot<decltype(rows)>(x); })) return;
-  if (x.m >= (x.rows_are_k ? 12 : 4) && !(x.rows_are_k && hw::info(x.b_type).block > 1)) return multiply_packed(x);
+  const bool as_it_lies =
+      x.rows_are_k && (x.b_type == DType::kBF16 || x.b_type == DType::kF16 || in_place(x.b_type, x.b, x.b_pitch));
+  if (x.m >= (as_it_lies ? 12 : 4) && !(x.rows_are_k && hw::info(x.b_type).block > 1)) return multiply_packed(x);
 #endif
   if (x.rows_are_k && x.b_type == DType::kBF16) return multiply_few_rows<DType::kBF16>(x);
   if (x.rows_are_k && x.b_type == DType::kF16) return multiply_few_rows<DType::kF16>(x);

@@ -284,7 +284,7 @@ constexpr size_t kStreamAhead = 1024;
 #else
 constexpr size_t kStreamAhead = 512;
 #endif
-constexpr size_t kRowsAhead = 32;  // where only a part of each row is read
+constexpr size_t kRowsAhead = 32;  // where of each row only a part is read, or it is short
 [[maybe_unused]] inline void stream_ahead(const std::byte* p) { __builtin_prefetch(p + kStreamAhead, 0, 0); }
 
 // A buffer that grows. No std::vector here: its code would be shared between the instruction sets.

@@ -120,18 +120,17 @@ KernelCode softmax() {
 }
 
 namespace {
+// How many tokens at a time: a block where they share the row that `last` is the last of, one where each has its own.
+Reg together(Builder& k, const Reg& last) { return k.max(last * -int64_t{kBlockRows} + kBlockRows, 1); }
+
 // Where token t stands: one position is that of the first of tokens that follow each other, several are each token's.
 struct Places {
   Builder& k;
   const Tensor& position;
   Tile one;
-  Reg last, together;  // together: how many tokens at a time
+  Reg last;
   Places(Builder& builder, const Tensor& tensor)
-      : k(builder),
-        position(tensor),
-        one(k.spm(i32, 1, 1)),
-        last(tensor.dim(0) - 1),
-        together(k.max(last * -int64_t{kBlockRows} + kBlockRows, 1)) {}
+      : k(builder), position(tensor), one(k.spm(i32, 1, 1)), last(tensor.dim(0) - 1) {}
   Reg of(const Reg& t) {
     Reg which = k.min(t, last);
     k.load(one, position, {which});
@@ -153,7 +152,7 @@ KernelCode rope(RopeOp mode, uint32_t head, uint32_t rotated) {
        s = k.spm(f32, kBlockRows, rotated / 2);
   Places places(k, position);
   Reg width = x.dim(1);
-  each_block(k, k.pid_x(), k.grid_x(), x.dim(0), places.together, [&](Reg, Reg t, Reg n) {
+  each_block(k, k.pid_x(), k.grid_x(), x.dim(0), together(k, places.last), [&](Reg, Reg t, Reg n) {
     Reg at = places.of(t);
     Tile rows = k.slice(block, 0, 0, n, width), ct = k.slice(c, 0, 0, n, rotated / 2),
          st = k.slice(s, 0, 0, n, rotated / 2);
@@ -177,23 +176,24 @@ KernelCode rope_kv(RopeOp mode, uint32_t head, uint32_t rotated) {
   auto c = k.spm(f32, kBlockRows, rotated / 2), s = k.spm(f32, kBlockRows, rotated / 2), entry = k.spm(i32, 1, 1);
   Places places(k, position);
   Reg width = key.dim(1), last_sequence = table.dim(0) - 1;
-  each_block(k, k.pid_x(), k.grid_x(), key.dim(0), places.together, [&](Reg, Reg t, Reg n) {
-    Reg at = places.of(t), end = at + n;
-    Tile kt = k.slice(keys, 0, 0, n, width), vt = k.slice(values, 0, 0, n, width),
-         ct = k.slice(c, 0, 0, n, rotated / 2), st = k.slice(s, 0, 0, n, rotated / 2);
-    k.load(kt, key, {t, 0});
-    k.load(vt, value, {t, 0});
-    k.load(ct, cosine, {at, 0});
-    k.load(st, sine, {at, 0});
-    k.rope(mode, kt, kt, ct, st, head, rotated);
-    k.loop(at / kPage, k.cdiv(end, kPage), [&](Reg page) {
-      k.load(entry, table, {k.min(t, last_sequence), page}, -1);
-      Reg from = k.max(page * kPage, at), here = k.min(page * kPage + kPage, end) - from;
-      Reg slot = k.read(entry, 0, 0) * kPage + from % kPage;
-      k.store(key_cache, {slot, 0}, k.slice(kt, from - at, 0, here, width));
-      k.store(value_cache, {slot, 0}, k.slice(vt, from - at, 0, here, width));
-    });
-  });
+  each_block(k, k.pid_x(), k.grid_x(), key.dim(0), k.min(together(k, places.last), together(k, last_sequence)),
+             [&](Reg, Reg t, Reg n) {
+               Reg at = places.of(t), end = at + n;
+               Tile kt = k.slice(keys, 0, 0, n, width), vt = k.slice(values, 0, 0, n, width),
+                    ct = k.slice(c, 0, 0, n, rotated / 2), st = k.slice(s, 0, 0, n, rotated / 2);
+               k.load(kt, key, {t, 0});
+               k.load(vt, value, {t, 0});
+               k.load(ct, cosine, {at, 0});
+               k.load(st, sine, {at, 0});
+               k.rope(mode, kt, kt, ct, st, head, rotated);
+               k.loop(at / kPage, k.cdiv(end, kPage), [&](Reg page) {
+                 k.load(entry, table, {k.min(t, last_sequence), page}, -1);
+                 Reg from = k.max(page * kPage, at), here = k.min(page * kPage + kPage, end) - from;
+                 Reg slot = k.read(entry, 0, 0) * kPage + from % kPage;
+                 k.store(key_cache, {slot, 0}, k.slice(kt, from - at, 0, here, width));
+                 k.store(value_cache, {slot, 0}, k.slice(vt, from - at, 0, here, width));
+               });
+             });
   return k.finish();
 }
 

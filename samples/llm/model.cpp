@@ -484,8 +484,8 @@ void Model::forward(const Pass& pass, bool all_logits) {
   }
   const uint32_t first = all_logits || pass.step ? 0 : n - 1, count = n - first;
   const jalTensor last = tensor(norm_.data(), output_.input(), {count, h_.width});
-  launch(stream_, {count}, kernel("rmsnorm"), tensor(x_.data() + size_t{first} * h_.width, jalF32, {count, h_.width}),
-         output_norm_.vector(), last, h_.eps);
+  launch(stream_, {std::min(count, cores_)}, kernel("rmsnorm"),
+         tensor(x_.data() + size_t{first} * h_.width, jalF32, {count, h_.width}), output_norm_.vector(), last, h_.eps);
   multiply(output_, last, rows(logits_, count, h_.vocabulary), false);
 }
 

@@ -291,7 +291,7 @@ TEST_F(Kernels, EightBitFloatsAreConvertedOnTheirWayInAndOut) {
 }
 
 TEST_F(Kernels, RmsNorm) {
-  for (auto [rows, width] : {std::array{1u, 1u}, {5u, 100u}, {3u, 4097u}}) {
+  for (auto [rows, width] : {std::array{1u, 1u}, {5u, 100u}, {3u, 4097u}, {37u, 65u}, {2u, 16384u}}) {
     const auto x = random_values(rows * width, 2), w = random_values(width, 3);
     const auto xv = up(x), wv = up(w);
     Buffer<float> out(device, rows * width);
@@ -308,7 +308,7 @@ TEST_F(Kernels, RmsNorm) {
 }
 
 TEST_F(Kernels, SwigluAddAndSoftmax) {
-  const uint32_t rows = 3, width = 9001;
+  const uint32_t rows = 21, width = 9001;
   const auto a = random_values(rows * width, 4, -20, 20), b = random_values(rows * width, 5);
   const auto av = up(a), bv = up(b);
   Buffer<float> glu(device, rows * width), sum(device, rows * width), soft(device, rows * width);
@@ -341,7 +341,7 @@ TEST_F(Kernels, SoftmaxAcrossTilePieces) {
 }
 
 TEST_F(Kernels, RopeOfBothPairings) {
-  const uint32_t tokens = 5, heads = 3, head = 8, rotated = 6, position0 = 11, context = 32;
+  const uint32_t tokens = 21, heads = 3, head = 8, rotated = 6, position0 = 11, context = 32;
   const auto x = random_values(tokens * heads * head, 7);
   std::vector<float> c(context * rotated / 2), s(c.size());
   for (uint32_t p = 0; p < context; ++p)
@@ -472,7 +472,7 @@ TEST_F(AttentionTest, CausalPagedAndDecode) {
 }
 
 TEST_F(Kernels, RopeKvAppendsIntoThePagesOfTheTable) {
-  const uint32_t tokens = 20, kv = 16, position0 = 13;
+  const uint32_t tokens = 40, kv = 16, position0 = 13;
   const auto k = random_values(tokens * kv, 1), v = random_values(tokens * kv, 2);
   const auto kv_ = up(k), vv = up(v), c = up(std::vector<float>(64 * 4, 1.f)), s = up(std::vector<float>(64 * 4, 0.f));
   Buffer<int32_t> position(device, std::vector<int32_t>{static_cast<int32_t>(position0)}),
@@ -492,6 +492,35 @@ TEST_F(Kernels, RopeKvAppendsIntoThePagesOfTheTable) {
     }
   }
   EXPECT_EQ(std::count_if(gk.begin(), gk.end(), [](float f) { return f != 0; }), tokens * kv);
+}
+
+// Tokens of several sequences, each in its place; one has no page there.
+TEST_F(Kernels, RopeKvOfSeveralSequences) {
+  const uint32_t tokens = 9, kv = 8, pages = 3;
+  const auto k = random_values(tokens * kv, 1);
+  const auto kv_ = up(k), c = up(std::vector<float>(64 * 4, 1.f)), s = up(std::vector<float>(64 * 4, 0.f));
+  for (bool own_positions : {true, false}) {
+    std::vector<int32_t> position, entries;
+    for (uint32_t t = 0; t < tokens; ++t) {
+      position.push_back(own_positions ? static_cast<int32_t>(t * 5) : 0);
+      for (uint32_t p = 0; p < pages; ++p) entries.push_back(t == 4 ? -1 : static_cast<int32_t>(t * pages + p));
+    }
+    position.resize(own_positions ? tokens : 1);
+    Buffer<int32_t> at(device, position), table(device, entries);
+    const uint32_t slots = tokens * pages * kPage;
+    Buffer<float> kc(device, slots * kv), vc(device, slots * kv);
+    stream.fill(kc.data(), 0, kc.bytes()), stream.fill(vc.data(), 0, vc.bytes());
+    launch(stream, {1}, get("rope_kv_interleaved_d8_r8"), kv_.as({tokens, kv}), kv_.as({tokens, kv}), c.as({64, 4}),
+           s.as({64, 4}), at, table.as({tokens, pages}), kc.as({slots, kv}), vc.as({slots, kv}));
+    stream.synchronize();
+    std::vector<float> want(slots * kv, 0.f);
+    for (uint32_t t = 0; t < tokens; ++t) {
+      const uint32_t place = own_positions ? t * 5 : t, slot = (t * pages + place / kPage) * kPage + place % kPage;
+      if (t != 4) std::copy_n(&k[t * kv], kv, &want[slot * kv]);
+    }
+    EXPECT_EQ(kc.to_host(), want) << own_positions;
+    EXPECT_EQ(vc.to_host(), want) << own_positions;
+  }
 }
 
 TEST_F(Kernels, ArgmaxAndTopK) {

@@ -464,6 +464,37 @@ TEST_P(HostKernelsTest, ProductsMeetDoublePrecision) {
     }
 }
 
+// What a launch that comes again relies on: few rows are added to C when their sums are complete.
+TEST_P(HostKernelsTest, FewRowsAreAddedOnce) {
+  for (auto [a_type, b_type] : {std::pair{DType::kF32, DType::kF32},
+                                {DType::kBF16, DType::kBF16},
+                                {DType::kF16, DType::kF16},
+                                {DType::kQ8_0, DType::kQ8_0},
+                                {DType::kQ8_0, DType::kQ4_0},
+                                {DType::kQ8_0, DType::kMXFP4},
+                                {DType::kBF16, DType::kMXFP8},
+                                {DType::kBF16, DType::kE4M3},
+                                {DType::kE5M2, DType::kE5M2},
+                                {DType::kF32, DType::kQ8_0},
+                                {DType::kF32, DType::kMXFP8},
+                                {DType::kF32, DType::kBF16}})
+    for (uint32_t m : {1u, 2u, 3u})
+      for (bool lowest : {false, true}) {  // of q8_0 the one value that has no opposite
+        const uint32_t n = 39, k = 1632;
+        const size_t ap = hw::row_bytes(a_type, k), bp = hw::row_bytes(b_type, k);
+        std::vector<std::byte> a(ap * m), b(bp * n);
+        for (uint32_t i = 0; i < m; ++i) k_->store(a_type, values(k).data(), k, &a[ap * i]);
+        for (uint32_t i = 0; i < n; ++i) k_->store(b_type, values(k).data(), k, &b[bp * i]);
+        if (lowest && a_type == DType::kQ8_0) a[ap * (m - 1) + 5] = std::byte{0x80};
+        const auto before = values(size_t{m} * n);
+        std::vector<float> added = before, sums(before.size());
+        k_->multiply({a.data(), b.data(), added.data(), ap, bp, size_t{n} * 4, m, n, k, a_type, b_type, false, true});
+        k_->multiply({a.data(), b.data(), sums.data(), ap, bp, size_t{n} * 4, m, n, k, a_type, b_type, false, false});
+        for (size_t i = 0; i < sums.size(); ++i)
+          ASSERT_EQ(added[i], before[i] + sums[i]) << hw::info(a_type).name << " " << hw::info(b_type).name << " " << m;
+      }
+}
+
 TEST_P(HostKernelsTest, IntegerProductsAreExact) {
   for (auto [m, n, k] : {std::array{3u, 4u, 50u}, {3u, 4u, 52u}, {14u, 37u, 1200u}})
     for (bool accumulate : {false, true}) {

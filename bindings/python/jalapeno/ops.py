@@ -583,7 +583,7 @@ def _over_rows(name: str, result: Array, inputs: list[Array], arguments: Callabl
     with _dense(result) as target:
         matrix = _rows(target)
         rows = builtins.min(matrix.shape[0], _cores(result.device))
-        grid = (builtins.max(1, -(-matrix.shape[1] // columns)), matrix.shape[0]) if columns else rows
+        grid = (builtins.max(1, -(-matrix.shape[1] // columns)), rows) if columns else rows
         _run(result.device, name, grid, *arguments([_rows(x.contiguous()) for x in inputs], matrix))
     return result
 
@@ -635,7 +635,8 @@ def rope(x: Array, cosine: Array, sine: Array, position: int = 0, *, head: int, 
     device = _together("rope", x=x, cosine=cosine, sine=sine)
     result = _out("rope", out, x.shape, float32, device)
     if result.size:
-        _run(device, f"rope_{'interleaved' if interleaved else 'halves'}_d{head}_r{rotated}", x.shape[0], _last_dense(x),
+        _run(device, f"rope_{'interleaved' if interleaved else 'halves'}_d{head}_r{rotated}",
+             builtins.min(x.shape[0], _cores(device)), _last_dense(x),
              _last_dense(cosine), _last_dense(sine), _position("rope", position, x.shape[0], cosine.shape[0], device), result)
     return result
 
