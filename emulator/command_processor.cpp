@@ -296,8 +296,7 @@ void Chip::launch(Queue& queue, const hw::LaunchPacket& packet) {
     stop_.store(false, std::memory_order_relaxed);
     struct Running {
       std::atomic<uint32_t>& queue;
-      // Nobody waits for this, and whoever sees it late stops a program that has ended.
-      ~Running() { queue.store(kQueueCount, std::memory_order_release); }
+      ~Running() { queue.store(kQueueCount); }
     } running{running_queue_};
     running_queue_.store(static_cast<uint32_t>(&queue - queues_.data()));
     end_unwanted();
