@@ -15,22 +15,22 @@ namespace {
 // How a row of weights becomes f32: kElements from k on, in vectors that take(vector, first, second) is given two at a
 // time. Lanes hold what is cheapest to bring there: element(i) is whose place i is. kFactor: what all values are too
 // small by. none(): a row has had a value that is no number where vectors() gave one.
-struct F32Rows {
+struct PlainRows {
   static constexpr uint32_t kElements = 16;
-  static constexpr size_t kBytes = 4;
   static constexpr float kFactor = 1;
   static constexpr uint32_t element(uint32_t i) { return i; }
+  bool none() const { return false; }
+};
+struct F32Rows : PlainRows {
+  static constexpr size_t kBytes = 4;
   template <class Take>
   void vectors(const std::byte* row, uint32_t k, Take take) {
     const auto* p = reinterpret_cast<const float*>(row) + k;
     take(0, _mm256_loadu_ps(p), _mm256_loadu_ps(p + 8));
   }
-  bool none() const { return false; }
 };
-struct Bf16Rows {  // a word of two is two f32 without moving lanes: the even ones, then the others
-  static constexpr uint32_t kElements = 16;
+struct Bf16Rows : PlainRows {  // but a word of two is two f32 without moving lanes, even ones, then the others
   static constexpr size_t kBytes = 2;
-  static constexpr float kFactor = 1;
   static constexpr uint32_t element(uint32_t i) { return i % 8 * 2 + i / 8; }
   template <class Take>
   void vectors(const std::byte* row, uint32_t k, Take take) {
@@ -38,19 +38,14 @@ struct Bf16Rows {  // a word of two is two f32 without moving lanes: the even on
     take(0, _mm256_castsi256_ps(_mm256_slli_epi32(words, 16)),
          _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32(static_cast<int>(0xFFFF0000)))));
   }
-  bool none() const { return false; }
 };
-struct F16Rows {
-  static constexpr uint32_t kElements = 16;
+struct F16Rows : PlainRows {
   static constexpr size_t kBytes = 2;
-  static constexpr float kFactor = 1;
-  static constexpr uint32_t element(uint32_t i) { return i; }
   template <class Take>
   void vectors(const std::byte* row, uint32_t k, Take take) {
     const auto* p = reinterpret_cast<const __m128i*>(row + size_t{k} * 2);
     take(0, _mm256_cvtph_ps(_mm_loadu_si128(p)), _mm256_cvtph_ps(_mm_loadu_si128(p + 1)));
   }
-  bool none() const { return false; }
 };
 
 // A word of two codes is two f16, of e4m3 with too small an exponent: odd ones, then even ones. In e4m3 the code that
@@ -148,7 +143,7 @@ inline void dot_rows(const MultiplyArgs& x, const float* a, size_t a_pitch, uint
 template <class Rows>
 void multiply_dot(const MultiplyArgs& x) {
   constexpr uint32_t kElements = Rows::kElements;
-  constexpr bool kInOrder = std::is_same_v<Rows, F32Rows>;
+  constexpr bool kInOrder = Rows::element(1) == 1;
   static thread_local Scratch memory;
   const float* a = reinterpret_cast<const float*>(x.a);
   size_t pitch = x.a_pitch / 4;

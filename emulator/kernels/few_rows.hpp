@@ -169,12 +169,18 @@ constexpr int kFewRows = kFloats == 16 ? 4 : 3;  // at a time: as many sums as t
 template <DType kType>
 void multiply_few_rows(const MultiplyArgs& x) {
   static thread_local Scratch memory;
-  const float* a = as_floats(x.a_type, x.a, x.a_pitch, x.m, x.k, memory);
+#if defined(__AVX512BF16__)
+  const bool by_pairs = kType == DType::kBF16 && x.a_type == kType;
+#else
+  const bool by_pairs = false;
+#endif
+  const float* a = nullptr;  // where all columns go by pairs
+  if (!by_pairs || x.n % 32 != 0) a = as_floats(x.a_type, x.a, x.a_pitch, x.m, x.k, memory);
   row_blocks<kFewRows>(x.m, [&](auto rows, uint32_t m) {
     uint32_t n = 0;
 #if defined(__AVX512BF16__)
     if constexpr (kType == DType::kBF16)
-      if (x.a_type == kType) {
+      if (by_pairs) {
         for (; n + 64 <= x.n; n += 64) few_columns_by_pairs<rows, 2>(x, m, n);
         for (; n + 32 <= x.n; n += 32) few_columns_by_pairs<rows, 1>(x, m, n);
       }

@@ -446,17 +446,17 @@ void Model::forward(const Pass& pass, bool all_logits) {
     std::swap(t.shape[0], t.shape[1]), std::swap(t.stride[0], t.stride[1]);
     return t;
   };
-  const uint32_t programs = std::min(n, cores_);  // of what is done row by row
+  const auto programs = [&](uint32_t rows) { return std::min(rows, cores_); };  // of what is done row by row
   launch(stream_, {n}, kernel("embed"), embedding_.tensor(), pass.tokens, x);
   for (Layer& l : layers_) {
     const jalTensor keys = tensor(l.keys, kv_type_, {sequences_ * pages_ * kPage, kv_width}),
                     values = tensor(l.values, kv_type_, {sequences_ * pages_ * kPage, kv_width});
     jalTensor norm = tensor(norm_.data(), l.qkv.input(), {n, h_.width});
-    launch(stream_, {programs}, kernel("rmsnorm"), x, l.attn_norm.vector(), norm, h_.eps);
+    launch(stream_, {programs(n)}, kernel("rmsnorm"), x, l.attn_norm.vector(), norm, h_.eps);
     multiply(l.qkv, norm, qkv_);
-    launch(stream_, {programs}, kernel("rope_" + rope_suffix), q, cosine, sine, pass.position, q);
-    launch(stream_, {programs}, kernel("rope_kv_" + rope_suffix), k, v, cosine, sine, pass.position, pass.table, keys,
-           values);
+    launch(stream_, {programs(n)}, kernel("rope_" + rope_suffix), q, cosine, sine, pass.position, q);
+    launch(stream_, {programs(n)}, kernel("rope_kv_" + rope_suffix), k, v, cosine, sine, pass.position, pass.table,
+           keys, values);
     // A head that is no whole number of blocks cannot be written in blocks.
     const jalDType attended_type = l.o.input() == jalQ8_0 && h_.head % 32 != 0 ? jalF32 : l.o.input();
     const jalTensor attended = tensor(attention_.data(), attended_type, {n, q_width});
@@ -476,15 +476,15 @@ void Model::forward(const Pass& pass, bool all_logits) {
              values, pass.position, tensor(pass.table.data, jalI32, {pages_}), heads(attended), group, scale);
     add_product(l.o, attended, x);
     norm = tensor(norm_.data(), l.gate_up.input(), {n, h_.width});
-    launch(stream_, {programs}, kernel("rmsnorm"), x, l.ffn_norm.vector(), norm, h_.eps);
+    launch(stream_, {programs(n)}, kernel("rmsnorm"), x, l.ffn_norm.vector(), norm, h_.eps);
     multiply(l.gate_up, norm, gate_up_);
     const jalTensor hidden = tensor(hidden_.data(), l.down.input(), {n, h_.ffn});
-    launch(stream_, {blocks(h_.ffn, 8192), programs}, kernel("swiglu"), gate, up, hidden);
+    launch(stream_, {blocks(h_.ffn, 8192), programs(n)}, kernel("swiglu"), gate, up, hidden);
     add_product(l.down, hidden, x);
   }
   const uint32_t first = all_logits || pass.step ? 0 : n - 1, count = n - first;
   const jalTensor last = tensor(norm_.data(), output_.input(), {count, h_.width});
-  launch(stream_, {std::min(count, cores_)}, kernel("rmsnorm"),
+  launch(stream_, {programs(count)}, kernel("rmsnorm"),
          tensor(x_.data() + size_t{first} * h_.width, jalF32, {count, h_.width}), output_norm_.vector(), last, h_.eps);
   multiply(output_, last, rows(logits_, count, h_.vocabulary), false);
 }
